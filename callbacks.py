@@ -1,0 +1,52 @@
+"""Keras's EarlyStopping and ReduceLROnPlateau: numbers in, decisions out."""
+
+import torch
+
+
+class EarlyStopping:
+    """`keras.callbacks.EarlyStopping(monitor, patience)`: says which epoch is the best and when to stop.
+
+    The caller keeps the weights: a copy whenever `update` returns True, put back when training ends for any reason.
+    """
+
+    def __init__(self, patience: int, monitor: str = "val_loss"):
+        self.patience = patience
+        self.monitor = monitor
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self.stopped_epoch: int | None = None
+        self.wait = 0
+
+    def update(self, epoch: int, logs: dict[str, float]) -> bool:
+        """Take the figures of `epoch` (from 0); return whether it is the best so far. Sets `stopped_epoch`."""
+        value = logs[self.monitor]
+        self.wait += 1
+        if self.best is None or value < self.best:
+            self.best, self.best_epoch, self.wait = value, epoch, 0
+            return True
+        if self.wait >= self.patience:
+            self.stopped_epoch = epoch
+        return False
+
+    @property
+    def should_stop(self) -> bool:
+        return self.stopped_epoch is not None
+
+
+def reduce_lr_on_plateau(
+    optimizer: torch.optim.Optimizer, factor: float, patience: int, min_lr: float, min_delta: float = 1e-4
+) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
+    """`keras.callbacks.ReduceLROnPlateau` as torch's scheduler: `step(val_loss)` once per epoch."""
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer,
+        mode="min",
+        factor=factor,
+        # Difference 4: torch cuts when the bad epochs exceed its patience, Keras when they reach it.
+        patience=max(patience, 1) - 1,
+        # Difference 5: Keras's min_delta is absolute, torch's default threshold is relative.
+        threshold=min_delta,
+        threshold_mode="abs",
+        cooldown=0,
+        min_lr=min_lr,
+        eps=0,  # torch skips cuts smaller than eps; Keras takes each one down to min_lr
+    )

@@ -1,0 +1,206 @@
+"""Images and labels as tensors: CIFAR-10, a Keras-style `.npz`, an offline stand-in; the split; batches."""
+
+import contextlib
+import io
+import math
+import socket
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SYNTHETIC = "synthetic"
+DOWNLOAD_TIMEOUT = 60  # seconds without a byte
+
+
+class DataError(ValueError):
+    """The data named are not what they must be; the message names the value and the remedy."""
+
+
+class DataUnavailableError(Exception):
+    """CIFAR-10 is neither on disk nor reachable; the message names the ways on."""
+
+
+class Arrays(NamedTuple):
+    """A data set as stored: images uint8 (N, 32, 32, 3), labels int64 (N,), classes 0 to 9."""
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+class Split(NamedTuple):
+    """One part of a data set on one device: images uint8 (N, 32, 32, 3), labels int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "Split":
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+def load(source: str) -> Arrays:
+    """Read the data set that `--data` names: `synthetic`, an `.npz` file, or torchvision's CIFAR-10 folder.
+
+    Raises DataError for data that are wrong, DataUnavailableError for CIFAR-10 that cannot be had.
+    """
+    if source == SYNTHETIC:
+        return synthetic()
+    path = Path(source)
+    if path.suffix == ".npz":
+        return load_npz(path)
+    if path.exists() and not path.is_dir():
+        raise DataError(f"--data {source}: neither a folder nor an .npz file; pass one of them, or '{SYNTHETIC}'")
+    return load_cifar10(path)
+
+
+def describe(source: str) -> str:
+    """Name the data set of `--data` for people to read."""
+    if source == SYNTHETIC:
+        return "synthetic stand-in, NOT CIFAR-10"
+    return f"data from {source}" if source.endswith(".npz") else f"CIFAR-10 in {source}"
+
+
+def load_npz(path: Path) -> Arrays:
+    """Read `x_train, y_train, x_test, y_test` from a file in the layout of Keras's dataset files."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in Arrays._fields if name in file}
+            found = ", ".join(file) or "nothing"
+    except FileNotFoundError:
+        raise DataError(f"--data {path}: no such file; pass an .npz that exists, a folder, or '{SYNTHETIC}'") from None
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"--data {path}: not a readable .npz of plain arrays ({reason}); write it with np.savez"
+        ) from None
+    missing = [name for name in Arrays._fields if name not in arrays]
+    if missing:
+        raise DataError(f"--data {path}: no array {', '.join(missing)} in it (found: {found}); add it with np.savez")
+    checked = {}
+    for part in ("train", "test"):
+        x, y = f"x_{part}", f"y_{part}"
+        try:
+            checked[x], checked[y] = _checked(x, arrays[x], y, arrays[y])
+        except DataError as error:
+            raise DataError(f"--data {path}: {error}") from None
+    return Arrays(**checked)
+
+
+def _checked(x: str, images: np.ndarray, y: str, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if images.dtype != np.uint8:
+        raise DataError(f"{x} is {images.dtype}; images must be uint8, 0 to 255")
+    if images.ndim != 4 or images.shape[1:] != (32, 32, 3) or len(images) == 0:
+        raise DataError(f"{x} has shape {images.shape}; images must be (N, 32, 32, 3) with N of at least 1")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{y} is {labels.dtype}; labels must be whole numbers from 0 to {len(CLASSES) - 1}")
+    if labels.shape not in ((len(images),), (len(images), 1)):
+        raise DataError(f"{y} has shape {labels.shape}; {x} asks for ({len(images)},) or ({len(images)}, 1)")
+    low, high = labels.min(), labels.max()
+    if low < 0 or high >= len(CLASSES):
+        raise DataError(f"{y} has labels from {low} to {high}; they must lie in 0 to {len(CLASSES) - 1}")
+    return images, labels.reshape(-1).astype(np.int64)
+
+
+def load_cifar10(folder: Path) -> Arrays:
+    """Read torchvision's CIFAR-10 from `folder`, checksums verified; download it there if it is not there yet."""
+    from torchvision.datasets import CIFAR10  # takes a second to import, and only this function needs it
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--data {folder}: cannot make that folder ({error.strerror}); pass another") from None
+    try:
+        train = CIFAR10(folder, train=True)
+    except RuntimeError:  # torchvision's word for "not found or corrupted"
+        print(f"Downloading CIFAR-10 to {folder} (170 MB).", flush=True)
+        try:
+            with _download_manners():
+                train = CIFAR10(folder, train=True, download=True)
+        except (OSError, RuntimeError, EOFError, tarfile.TarError, zlib.error) as error:
+            archive = Path(CIFAR10.url).name
+            raise DataUnavailableError(
+                f"CIFAR-10 is not in {folder} and could not be downloaded ({error}).\n"
+                f"Put {archive} (MD5 {CIFAR10.tgz_md5}, from {CIFAR10.url}) into {folder},\n"
+                f"or pass --data FILE.npz (x_train, y_train, x_test, y_test as in Keras's dataset files),\n"
+                f"or pass --data {SYNTHETIC} for an offline stand-in that is not CIFAR-10."
+            ) from None
+    test = CIFAR10(folder, train=False)
+    return Arrays(train.data, np.array(train.targets), test.data, np.array(test.targets))
+
+
+@contextlib.contextmanager
+def _download_manners() -> Iterator[None]:
+    """Give a silent server up after a while, and keep torchvision's progress bar out of log files."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def split_validation(images: np.ndarray, labels: np.ndarray, fraction: float) -> tuple[Split, Split]:
+    """Cut the *last* `fraction` off for validation, as Keras's `validation_split` does: unshuffled, rounded alike."""
+    cut = math.floor(len(labels) * (1.0 - fraction))
+    if not 0 < cut < len(labels):
+        part = "training" if cut == 0 else "validation"
+        raise DataError(
+            f"--validation-split {fraction}: leaves no {part} image of {len(labels)}; "
+            f"pass a {'smaller' if cut == 0 else 'larger'} part or more images"
+        )
+    return as_split(images[:cut], labels[:cut]), as_split(images[cut:], labels[cut:])
+
+
+def as_split(images: np.ndarray, labels: np.ndarray) -> Split:
+    return Split(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels))
+
+
+def batches(split: Split, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (images, labels) in `order` (int64 indices; None: as stored), the short last batch included.
+
+    Images come as float32 (B, 3, 32, 32) in [0, 1], channels_last in memory: the stored layout seen through a permute.
+    """
+    for start in range(0, len(split), batch_size):
+        if order is None:
+            images, labels = (part[start : start + batch_size] for part in split)
+        else:
+            rows = order[start : start + batch_size]
+            images, labels = (part.index_select(0, rows) for part in split)  # (B, 32, 32, 3) uint8, (B,)
+        yield images.permute(0, 3, 1, 2).to(torch.float32).div_(255), labels
+
+
+def synthetic() -> Arrays:
+    """Draw the offline stand-in: 10 classes, 5,000 training and 1,000 test images, the same on every machine.
+
+    A class is a coarse pattern of colours; an image shows it shifted, mixed with another class's and in noise.
+    """
+    # Integers from RandomState alone: numpy has frozen that stream, and nothing can round differently elsewhere.
+    random = np.random.RandomState(10)
+    patterns = random.randint(0, 256, (len(CLASSES), 8, 8, 3)).repeat(4, axis=1).repeat(4, axis=2)
+
+    def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = random.permutation(n) % len(CLASSES)
+        others = random.randint(0, len(CLASSES), n)
+        share = random.randint(45, 101, (n, 1, 1, 1))  # per cent of the image's own class
+        mixed = (share * patterns[labels] + (100 - share) * patterns[others]) // 100
+        rows = (np.arange(32) + random.randint(0, 32, (n, 1))) % 32
+        columns = (np.arange(32) + random.randint(0, 32, (n, 1))) % 32
+        shifted = mixed[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+        noise = random.randint(-64, 65, shifted.shape)
+        return np.clip(shifted + noise, 0, 255).astype(np.uint8), labels.astype(np.int64)
+
+    return Arrays(*draw(5_000), *draw(1_000))

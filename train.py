@@ -1,0 +1,351 @@
+"""Train the notebook's CNN on CIFAR-10 as Keras would, and leave a run's directory behind.
+
+    python train.py --epochs 50 --batch-size 64
+
+Exit codes: 0 done, 1 training diverged, 2 bad input, 3 data not available, 130 interrupted.
+"""
+
+import argparse
+import math
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import data
+import plots
+import runs
+from callbacks import EarlyStopping, reduce_lr_on_plateau
+from model import build_model, l2_penalty, parameter_groups
+from optim import Adam
+
+EVALUATION_BATCH = 256  # fits a CPU's cache: 1,000 images at once take twice as long there
+
+
+class DivergedError(Exception):
+    """The loss is not finite."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (None: the process's own) and return its exit code."""
+    # Before the first worker thread starts, which inherits it: denormals slow Adam down late in training.
+    torch.set_flush_denormal(True)
+    try:
+        args = parse_arguments(argv)
+    except SystemExit as stop:  # argparse's, after --help or one line on stderr
+        return stop.code
+    try:
+        run(args)
+    except (data.DataError, runs.RunError) as error:
+        return fail(2, error)
+    except data.DataUnavailableError as error:
+        return fail(3, error)
+    except DivergedError as error:
+        return fail(1, error)
+    except KeyboardInterrupt:
+        return fail(130, f"interrupted; what {args.out} holds is of the epochs that were finished")
+    return 0
+
+
+def fail(code: int, message: object) -> int:
+    print(f"train.py: error: {message}", file=sys.stderr)
+    return code
+
+
+def say(*lines: object) -> None:
+    print(*lines, sep="\n", flush=True)  # a log file shows each epoch when it ends
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        self.exit(fail(2, f"{message} (see --help)"))
+
+
+def number(kind: type, interval: str):
+    """An argparse type: a whole (`int`) or any finite (`float`) number within `interval`, such as `[0, 1)`."""
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+            inside = (
+                low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
+            )
+        except ValueError:
+            inside = False
+        if not inside:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number in {interval}")
+        return value
+
+    return parse
+
+
+def device_type(text: str) -> torch.device:
+    """An argparse type: the device that `auto`, `cpu`, `cuda` or `cuda:N` names, which must be there."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:N")
+    if text == "auto":
+        text = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(text)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; pass cpu or auto"
+        )
+    return device
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Declare the flags and return their resolved values."""
+    parser = Parser(
+        prog="train.py",
+        description="Train the notebook's CNN on CIFAR-10 as Keras would. The defaults are the notebook's.",
+        epilog="exit codes: 0 done, 1 training diverged, 2 bad input, 3 data not available, 130 interrupted",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=number(int, "[1, inf)"), default=50, metavar="N", help="epochs at most")
+    group.add_argument(
+        "--batch-size", type=number(int, "[1, 1000000]"), default=64, metavar="N", help="images per step"
+    )
+    group.add_argument(
+        "--lr", type=number(float, "(0, 1000]"), default=1e-3, metavar="RATE", help="Adam's first learning rate"
+    )
+    group.add_argument(
+        "--l2",
+        type=number(float, "[0, 1000]"),
+        default=1e-3,
+        metavar="FACTOR",
+        help="L2 penalty on convolution kernels",
+    )
+    group.add_argument(
+        "--dropout", type=number(float, "[0, 1)"), default=0.5, metavar="PART", help="part of the dense units dropped"
+    )
+    group.add_argument("--seed", type=number(int, "[0, inf)"), default=0, metavar="N", help="fixes every random draw")
+    group.add_argument(
+        "--device", type=device_type, default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N"
+    )
+
+    group = parser.add_argument_group("callbacks, all watching the validation loss with its L2 penalty")
+    group.add_argument(
+        "--patience",
+        type=number(int, "[0, inf)"),
+        default=5,
+        metavar="EPOCHS",
+        help="stop after so many without a better one",
+    )
+    group.add_argument(
+        "--lr-patience", type=number(int, "[0, inf)"), default=3, metavar="EPOCHS", help="cut the rate after so many"
+    )
+    group.add_argument(
+        "--lr-factor",
+        type=number(float, "(0, 1)"),
+        default=0.5,
+        metavar="FACTOR",
+        help="a cut multiplies the rate by it",
+    )
+    group.add_argument(
+        "--min-lr", type=number(float, "[0, 1000]"), default=1e-6, metavar="RATE", help="no cut goes below this rate"
+    )
+
+    group = parser.add_argument_group("data and output")
+    group.add_argument(
+        "--data",
+        default="data",
+        metavar="PATH",
+        help="folder with torchvision's CIFAR-10 (downloaded there once), an .npz file with x_train, y_train, x_test, "
+        f"y_test, or the word {data.SYNTHETIC} for an offline stand-in",
+    )
+    group.add_argument(
+        "--validation-split",
+        type=number(float, "(0, 1)"),
+        default=0.2,
+        metavar="PART",
+        help="part of the training images, the last ones, kept for validation",
+    )
+    group.add_argument(
+        "--out",
+        default="runs/baseline-seed<seed>",
+        metavar="DIR",
+        help="the run's directory; <seed> stands for the seed",
+    )
+    group.add_argument("--quiet", action="store_true", help="one line per epoch and no progress bar")
+    args = parser.parse_args(argv)
+    args.out = Path(args.out.replace("<seed>", str(args.seed)))
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do the whole job: data, network, training, test figures, and the files of the run's directory."""
+    runs.check_free(args.out)
+    device = args.device
+    if device.type == "cpu" and not torch.cuda.is_available():
+        say("No CUDA device: training on the CPU.")
+    # TF32 would shorten the mantissa of convolutions on newer GPUs; neither Keras's figures nor the CPU's have it.
+    torch.backends.cudnn.allow_tf32 = False
+
+    arrays = data.load(args.data)
+    source = data.describe(args.data)
+    training, validation = data.split_validation(arrays.x_train, arrays.y_train, args.validation_split)
+    test = data.as_split(arrays.x_test, arrays.y_test)
+    training, validation, test = (part.to(device) for part in (training, validation, test))
+
+    seed_torch(args.seed, 0)
+    # Drawn on the CPU, so that a seed means the same initial weights on every device. In channels_last memory
+    # convolution and pooling are vectorised over channels, and the stored images need no copy.
+    model = build_model("baseline", args.dropout).to(device, memory_format=torch.channels_last)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+
+    runs.create(args.out)
+    flags = {name: value if isinstance(value, int | float) else str(value) for name, value in vars(args).items()}
+    config = {"model": "baseline", "data": source, "flags": flags} | runs.environment(device)
+    runs.write_json(args.out / runs.CONFIG, config)
+    say(
+        f"baseline, {parameters:,} parameters, seed {args.seed}, {config['device_name']}, {config['threads']} threads",
+        f"{source}: {len(training):,} training, {len(validation):,} validation, {len(test):,} test images",
+        f"Run directory: {args.out}",
+    )
+
+    history, learning_rates, seconds, early_stopping = fit(model, training, validation, args)
+
+    figures = evaluate(model, test, args.l2)
+    cuts = runs.learning_rate_cuts(history, learning_rates)
+    metrics = {
+        "model": "baseline",
+        "data": source,
+        "seed": args.seed,
+        "parameters": parameters,
+        "test_loss": figures["loss"],
+        "test_accuracy": figures["accuracy"],
+        "epochs": len(history),
+        "best_epoch": early_stopping.best_epoch + 1,
+        "stopped": runs.EARLY_STOPPING if early_stopping.should_stop else runs.ALL_EPOCHS,
+        "learning_rate_cuts": cuts,
+        "learning_rate_after_epoch": learning_rates,
+        "seconds_per_epoch": seconds,
+        "images_per_second": len(training) * len(history) / sum(seconds),
+    }
+    title = f"baseline, seed {args.seed}, {source}: test accuracy {figures['accuracy']:.4f}"
+    picture = plots.curves(history, learning_rates, metrics["best_epoch"], [cut["epoch"] for cut in cuts], title)
+    runs.write_bytes(args.out / runs.CURVES, picture)
+    runs.write_json(args.out / runs.METRICS, metrics)
+    say("", runs.reading(history, metrics, args.epochs), f"Test accuracy: {figures['accuracy']:.4f}")
+
+
+def fit(model: nn.Module, training: data.Split, validation: data.Split, args: argparse.Namespace):
+    """Train `model` and put its best weights back; return history, rate after each epoch, seconds, EarlyStopping."""
+    # A float32 Keras model keeps its rates in float32: 0.001 is 0.0010000000474974513.
+    optimizer = Adam(parameter_groups(model, args.l2), lr=float32(args.lr))
+    early_stopping = EarlyStopping(args.patience)
+    plateau = reduce_lr_on_plateau(optimizer, args.lr_factor, args.lr_patience, float32(args.min_lr))
+    history, learning_rates, seconds = [], [], []
+    steps = math.ceil(len(training) / args.batch_size)
+
+    for epoch in range(args.epochs):
+        started = time.perf_counter()
+        seed_torch(args.seed, epoch + 1)
+        order = torch.randperm(len(training)).to(args.device)  # drawn on the CPU: one order for every device
+        hide = args.quiet or not sys.stderr.isatty()
+        with tqdm(total=steps, desc=f"Epoch {epoch + 1}/{args.epochs}", unit="step", leave=False, disable=hide) as bar:
+            logs = train_epoch(model, optimizer, training, order, args.batch_size, args.l2, bar)
+        logs |= {f"val_{name}": value for name, value in evaluate(model, validation, args.l2).items()}
+        if not math.isfinite(logs["loss"] + logs["val_loss"]):
+            raise DivergedError(f"the loss is not finite in epoch {epoch + 1}; try a smaller --lr than {args.lr:g}")
+        logs["learning_rate"] = optimizer.param_groups[0]["lr"]
+        history.append(logs)
+
+        if early_stopping.update(epoch, logs):
+            best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            runs.write_weights(args.out / runs.WEIGHTS, best)
+        plateau.step(logs["val_loss"])
+        # As in the notebook, the rate is logged after the cut: it is the next epoch's.
+        learning_rates.append(optimizer.param_groups[0]["lr"])
+
+        runs.write_history(args.out / runs.HISTORY, history)
+        seconds.append(time.perf_counter() - started)
+        say(f"Epoch {epoch + 1}/{args.epochs} - {keras_line(steps, seconds[-1], logs)}")
+        if learning_rates[-1] != logs["learning_rate"]:
+            say(f"Epoch {epoch + 1}: ReduceLROnPlateau reducing learning rate to {learning_rates[-1]}.")
+        if early_stopping.should_stop:
+            say(f"Epoch {epoch + 1}: early stopping")
+            break
+
+    say(f"Restoring model weights from the end of the best epoch: {early_stopping.best_epoch + 1}.")
+    model.load_state_dict(best)
+    return history, learning_rates, seconds, early_stopping
+
+
+def train_epoch(
+    model: nn.Module, optimizer: Adam, training: data.Split, order: Tensor, batch_size: int, l2: float, bar: tqdm
+) -> dict[str, float]:
+    """Take one step per batch; return loss and accuracy as each batch had them, dropout on, before its own step."""
+    model.train()
+    sums = 0
+    for images, labels in data.batches(training, batch_size, order):
+        logits = model(images)
+        loss = F.cross_entropy(logits, labels)
+        sums += batch_sums(model, logits, labels, loss, l2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        bar.update()
+    return means(sums, len(training))
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, part: data.Split, l2: float) -> dict[str, float]:
+    """Return loss and accuracy on `part`, dropout off."""
+    model.eval()
+    sums = 0
+    for images, labels in data.batches(part, EVALUATION_BATCH):
+        logits = model(images)
+        sums += batch_sums(model, logits, labels, F.cross_entropy(logits, labels), l2)
+    return means(sums, len(part))
+
+
+@torch.no_grad()
+def batch_sums(model: nn.Module, logits: Tensor, labels: Tensor, loss: Tensor, l2: float) -> Tensor:
+    """Return (2,) float64 on the device: the batch's loss times its images, and its correct answers."""
+    # Difference 3: weight decay gives the gradient of the penalty, but Keras's loss shows the penalty itself.
+    loss = (loss + l2_penalty(model, l2)).double() * len(labels)
+    return torch.stack([loss, (logits.argmax(1) == labels).sum()])
+
+
+def means(sums: Tensor, count: int) -> dict[str, float]:
+    """Read the sums of an epoch off the device, once, as figures per image; float32 values, as Keras logs them."""
+    loss, accuracy = (sums / count).tolist()
+    return {"accuracy": float32(accuracy), "loss": float32(loss)}
+
+
+def float32(value: float) -> float:
+    return float(np.float32(value))
+
+
+def seed_torch(*entropy: int) -> None:
+    """Seed every torch generator with a function of `entropy`: (seed, 0) before the start, (seed, epoch from 1)."""
+    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+
+
+def keras_line(steps: int, seconds: float, logs: dict[str, float]) -> str:
+    """Format an epoch's figures as Keras's `verbose=2` does."""
+    per_step = seconds / steps
+    step_time = (
+        f"{per_step:.0f}s"
+        if per_step >= 1
+        else f"{per_step * 1e3:.0f}ms"
+        if per_step >= 1e-3
+        else f"{per_step * 1e6:.0f}us"
+    )
+    names = ("accuracy", "loss", "val_accuracy", "val_loss", "learning_rate")
+    figures = [f"{name}: {logs[name]:{'.4f' if logs[name] > 1e-3 else '.4e'}}" for name in names]
+    return " - ".join([f"{steps}/{steps}", f"{seconds:.0f}s", f"{step_time}/step", *figures])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
