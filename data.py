@@ -197,8 +197,8 @@ def synthetic() -> Arrays:
         others = random.randint(0, len(CLASSES), n)
         share = random.randint(45, 101, (n, 1, 1, 1))  # per cent of the image's own class
         mixed = (share * patterns[labels] + (100 - share) * patterns[others]) // 100
-        rows = (np.arange(32) + random.randint(0, 32, (n, 1))) % 32
-        columns = (np.arange(32) + random.randint(0, 32, (n, 1))) % 32
+        rows = (np.arange(32) + random.randint(0, 12, (n, 1))) % 32
+        columns = (np.arange(32) + random.randint(0, 12, (n, 1))) % 32
         shifted = mixed[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
         noise = random.randint(-64, 65, shifted.shape)
         return np.clip(shifted + noise, 0, 255).astype(np.uint8), labels.astype(np.int64)

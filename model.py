@@ -7,10 +7,7 @@ from torch import Tensor, nn
 
 
 class BaselineCNN(nn.Module):
-    """The notebook's CNN: images (N, 3, 32, 32) float in [0, 1] to logits (N, 10).
-
-    Probabilities are `softmax(logits)`; Keras on TensorFlow takes its cross-entropy from the logits too.
-    """
+    """The notebook's CNN: images (N, 3, 32, 32) float in [0, 1] to logits (N, 10); softmax gives probabilities."""
 
     def __init__(self, dropout: float = 0.5):
         super().__init__()
@@ -28,6 +25,7 @@ class BaselineCNN(nn.Module):
         x = F.relu(F.max_pool2d(self.conv2(x), 2))  # (N, 64, 8, 8)
         # Difference 7: Keras flattens height, width, channel. In channels_last memory that is a view.
         x = x.permute(0, 2, 3, 1).flatten(1)  # (N, 4096)
+        # Difference 8: the notebook ends in softmax, but Keras on TensorFlow computes the loss from the logits as we do.
         return self.dense2(self.dropout(F.relu(self.dense1(x))))
 
 
@@ -54,8 +52,7 @@ def l2_weights(model: nn.Module) -> list[nn.Parameter]:
 
 def l2_penalty(model: nn.Module, l2: float) -> Tensor:
     """Keras's `l2(l2)` summed over the convolution kernels: a scalar `l2 * sum(W**2)`."""
-    # Difference 3: Keras keeps the factor in float32, whatever the model's dtype.
-    return float(np.float32(l2)) * torch.stack([weight.square().sum() for weight in l2_weights(model)]).sum()
+    return _in_keras(l2) * torch.stack([weight.square().sum() for weight in l2_weights(model)]).sum()
 
 
 def parameter_groups(model: nn.Module, l2: float) -> list[dict]:
@@ -64,6 +61,10 @@ def parameter_groups(model: nn.Module, l2: float) -> list[dict]:
     kept = {id(weight) for weight in decayed}
     return [
         # Difference 2: the gradient of l2 * W**2 is 2 * l2 * W, and torch's weight_decay adds weight_decay * W.
-        {"params": decayed, "weight_decay": 2 * float(np.float32(l2))},
+        {"params": decayed, "weight_decay": 2 * _in_keras(l2)},
         {"params": [p for p in model.parameters() if id(p) not in kept], "weight_decay": 0.0},
     ]
+
+
+def _in_keras(l2: float) -> float:
+    return float(np.float32(l2))  # Keras keeps the factor in float32, whatever the model's dtype

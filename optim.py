@@ -30,7 +30,7 @@ class Adam(torch.optim.Adam):
             group["steps"] = t = group["steps"] + 1
             # Difference 1: Keras adds epsilon to sqrt(v), torch to sqrt(v) / sqrt(1 - beta_2**t).
             group["eps"] = EPSILON / math.sqrt(1 - BETA_2**t)
-            # Keras's step size over torch's: 6e-6 off 1 at t = 1, through the rounded betas.
+            # Keras's step size over torch's: 7e-6 below 1 at t = 1, through the rounded betas.
             keras_size = math.sqrt(1 - POWER_BETA_2**t) / (1 - POWER_BETA_1**t)
             torch_size = math.sqrt(1 - BETA_2**t) / (1 - BETA_1**t)
             group["lr"] *= keras_size / torch_size

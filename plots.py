@@ -17,7 +17,7 @@ def curves(
 ) -> bytes:
     """Draw accuracy, loss and learning rate of one run and return the picture as PNG, 14 x 4 inches.
 
-    `learning_rates` are those after each epoch. `best_epoch` and `cuts`, epochs after which the rate fell, count from 1.
+    `learning_rates` are those after each epoch; `best_epoch` and `cuts` (the epochs that ended in a cut) count from 1.
     """
     figure = Figure(figsize=(14, 4), layout="constrained")
     figure.suptitle(title)

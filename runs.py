@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 CONFIG, HISTORY, METRICS, WEIGHTS, CURVES = "config.json", "history.csv", "metrics.json", "best.pt", "curves.png"
-PACKAGES = ("torch", "torchvision", "numpy", "matplotlib", "tqdm")
+PACKAGES = ("torchvision", "numpy", "matplotlib", "tqdm")
 EARLY_STOPPING, ALL_EPOCHS = "early stopping", "all epochs used"
 
 
@@ -85,7 +85,8 @@ def environment(device: torch.device) -> dict:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        | {package: importlib.metadata.version(package) for package in PACKAGES}
+        | {"torch": torch.__version__},  # with the build: +cpu, +cu130
         "git_commit": commit,
     }
 
@@ -129,9 +130,5 @@ def reading(history: list[dict[str, float]], metrics: dict, max_epochs: int) -> 
         lines.append(f"Validation loss has not improved since epoch {best_epoch} ({best['val_loss']:.4f}).")
     else:
         lines.append(f"Validation loss was still improving in the last epoch ({best['val_loss']:.4f}).")
-    why = {
-        EARLY_STOPPING: f"early stopping, {epochs - best_epoch} epochs without a lower validation loss",
-        ALL_EPOCHS: "all epochs used",
-    }
-    lines.append(f"Training ended after epoch {epochs} of {max_epochs}: {why[metrics['stopped']]}.")
+    lines.append(f"Training ended after epoch {epochs} of {max_epochs}: {metrics['stopped']}.")
     return "\n".join(lines)

@@ -115,7 +115,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--batch-size", type=number(int, "[1, 1000000]"), default=64, metavar="N", help="images per step"
     )
     group.add_argument(
-        "--lr", type=number(float, "(0, 1000]"), default=1e-3, metavar="RATE", help="Adam's first learning rate"
+        "--lr", type=number(float, "(0, 1e9]"), default=1e-3, metavar="RATE", help="Adam's first learning rate"
     )
     group.add_argument(
         "--l2",
@@ -240,7 +240,7 @@ def run(args: argparse.Namespace) -> None:
 
 def fit(model: nn.Module, training: data.Split, validation: data.Split, args: argparse.Namespace):
     """Train `model` and put its best weights back; return history, rate after each epoch, seconds, EarlyStopping."""
-    # A float32 Keras model keeps its rates in float32: 0.001 is 0.0010000000474974513.
+    # Difference 9: a float32 Keras model keeps its rates in float32, so that 0.001 is 0.0010000000474974513.
     optimizer = Adam(parameter_groups(model, args.l2), lr=float32(args.lr))
     early_stopping = EarlyStopping(args.patience)
     plateau = reduce_lr_on_plateau(optimizer, args.lr_factor, args.lr_patience, float32(args.min_lr))

@@ -1,0 +1,32 @@
+# All the set-up there is: `make train` and `make test`. ARGS="..." passes flags on to train.py or to pytest.
+PYTHON ?= python3
+TRAIN := .venv/bin/python train.py --epochs 50 --batch-size 64 $(ARGS)
+
+.PHONY: train test
+.DELETE_ON_ERROR:
+
+train: .venv/train.installed
+	@$(TRAIN); code=$$?; \
+	if [ $$code -eq 3 ]; then \
+		echo "CIFAR-10 is out of reach: doing the same on --data synthetic, which is NOT CIFAR-10."; \
+		$(TRAIN) --data synthetic; \
+	else \
+		exit $$code; \
+	fi
+
+test: .venv/test.installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/python -m pytest $(ARGS)
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+
+.venv/train.installed: requirements.txt | .venv/bin/python
+	.venv/bin/python -m pip install -q -r requirements.txt
+	@touch $@
+
+.venv/test.installed: requirements-dev.txt requirements.txt | .venv/bin/python
+	.venv/bin/python -m pip install -q -r requirements-dev.txt
+	@touch .venv/train.installed $@

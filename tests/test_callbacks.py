@@ -1,0 +1,141 @@
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from callbacks import EarlyStopping, reduce_lr_on_plateau
+
+# Losses are whole multiples of 1/16384: float32 holds them exactly, neighbours are 6.1e-5 apart (less than
+# min_delta) and next neighbours 1.2e-4 (more), and ties are common.
+GRID = 16384
+
+
+def curve(first, steps):
+    return [value / GRID for value in itertools.accumulate(steps, lambda x, y: max(x + y, 0), initial=first)]
+
+
+CURVES = st.one_of(
+    st.builds(curve, st.integers(8_000, 60_000), st.lists(st.integers(-3, 3), max_size=40)),  # plateaus and ties
+    st.builds(curve, st.integers(8_000, 60_000), st.lists(st.integers(-3_000, 2_500), max_size=40)),
+    st.lists(st.sampled_from([1.0, 0.5, 0.25]), min_size=1, max_size=40),
+)
+
+
+@pytest.fixture(scope="module")
+def keras_model():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile("adam", "mse")
+    return model
+
+
+def in_keras(model, losses, lr, patience, lr_patience, factor, min_lr):
+    """Feed `losses` to the real callbacks; return epochs run, the restored epoch and the rate after each epoch."""
+    early_stopping = keras.callbacks.EarlyStopping("val_loss", patience=patience, restore_best_weights=True)
+    plateau = keras.callbacks.ReduceLROnPlateau("val_loss", factor=factor, patience=lr_patience, min_lr=min_lr)
+    model.stop_training = False
+    model.optimizer.learning_rate = lr
+    rates = []
+    for callback in (early_stopping, plateau):
+        callback.set_model(model)
+        callback.on_train_begin()
+    for epoch, loss in enumerate(losses):
+        model.set_weights([np.array([[epoch]])])  # the weight says which epoch it is of
+        for callback in (early_stopping, plateau):
+            callback.on_epoch_end(epoch, {"val_loss": loss})
+        rates.append(float(model.optimizer.learning_rate.numpy()))
+        if model.stop_training:
+            break
+    early_stopping.on_train_end()
+    return len(rates), int(model.get_weights()[0].item()), rates
+
+
+def in_ours(losses, lr, patience, lr_patience, factor, min_lr):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=float(np.float32(lr)))
+    early_stopping = EarlyStopping(patience)
+    plateau = reduce_lr_on_plateau(optimizer, factor, lr_patience, float(np.float32(min_lr)))
+    rates = []
+    for epoch, loss in enumerate(losses):
+        if early_stopping.update(epoch, {"val_loss": loss}):
+            best = epoch
+        plateau.step(loss)
+        rates.append(optimizer.param_groups[0]["lr"])
+        if early_stopping.should_stop:
+            break
+    assert best == early_stopping.best_epoch
+    return len(rates), best, rates
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    losses=CURVES, patience=st.integers(0, 6), lr_patience=st.integers(0, 4), min_lr=st.sampled_from([0, 1e-6, 2e-4])
+)
+def test_stops_restores_and_cuts_exactly_where_keras_does(keras_model, losses, patience, lr_patience, min_lr):
+    settings = {"lr": 1e-3, "patience": patience, "lr_patience": lr_patience, "factor": 0.5, "min_lr": min_lr}
+    assert in_ours(losses, **settings) == in_keras(keras_model, losses, **settings)
+
+
+@settings(max_examples=100, deadline=None)
+@given(losses=CURVES, factor=st.floats(0.05, 0.95), min_lr=st.sampled_from([1e-6, 2e-4]))
+def test_cuts_by_any_factor_as_keras_does(keras_model, losses, factor, min_lr):
+    settings = {"lr": 1e-3, "patience": 50, "lr_patience": 3, "factor": factor, "min_lr": min_lr}
+    epochs, best, rates = in_ours(losses, **settings)
+    expected_epochs, expected_best, expected_rates = in_keras(keras_model, losses, **settings)
+    assert (epochs, best) == (expected_epochs, expected_best)
+    # Keras rounds the rate to float32 at each cut, by 6e-8 of it; at most 40 cuts.
+    np.testing.assert_allclose(rates, expected_rates, rtol=3e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rates=st.integers(1, 30))
+def test_the_floor_is_reached_and_kept(keras_model, rates):
+    settings = {"lr": 1e-3, "patience": 100, "lr_patience": 1, "factor": 0.5, "min_lr": 1e-6}
+    ours = in_ours([1.0] * rates, **settings)
+    assert ours == in_keras(keras_model, [1.0] * rates, **settings)
+    assert min(ours[2]) >= float(np.float32(1e-6))
+    assert rates < 12 or ours[2][-1] == float(np.float32(1e-6))
+
+
+@pytest.mark.parametrize(
+    ("losses", "epochs", "restored"),
+    [([1.0] * 20, 6, 0), ([5.0, 4.0, 3.0, 2.0] + [3.0] * 20, 9, 3), ([5.0, 4.0, 3.0], 3, 2)],
+    ids=["flat", "best in the middle", "still improving at the end"],
+)
+def test_early_stopping_on_curves_worked_out_by_hand(losses, epochs, restored):
+    settings = {"lr": 1e-3, "patience": 5, "lr_patience": 3, "factor": 0.5, "min_lr": 1e-6}
+    assert in_ours(losses, **settings)[:2] == (epochs, restored)
+
+
+def test_torch_s_default_plateau_settings_cut_elsewhere(keras_model):
+    random = np.random.default_rng(0)
+    disagreements = 0
+    for _ in range(100):
+        losses = [
+            round(value * GRID) / GRID for value in 1 + 0.5 * 0.9 ** np.arange(30) + 0.02 * random.standard_normal(30)
+        ]
+        *_, expected = in_keras(keras_model, losses, 1e-3, 100, 3, 0.5, 1e-6)
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=float(np.float32(1e-3)))
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=3, min_lr=1e-6)
+        rates = []
+        for loss in losses:
+            plateau.step(loss)
+            rates.append(optimizer.param_groups[0]["lr"])
+        disagreements += rates != expected
+    assert disagreements > 50
+
+
+def test_the_one_known_difference_is_a_gain_of_min_delta_to_within_a_float32_s_rounding(keras_model):
+    # Keras compares in float32: a gain of 1e-4 plus 2e-8 is none there, and is one to torch.
+    losses = [1.0, float(np.float32(0.9999)), 1.0]
+    settings = {"lr": 1e-3, "patience": 50, "lr_patience": 2, "factor": 0.5, "min_lr": 1e-6}
+    assert in_keras(keras_model, losses, **settings)[2][-1] == float(np.float32(5e-4))
+    assert in_ours(losses, **settings)[2][-1] == float(np.float32(1e-3))
+
+
+def test_early_stopping_watches_the_metric_it_is_told_to():
+    early_stopping = EarlyStopping(patience=1, monitor="loss")
+    assert early_stopping.update(0, {"loss": 2.0, "val_loss": 1.0})
+    assert early_stopping.update(1, {"loss": 1.0, "val_loss": 9.0})

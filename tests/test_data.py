@@ -1,0 +1,320 @@
+import functools
+import hashlib
+import http.server
+import io
+import pickle
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from keras.src.trainers.data_adapters.array_slicing import train_validation_split
+from torchvision.datasets import CIFAR10
+
+import data
+import train
+
+# --- the validation split and the batches ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.1, 0.3, 1 / 3, 0.5, 0.7, 0.9, 0.999])
+@pytest.mark.parametrize("n", [10, 101, 1000])
+def test_the_validation_part_is_keras_s_the_last_images_unshuffled(n, fraction):
+    images = np.arange(n * 3072, dtype=np.uint8).reshape(n, 32, 32, 3)
+    labels = np.arange(n) % 10
+    try:
+        expected = train_validation_split((images, labels), validation_split=fraction)
+    except ValueError:  # one part is empty
+        with pytest.raises(data.DataError, match="--validation-split"):
+            data.split_validation(images, labels, fraction)
+        return
+    for ours, theirs in zip(data.split_validation(images, labels, fraction), expected, strict=True):
+        assert np.array_equal(ours.images, theirs[0])
+        assert np.array_equal(ours.labels, theirs[1])
+
+
+@pytest.fixture(scope="module")
+def split():
+    random = np.random.default_rng(0)
+    return data.as_split(random.integers(0, 256, (150, 32, 32, 3), np.uint8), np.arange(150) % 10)
+
+
+def test_batches_hold_the_notebook_s_pixels_to_the_bit(split):
+    notebook = split.images.numpy().astype("float32") / 255.0  # (N, 32, 32, 3)
+    ours = torch.cat([images for images, _ in data.batches(split, 64)])
+    assert ours.dtype == torch.float32
+    assert np.array_equal(ours.permute(0, 2, 3, 1), notebook)
+
+
+def test_every_pixel_value_is_scaled_as_numpy_does():
+    every = np.resize(np.arange(256, dtype=np.uint8), (1, 32, 32, 3))
+    ((images, _),) = data.batches(data.as_split(every, np.array([0])), 1)
+    assert np.array_equal(images.permute(0, 2, 3, 1), every.astype("float32") / 255.0)
+
+
+def test_an_epoch_holds_each_image_once_in_the_order_given_and_keeps_the_short_last_batch(split):
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
+    parts = list(data.batches(split, 64, order))
+    assert [len(labels) for _, labels in parts] == [64, 64, 22]
+    assert torch.equal(torch.cat([labels for _, labels in parts]), split.labels[order])
+    together = torch.cat([images for images, _ in parts])
+    assert torch.equal((together * 255).round().to(torch.uint8).permute(0, 2, 3, 1), split.images[order])
+
+
+def test_batches_are_channels_last_in_memory_and_leave_the_stored_images_alone(split):
+    before = split.images.clone()
+    for order in (None, torch.arange(150)):
+        for images, _ in data.batches(split, 64, order):
+            assert images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(split.images, before)
+
+
+# --- the .npz file ----------------------------------------------------------------------------------------------------
+
+
+def test_an_npz_is_read_as_it_was_written_with_labels_flat_or_as_a_column(arrays, npz, tmp_path):
+    column = tmp_path / "column.npz"
+    np.savez_compressed(
+        column, **arrays | {name: arrays[name].astype(np.uint8)[:, None] for name in ("y_train", "y_test")}
+    )
+    for path in (npz, column):
+        for name, array in data.load(str(path))._asdict().items():
+            assert np.array_equal(array, arrays[name])
+            assert array.dtype == (np.uint8 if name.startswith("x") else np.int64)
+
+
+WRONG_ARRAYS = {
+    "images in floats": ({"x_train": np.zeros((320, 32, 32, 3))}, "x_train is float64"),
+    "images of another size": ({"x_test": np.zeros((100, 28, 28, 3), np.uint8)}, "x_test has shape (100, 28, 28, 3)"),
+    "images channels first": ({"x_train": np.zeros((320, 3, 32, 32), np.uint8)}, "x_train has shape (320, 3, 32, 32)"),
+    "no images": ({"x_test": np.zeros((0, 32, 32, 3), np.uint8)}, "with N of at least 1"),
+    "one-hot labels": ({"y_train": np.eye(10, dtype=int)[np.arange(320) % 10]}, "y_train has shape (320, 10)"),
+    "labels in floats": ({"y_train": np.zeros(320)}, "y_train is float64"),
+    "too few labels": ({"y_test": np.zeros(99, int)}, "y_test has shape (99,)"),
+    "a label of 10": ({"y_test": np.full(100, 10)}, "y_test has labels from 10 to 10"),
+    "a label of -1": ({"y_train": np.arange(320) % 10 - 1}, "y_train has labels from -1 to 8"),
+    "pickled objects": ({"y_train": np.array([None] * 320)}, "not a readable .npz"),
+}
+
+
+@pytest.mark.parametrize(("change", "complaint"), WRONG_ARRAYS.values(), ids=WRONG_ARRAYS)
+def test_wrong_arrays_are_refused_by_name(arrays, tmp_path, change, complaint):
+    path = tmp_path / "wrong.npz"
+    np.savez(path, **arrays | change)
+    with pytest.raises(data.DataError) as error:
+        data.load(str(path))
+    assert complaint in str(error.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_array_is_named(arrays, tmp_path):
+    path = tmp_path / "less.npz"
+    np.savez(path, **{name: array for name, array in arrays.items() if name != "y_test"})
+    with pytest.raises(data.DataError, match="no array y_test in it"):
+        data.load(str(path))
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+UNREADABLE = {
+    "empty": b"",
+    "text": b"x_train\n1\n2\n",
+    "a pickle": pickle.dumps([1, 2]),
+    "a .npy under another name": npy(np.zeros(3)),
+    "a zip's first bytes": b"PK\x03\x04" + bytes(60),
+}
+
+
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
+def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
+    path = tmp_path / "foreign.npz"
+    path.write_bytes(content)
+    with pytest.raises(data.DataError, match="not a readable"):
+        data.load(str(path))
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_npz_is_refused(npz, tmp_path, part):
+    path = tmp_path / "cut.npz"
+    whole = npz.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(data.DataError, match="not a readable"):
+        data.load(str(path))
+
+
+def test_a_damaged_npz_is_refused(npz, tmp_path):
+    path = tmp_path / "damaged.npz"
+    content = bytearray(npz.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(data.DataError, match="not a readable"):
+        data.load(str(path))
+
+
+def test_a_path_that_is_neither_folder_nor_npz_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    for name, complaint in (("notes.txt", "neither a folder nor an"), ("none.npz", "no such file")):
+        with pytest.raises(data.DataError, match=complaint):
+            data.load(str(tmp_path / name))
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(data.DataError, match="not a readable"):
+        data.load(str(tmp_path / "folder.npz"))
+
+
+# --- the offline stand-in ---------------------------------------------------------------------------------------------
+
+
+def test_the_stand_in_is_the_same_on_every_machine():
+    drawn = data.load("synthetic")
+    assert [array.shape for array in drawn] == [(5000, 32, 32, 3), (5000,), (1000, 32, 32, 3), (1000,)]
+    digest = hashlib.sha256(b"".join(array.astype(np.uint8).tobytes() for array in drawn)).hexdigest()
+    assert digest == "50cf1c441b255af48606dfea0195e9cea16ff50193094a3c1e34ca6f0f1dd39b"
+
+
+def test_the_stand_in_has_each_class_equally_often_and_no_image_twice():
+    drawn = data.synthetic()
+    assert np.bincount(drawn.y_train).tolist() == [500] * 10
+    assert np.bincount(drawn.y_test).tolist() == [100] * 10
+    images = np.concatenate([drawn.x_train, drawn.x_test]).reshape(6000, -1)
+    assert len(np.unique(images, axis=0)) == 6000
+
+
+# --- CIFAR-10 from a server on 127.0.0.1 ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A small archive in CIFAR-10's format, served on 127.0.0.1, and torchvision told to expect just that."""
+    random = np.random.default_rng(0)
+    members = {"batches.meta": {"label_names": list(data.CLASSES)}}
+    for name in [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]:
+        members[name] = {"data": random.integers(0, 256, (20, 3072), np.uint8), "labels": list(range(10)) * 2}
+    members = {name: pickle.dumps(content) for name, content in members.items()}
+    folder = tmp_path / "served"
+    folder.mkdir()
+    archive = folder / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+    def md5(content):
+        return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            self.server.requests += 1
+            if self.server.breaks_off:
+                self.send_response(200)
+                self.send_header("Content-Length", str(archive.stat().st_size))
+                self.end_headers()
+                self.wfile.write(archive.read_bytes()[:1000])
+                self.close_connection = True
+            else:
+                super().do_GET()
+
+        def log_message(self, *args):
+            pass
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+    httpd.requests, httpd.breaks_off, httpd.archive = 0, False, archive
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{httpd.server_port}/{archive.name}")
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive.read_bytes()))
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, md5(members[name])] for name, _ in CIFAR10.train_list])
+    monkeypatch.setattr(CIFAR10, "test_list", [[name, md5(members[name])] for name, _ in CIFAR10.test_list])
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5(members["batches.meta"])})
+    httpd.expected = {name: pickle.loads(content) for name, content in members.items()}
+    yield httpd
+    httpd.shutdown()
+    httpd.server_close()
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Torchvision's address leads to a port that nobody listens on."""
+
+    def unplug():
+        monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+
+    return unplug
+
+
+def test_cifar_10_is_downloaded_once_and_read_pixel_by_pixel(server, tmp_path, capsys):
+    folder = tmp_path / "new" / "data"
+    first, requests = data.load(str(folder)), server.requests
+    second = data.load(str(folder))
+    assert requests == server.requests > 0
+    assert capsys.readouterr().out.count("Downloading") == 1
+    stored = np.concatenate([server.expected[name]["data"] for name, _ in CIFAR10.train_list])
+    for arrays in (first, second):
+        assert np.array_equal(arrays.x_train, stored.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        assert arrays.y_train.tolist() == list(range(10)) * 10
+        assert arrays.x_test.shape == (20, 32, 32, 3)
+        assert arrays.y_test.dtype == np.int64
+
+
+def test_an_archive_that_a_person_put_there_is_used_without_network(server, offline, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / server.archive.name).write_bytes(server.archive.read_bytes())
+    offline()
+    assert len(data.load(str(folder)).x_train) == 100
+    (folder / server.archive.name).unlink()  # the extracted folder is enough
+    assert len(data.load(str(folder)).x_train) == 100
+    assert server.requests == 0
+
+
+def test_an_archive_with_a_wrong_checksum_is_not_used(server, offline, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / server.archive.name).write_bytes(server.archive.read_bytes()[:-1] + b"!")
+    offline()
+    with pytest.raises(data.DataUnavailableError):
+        data.load(str(folder))
+
+
+def test_a_download_that_broke_off_is_not_taken_for_whole_and_the_next_run_mends_it(server, tmp_path):
+    folder = tmp_path / "data"
+    server.breaks_off = True
+    with pytest.raises(data.DataUnavailableError):
+        data.load(str(folder))
+    server.breaks_off = False
+    assert len(data.load(str(folder)).x_train) == 100
+
+
+def test_without_cifar_10_the_command_exits_with_3_and_names_every_way_on(
+    server, offline, tmp_path, capsys, monkeypatch
+):
+    offline()
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--data", "mine", "--epochs", "1"]) == 3
+    message = capsys.readouterr().err
+    for way in ("mine", "cifar-10-python.tar.gz", CIFAR10.tgz_md5, "--data FILE.npz", "--data synthetic"):
+        assert way in message
+    assert "Traceback" not in message
+    assert not Path("runs").exists()
+
+
+def test_the_download_goes_through_the_whole_command(server, tmp_path, capsys):
+    folder, out = tmp_path / "data", tmp_path / "run"
+    assert train.main(["--data", str(folder), "--out", str(out), "--epochs", "1"]) == 0
+    printed = capsys.readouterr()
+    assert "80 training, 20 validation, 20 test images" in printed.out
+    assert "it/s" not in printed.err  # no progress bar in a log file
+
+
+def test_the_real_images_are_cifar_10_in_its_order(real_npz):
+    arrays = data.load(str(real_npz))
+    assert [len(array) for array in arrays] == [50_000, 50_000, 10_000, 10_000]
+    assert np.bincount(arrays.y_train).tolist() == [5000] * 10
+    # CIFAR-10's training images begin with a frog, two trucks, a deer and two automobiles.
+    assert arrays.y_train[:6].tolist() == [6, 9, 9, 4, 1, 1]

@@ -1,0 +1,144 @@
+import math
+
+import keras
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import build_model, l2_penalty, l2_weights, parameter_groups
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return build_model(dropout=0.0)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def labels():
+    return torch.arange(16) % 10
+
+
+def keras_notebook(dropout):
+    """The notebook's model, built in real Keras."""
+    layers, l2 = keras.layers, keras.regularizers.l2
+    convolution = {"activation": "relu", "padding": "same"}
+    return keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            layers.Conv2D(32, (3, 3), kernel_regularizer=l2(0.001), **convolution),
+            layers.MaxPooling2D((2, 2)),
+            layers.Conv2D(64, (3, 3), kernel_regularizer=l2(0.001), **convolution),
+            layers.MaxPooling2D((2, 2)),
+            layers.Flatten(),
+            layers.Dense(128, activation="relu"),
+            layers.Dropout(dropout),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+
+
+def load_keras_weights(network, weights):
+    with torch.no_grad():
+        for parameter, array in zip(network.parameters(), weights, strict=True):
+            tensor = torch.from_numpy(array)
+            parameter.copy_(
+                tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T if tensor.ndim == 2 else tensor
+            )
+
+
+def test_the_network_has_as_many_parameters_as_the_notebook_s_keras_model(network):
+    assert sum(p.numel() for p in network.parameters()) == keras_notebook(0.5).count_params() == 545_098
+
+
+def test_the_network_computes_what_the_keras_model_computes_from_the_same_weights(network, images, labels):
+    reference = keras_notebook(0.5)
+    reference.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    load_keras_weights(network, reference.get_weights())
+    channels_last = images.permute(0, 2, 3, 1).numpy()
+    with torch.inference_mode():
+        logits = network(images)
+    # float32 on both sides: sums of up to 4,096 products in different orders differ by a few units of 1e-7.
+    np.testing.assert_allclose(logits.softmax(1), reference.predict(channels_last, verbose=0), rtol=1e-5, atol=1e-6)
+    loss, _ = reference.evaluate(channels_last, labels.numpy(), verbose=0)
+    ours = F.cross_entropy(logits, labels) + l2_penalty(network, 1e-3)
+    assert ours.item() == pytest.approx(loss, rel=1e-6)
+
+
+def test_memory_layout_does_not_change_the_result_beyond_rounding(network, images):
+    expected = network(images)
+    network.to(memory_format=torch.channels_last)
+    # Another kernel, another order of summation.
+    torch.testing.assert_close(network(images.to(memory_format=torch.channels_last)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_pooling_before_relu_gives_the_notebook_s_values_and_gradients_to_the_bit(network, images, labels):
+    def relu_then_pool(x):
+        x = F.max_pool2d(F.relu(network.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(network.conv2(x)), 2)
+        return network.dense2(F.relu(network.dense1(x.permute(0, 2, 3, 1).flatten(1))))
+
+    images[0] = 0.5  # constant: every window is a tie
+    results = []
+    for forward in (network, relu_then_pool):
+        network.zero_grad()
+        logits = forward(images)
+        F.cross_entropy(logits, labels).backward()
+        results.append([logits, *(parameter.grad for parameter in network.parameters())])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+    assert all(theirs.abs().max() > 0 for theirs in results[1])
+
+
+def test_initial_kernels_spread_as_keras_s_and_initial_biases_are_zero(network):
+    reference = keras_notebook(0.5).get_weights()
+    for (name, ours), theirs in zip(network.named_parameters(), reference, strict=True):
+        if name.endswith("bias"):
+            assert not ours.any()
+            assert not theirs.any()
+            continue
+        fan_in, fan_out = torch.nn.init._calculate_fan_in_and_fan_out(ours)
+        limit = math.sqrt(6 / (fan_in + fan_out))
+        for values in (ours.detach().numpy(), theirs):
+            assert np.abs(values).max() <= limit * (1 + 1e-6)
+            # A uniform sample of n has a standard deviation of limit / sqrt(3), to within 0.45 / sqrt(n) of it;
+            # four of those.
+            assert values.std() == pytest.approx(limit / math.sqrt(3), rel=4 * 0.45 / math.sqrt(values.size))
+
+
+def test_the_first_loss_and_its_penalty_are_those_of_the_notebook():
+    losses, penalties = [], []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        network = build_model()
+        images = torch.rand(64, 3, 32, 32)
+        labels = torch.arange(64) % 10
+        penalty = l2_penalty(network, 1e-3)
+        penalties.append(penalty.item())
+        losses.append((F.cross_entropy(network(images), labels) + penalty).item())
+    assert np.mean(penalties) == pytest.approx(0.0482, rel=0.01)  # expected over seeds: 0.001 * n * limit**2 / 3
+    assert 2.2 < np.mean(losses) < 2.6  # ln 10 + 0.048, plus what the random logits cost
+
+
+def test_l2_covers_the_convolution_kernels_and_nothing_else(network):
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    assert [names[id(weight)] for weight in l2_weights(network)] == ["conv1.weight", "conv2.weight"]
+    groups = parameter_groups(network, 1e-3)
+    assert sorted(names[id(p)] for group in groups for p in group["params"]) == sorted(names.values())
+
+
+def test_weight_decay_of_the_groups_has_the_gradient_of_the_explicit_penalty(network, images, labels):
+    network.double()
+    optimizer = torch.optim.SGD(parameter_groups(network, 1e-3), lr=1.0)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    loss = F.cross_entropy(network(images.double()), labels)
+    explicit = torch.autograd.grad(loss + l2_penalty(network, 1e-3), list(network.parameters()), retain_graph=True)
+    loss.backward()
+    optimizer.step()  # plain SGD with rate 1: the weights move by minus the gradient it saw
+    for old, new, gradient in zip(before, network.parameters(), explicit, strict=True):
+        torch.testing.assert_close(old - new, gradient, rtol=1e-12, atol=1e-14)  # rounding of one subtraction

@@ -1,0 +1,118 @@
+import copy
+import math
+
+import keras
+import numpy as np
+import pytest
+import torch
+
+from callbacks import reduce_lr_on_plateau
+from optim import Adam
+
+STEPS = 60
+
+
+def gradients(dtype, steps=STEPS):
+    """Gradients from 1e-9 to 1: epsilon matters for the small ones."""
+    random = np.random.default_rng(0)
+    scale = np.logspace(-9, 0, 50)
+    return [(scale * random.standard_normal(50)).astype(dtype) for _ in range(steps)]
+
+
+def trajectory(optimizer, parameter, grads):
+    weights = []
+    for gradient in grads:
+        parameter.grad = torch.from_numpy(gradient.copy())
+        optimizer.step()
+        weights.append(parameter.detach().numpy().copy())
+    return np.array(weights)
+
+
+def start(dtype):
+    return torch.nn.Parameter(torch.linspace(-1, 1, 50, dtype=dtype))
+
+
+def keras_adam_in_numpy(weights, grads, lr, weight_decay=0.0):
+    """Keras's update written out: float64, with the betas rounded to float32 where they are raised to a power."""
+    weights = weights.copy()
+    m, v = np.zeros_like(weights), np.zeros_like(weights)
+    power_1, power_2 = np.float64(np.float32(0.9)), np.float64(np.float32(0.999))
+    history = []
+    for t, gradient in enumerate(grads, start=1):
+        gradient = gradient + weight_decay * weights
+        alpha = lr * math.sqrt(1 - power_2**t) / (1 - power_1**t)
+        m += (gradient - m) * (1 - 0.9)
+        v += (gradient**2 - v) * (1 - 0.999)
+        weights -= m * alpha / (np.sqrt(v) + 1e-7)
+        history.append(weights.copy())
+    return np.array(history)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.002])
+def test_adam_follows_keras_s_update_written_out_in_numpy(weight_decay):
+    parameter = start(torch.float64)
+    expected = keras_adam_in_numpy(parameter.detach().numpy(), gradients(np.float64), 1e-3, weight_decay)
+    optimizer = Adam([{"params": [parameter], "weight_decay": weight_decay}], lr=1e-3)
+    # float64 both; what is left is the rounding of some ten operations a step.
+    np.testing.assert_allclose(trajectory(optimizer, parameter, gradients(np.float64)), expected, rtol=0, atol=1e-14)
+
+
+def test_adam_follows_real_keras_in_float32():
+    parameter, variable = start(torch.float32), keras.Variable(start(torch.float32).detach().numpy())
+    reference = keras.optimizers.Adam(1e-3)
+    expected = []
+    for gradient in gradients(np.float32):
+        reference.apply([keras.ops.convert_to_tensor(gradient)], [variable])
+        expected.append(variable.numpy().copy())
+    ours = trajectory(Adam([parameter], lr=float(np.float32(1e-3))), parameter, gradients(np.float32))
+    # Weights up to 1 round by 6e-8 a step; over 60 steps the roundings of both sides stay below ten of those.
+    np.testing.assert_allclose(ours, np.array(expected), rtol=0, atol=6e-7)
+
+
+def test_torch_s_own_adam_differs_where_gradients_are_small():
+    parameter = start(torch.float64)
+    expected = keras_adam_in_numpy(parameter.detach().numpy(), gradients(np.float64), 1e-3)
+    theirs = trajectory(torch.optim.Adam([parameter], lr=1e-3), parameter, gradients(np.float64))
+    assert np.abs(theirs - expected)[0].max() > 5e-4  # half of a whole step, after one step
+
+
+def test_the_rounded_betas_shorten_the_first_step_by_seven_millionths():
+    parameter = start(torch.float64)
+    before = parameter.detach().numpy().copy()
+    gradient = np.ones(50)
+    (after,) = trajectory(Adam([parameter], lr=1e-3), parameter, [gradient])
+    # With exact betas m / sqrt(v) times the step size would be 1 for a constant gradient, but for epsilon.
+    exact = 1e-3 * math.sqrt(1 - 0.999) / (1 - 0.9) * (1 - 0.9) / (math.sqrt(1 - 0.999) + 1e-7)
+    np.testing.assert_allclose((before - after) / exact - 1, -6.676e-6, rtol=1e-3)
+
+
+def test_a_step_leaves_learning_rate_and_epsilon_as_they_were():
+    parameter = start(torch.float32)
+    optimizer = Adam([parameter], lr=1e-3)
+    before = (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["eps"])
+    trajectory(optimizer, parameter, gradients(np.float32, 3))
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["eps"]) == before
+
+
+def test_a_scheduler_s_cut_reaches_the_step():
+    parameter = start(torch.float64)
+    optimizer = Adam([parameter], lr=1e-3)
+    plateau = reduce_lr_on_plateau(optimizer, factor=0.5, patience=1, min_lr=0.0)
+    plateau.step(1.0)
+    plateau.step(1.0)
+    assert optimizer.param_groups[0]["lr"] == 5e-4
+    expected = keras_adam_in_numpy(parameter.detach().numpy(), gradients(np.float64, 1), 5e-4)
+    np.testing.assert_allclose(trajectory(optimizer, parameter, gradients(np.float64, 1)), expected, rtol=0, atol=1e-14)
+
+
+def test_the_step_count_survives_a_state_dict_so_that_going_on_gives_the_same_bits():
+    whole_parameter = start(torch.float32)
+    whole = trajectory(Adam([whole_parameter], lr=1e-3), whole_parameter, gradients(np.float32, 20))
+    first_parameter = start(torch.float32)
+    first = Adam([first_parameter], lr=1e-3)
+    trajectory(first, first_parameter, gradients(np.float32, 20)[:10])
+    second_parameter = torch.nn.Parameter(first_parameter.detach().clone())
+    second = Adam([second_parameter], lr=1e-3)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    resumed = trajectory(second, second_parameter, gradients(np.float32, 20)[10:])
+    assert np.array_equal(resumed, whole[10:])

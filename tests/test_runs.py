@@ -1,0 +1,138 @@
+import json
+import os
+
+import keras
+import numpy as np
+import pytest
+import torch
+
+import runs
+
+
+def logs(epoch, learning_rate=1e-3):
+    values = {
+        "accuracy": 0.3 + epoch / 7,
+        "loss": 2 / (epoch + 1),
+        "val_accuracy": 0.5,
+        "val_loss": 1e-5 / 3,
+        "learning_rate": learning_rate,
+    }
+    return {name: float(np.float32(value)) for name, value in values.items()}
+
+
+def test_history_csv_is_byte_for_byte_what_keras_s_csv_logger_writes_in_a_real_fit(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    logger = keras.callbacks.CSVLogger(tmp_path / "keras.csv")
+    plateau = keras.callbacks.ReduceLROnPlateau(patience=1)
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((40, 3)), random.integers(0, 2, 40)
+    fitted = model.fit(x, y, validation_split=0.2, epochs=4, verbose=0, callbacks=[plateau, logger])
+    history = [dict(zip(fitted.history, values, strict=True)) for values in zip(*fitted.history.values(), strict=True)]
+    runs.write_history(tmp_path / "ours.csv", history)
+    assert (tmp_path / "ours.csv").read_bytes() == (tmp_path / "keras.csv").read_bytes()
+
+
+def test_history_csv_has_keras_s_header_line_ends_and_float32_values(tmp_path):
+    runs.write_history(tmp_path / "history.csv", [logs(0)])
+    header, row, rest = (tmp_path / "history.csv").read_bytes().split(b"\r\n")
+    assert header == b"epoch,accuracy,learning_rate,loss,val_accuracy,val_loss"
+    assert row.startswith(b"0,0.30000001192092896,0.0010000000474974513,2.0,0.5,")
+    assert rest == b""
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.json"
+    runs.write_json(path, {"first": 1})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        runs.write_json(path, {"second": 2})
+    monkeypatch.undo()
+    assert json.loads(path.read_text()) == {"first": 1}
+    runs.write_json(path, {"third": 3})  # the stray partial file is in nobody's way
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_no_json_file_holds_what_json_does_not_know(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        runs.write_json(tmp_path / "metrics.json", {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_weights_make_the_same_file_whatever_their_memory_layout(tmp_path):
+    kernel = torch.rand(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    runs.write_weights(tmp_path / "a.pt", {"kernel": kernel})
+    runs.write_weights(tmp_path / "b.pt", {"kernel": kernel.to(memory_format=torch.channels_last)})
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+    assert torch.equal(torch.load(tmp_path / "a.pt", weights_only=True)["kernel"], kernel)
+
+
+@pytest.mark.parametrize("file", ["config.json", "history.csv", "metrics.json", "best.pt", "curves.png"])
+def test_a_directory_with_any_file_of_a_run_is_refused(tmp_path, file):
+    (tmp_path / file).touch()
+    with pytest.raises(runs.RunError, match="already holds a run") as error:
+        runs.check_free(tmp_path)
+    for way in (str(tmp_path), file, "another --out", "another --seed", "delete"):
+        assert way in str(error.value)
+
+
+def test_a_directory_without_a_run_is_accepted_and_nothing_is_made_yet(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    runs.check_free(tmp_path)
+    runs.check_free(tmp_path / "a" / "b")
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_file_in_the_way_of_the_directory_is_named(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    for out in (file, file / "run"):
+        with pytest.raises(runs.RunError, match="is a file"):
+            runs.check_free(out)
+
+
+def test_cuts_are_the_epochs_whose_next_rate_is_another():
+    history = [logs(0), logs(1), logs(2, 5e-4), logs(3, 5e-4)]
+    after = [logs(0)["learning_rate"], *[logs(2, 5e-4)["learning_rate"]] * 2, logs(3, 2.5e-4)["learning_rate"]]
+    assert runs.learning_rate_cuts(history, after) == [
+        {"epoch": 2, "learning_rate": after[1]},
+        {"epoch": 4, "learning_rate": after[3]},
+    ]
+
+
+def test_the_reading_says_what_the_curves_show():
+    history = [
+        {"accuracy": 0.4, "val_accuracy": 0.5, "loss": 1.8, "val_loss": 1.4},
+        {"accuracy": 0.75, "val_accuracy": 0.7, "loss": 0.8, "val_loss": 0.9},
+        {"accuracy": 0.8, "val_accuracy": 0.69, "loss": 0.7, "val_loss": 0.95},
+    ]
+    metrics = {
+        "best_epoch": 2,
+        "learning_rate_cuts": [{"epoch": 3, "learning_rate": 5e-4}],
+        "stopped": runs.EARLY_STOPPING,
+    }
+    assert runs.reading(history, metrics, 50).splitlines() == [
+        "Accuracy          training  validation",
+        "  first epoch 1     0.4000      0.5000",
+        "  best epoch 2      0.7500      0.7000",
+        "  last epoch 3      0.8000      0.6900",
+        "At the best epoch training accuracy is 5.0 points above validation.",
+        "Learning rate cut to 0.0005 after epoch 3.",
+        "Validation loss has not improved since epoch 2 (0.9000).",
+        "Training ended after epoch 3 of 50: early stopping.",
+    ]
+
+
+def test_the_reading_of_a_run_that_was_still_improving():
+    history = [{"accuracy": 0.4, "val_accuracy": 0.5, "loss": 1.8, "val_loss": 1.4}]
+    metrics = {"best_epoch": 1, "learning_rate_cuts": [], "stopped": runs.ALL_EPOCHS}
+    assert runs.reading(history, metrics, 1).splitlines()[4:] == [
+        "At the best epoch training accuracy is 10.0 points below validation.",
+        "The learning rate was never cut.",
+        "Validation loss was still improving in the last epoch (1.4000).",
+        "Training ended after epoch 1 of 1: all epochs used.",
+    ]

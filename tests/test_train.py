@@ -1,0 +1,349 @@
+"""The command, run as a user runs it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import termios
+
+import keras
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT
+from PIL import Image
+
+import data
+import train
+from model import build_model, l2_penalty
+
+HEADER = "epoch,accuracy,learning_rate,loss,val_accuracy,val_loss"
+
+
+def rows(out):
+    return np.genfromtxt(out / "history.csv", delimiter=",", names=True, ndmin=1)
+
+
+@pytest.fixture(scope="module")
+def synthetic_run(cli, tmp_path_factory):
+    """The whole job on the offline stand-in with the notebook's settings; the finished process and its directory."""
+    out = tmp_path_factory.mktemp("synthetic") / "run"
+    return cli("--epochs", 50, "--batch-size", 64, "--data", "synthetic", "--out", out), out
+
+
+def test_a_synthetic_run_leaves_every_file_and_exits_with_0(synthetic_run):
+    process, out = synthetic_run
+    assert process.returncode == 0, process.stderr
+    assert sorted(file.name for file in out.iterdir()) == [
+        "best.pt",
+        "config.json",
+        "curves.png",
+        "history.csv",
+        "metrics.json",
+    ]
+    assert Image.open(out / "curves.png").size == (1400, 400)
+
+
+def test_a_synthetic_run_gives_the_callbacks_something_to_do(synthetic_run):
+    _, out = synthetic_run
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["test_accuracy"] > 0.8
+    assert max(rows(out)["accuracy"][0], rows(out)["val_accuracy"][0]) < 0.95
+    assert metrics["learning_rate_cuts"]
+    assert metrics["stopped"] == "early stopping"
+
+
+def test_a_synthetic_run_says_so_wherever_its_figures_stand(synthetic_run):
+    process, out = synthetic_run
+    assert "NOT CIFAR-10" in process.stdout
+    for file in ("config.json", "metrics.json"):
+        assert "NOT CIFAR-10" in json.loads((out / file).read_text())["data"]
+    # On the picture it is in the title, which is drawn from the same words: the title's strip is not empty.
+    title = np.asarray(Image.open(out / "curves.png").convert("L"))[:25]
+    assert (title < 128).sum() > 500
+
+
+def test_history_metrics_and_terminal_tell_the_same_story(synthetic_run):
+    process, out = synthetic_run
+    history, metrics = rows(out), json.loads((out / "metrics.json").read_text())
+    epochs, best = metrics["epochs"], metrics["best_epoch"]
+    assert history["epoch"].tolist() == list(range(epochs))
+    assert history["val_loss"].argmin() == best - 1
+    assert epochs == best + 5
+    # The list is read after the cut, the column before it.
+    assert metrics["learning_rate_after_epoch"][:-1] == history["learning_rate"][1:].tolist()
+    assert len(metrics["seconds_per_epoch"]) == epochs
+    assert metrics["images_per_second"] == pytest.approx(4000 * epochs / sum(metrics["seconds_per_epoch"]))
+    assert metrics["parameters"] == 545_098
+    lines = process.stdout.splitlines()
+    assert lines[-1] == f"Test accuracy: {metrics['test_accuracy']:.4f}"
+    for cut in metrics["learning_rate_cuts"]:
+        rate = cut["learning_rate"]
+        assert f"Epoch {cut['epoch']}: ReduceLROnPlateau reducing learning rate to {rate}." in lines
+    assert f"Epoch {epochs}: early stopping" in lines
+    assert f"Restoring model weights from the end of the best epoch: {best}." in lines
+    assert (
+        len([line for line in lines if re.match(r"Epoch \d+/50 - 63/63 - \d+s - \d+ms/step - accuracy: ", line)])
+        == epochs
+    )
+
+
+def test_the_best_weights_are_the_ones_evaluated_and_saved(synthetic_run):
+    _, out = synthetic_run
+    metrics = json.loads((out / "metrics.json").read_text())
+    network = build_model()
+    network.load_state_dict(torch.load(out / "best.pt", weights_only=True))
+    arrays = data.load("synthetic")
+    _, validation = data.split_validation(arrays.x_train, arrays.y_train, 0.2)
+    for part, loss, accuracy in (
+        (data.as_split(arrays.x_test, arrays.y_test), metrics["test_loss"], metrics["test_accuracy"]),
+        (validation, *(rows(out)[metrics["best_epoch"] - 1][name] for name in ("val_loss", "val_accuracy"))),
+    ):
+        with torch.inference_mode():
+            logits = network.eval()(part.images.permute(0, 3, 1, 2) / 255)
+            expected = F.cross_entropy(logits, part.labels) + l2_penalty(network, 1e-3)
+        assert loss == pytest.approx(expected.item(), rel=1e-5)  # float32, another order of summation
+        assert accuracy == pytest.approx((logits.argmax(1) == part.labels).float().mean().item(), abs=1e-6)
+
+
+def test_the_configuration_names_every_flag_and_what_fixes_the_bits(synthetic_run):
+    _, out = synthetic_run
+    config = json.loads((out / "config.json").read_text())
+    assert config["flags"] == {
+        "epochs": 50,
+        "batch_size": 64,
+        "lr": 1e-3,
+        "l2": 1e-3,
+        "dropout": 0.5,
+        "validation_split": 0.2,
+        "patience": 5,
+        "lr_factor": 0.5,
+        "lr_patience": 3,
+        "min_lr": 1e-6,
+        "seed": 0,
+        "device": "cpu" if not torch.cuda.is_available() else "cuda",
+        "data": "synthetic",
+        "out": str(out),
+        "quiet": False,
+    }
+    assert config["versions"]["torch"] == torch.__version__
+    assert config["threads"] == torch.get_num_threads()
+    assert config["device_name"]
+
+
+def test_two_runs_with_one_seed_give_the_same_bits_and_another_seed_others(cli, npz, tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        process = cli("--data", npz, "--epochs", 3, "--seed", seed, "--out", tmp_path / name, "--device", "cpu")
+        assert process.returncode == 0, process.stderr
+    for file in ("history.csv", "best.pt"):
+        a, b, c = ((tmp_path / name / file).read_bytes() for name in "abc")
+        assert a == b
+        assert a != c
+
+
+def test_running_out_of_epochs_restores_the_best_weights_too(npz, tmp_path, capsys):
+    # A rate this high makes the last epoch worse than an earlier one.
+    out = tmp_path / "run"
+    assert train.main(["--data", str(npz), "--epochs", "4", "--lr", "0.05", "--out", str(out), "--device", "cpu"]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["stopped"] == "all epochs used"
+    assert metrics["best_epoch"] < 4
+    assert (
+        f"Restoring model weights from the end of the best epoch: {metrics['best_epoch']}." in capsys.readouterr().out
+    )
+
+
+def test_each_epoch_has_another_order_and_the_seed_alone_decides_it():
+    orders = []
+    for entropy in ((0, 1), (0, 2), (1, 1), (0, 1)):
+        train.seed_torch(*entropy)
+        orders.append(torch.randperm(100).tolist())
+    assert orders[0] == orders[3]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_training_figures_are_per_image_and_of_the_weights_before_each_step(npz):
+    arrays = data.load(str(npz))
+    part = data.as_split(arrays.x_train[:150], arrays.y_train[:150])
+    torch.manual_seed(0)
+    network = build_model(dropout=0.0)
+    with torch.inference_mode():
+        logits = network(part.images.permute(0, 3, 1, 2) / 255)
+        loss = F.cross_entropy(logits, part.labels) + l2_penalty(network, 1e-3)
+    still = train.Adam(network.parameters(), lr=0.0)  # no step moves, so batches of 64, 64 and 22 make up the whole
+    figures = train.train_epoch(network, still, part, torch.arange(150), 64, 1e-3, train.tqdm(disable=True))
+    assert figures["loss"] == pytest.approx(loss.item(), rel=1e-5)  # float32, another order of summation
+    assert figures["accuracy"] == pytest.approx((logits.argmax(1) == part.labels).double().mean().item(), abs=1e-7)
+    assert figures == pytest.approx(train.evaluate(network, part, 1e-3), rel=1e-5)
+
+
+def test_the_epoch_line_is_keras_s_verbose_2_line(capsys, monkeypatch):
+    logs = {"accuracy": 0.43212, "loss": 1.6, "val_accuracy": 0.5, "val_loss": 1.40005, "learning_rate": 1e-3}
+    for seconds, logs["learning_rate"] in ((12.3, 0.0010000000474974513), (0.04, 5e-4), (2500.0, 1e-6)):
+        bar = keras.utils.Progbar(625, verbose=2, stateful_metrics=list(logs))
+        clock = bar._start + seconds
+        monkeypatch.setattr("keras.src.utils.progbar.time.time", lambda clock=clock: clock)
+        monkeypatch.setattr(bar, "_estimate_step_duration", lambda current, now, t=seconds: t / 625)
+        bar.update(625, list(logs.items()), finalize=True)
+        assert capsys.readouterr().out.strip() == train.keras_line(625, seconds, logs)
+        monkeypatch.undo()
+
+
+def test_a_terminal_gets_a_bar_and_a_log_file_or_quiet_none(npz, tmp_path):
+    for quiet in (False, True):
+        controller, terminal = os.openpty()
+        termios.tcsetwinsize(terminal, (24, 100))  # tqdm draws nothing on a terminal of no size
+        command = [sys.executable, ROOT / "train.py", "--data", npz, "--epochs", "2", "--out", tmp_path / f"run{quiet}"]
+        process = subprocess.Popen(
+            command + ["--quiet"] * quiet,
+            stdout=subprocess.PIPE,
+            stderr=terminal,
+            text=True,
+            env=os.environ | {"COLUMNS": "80"},
+        )
+        os.close(terminal)
+        seen = b""
+        try:
+            while chunk := os.read(controller, 4096):
+                seen += chunk
+        except OSError:  # Linux's end of file on a terminal
+            pass
+        os.close(controller)
+        out = process.stdout.read()
+        assert process.wait() == 0
+        assert (b"Epoch 1/2:" in seen and b"/4 [" in seen) == (not quiet)
+        assert len(re.findall(r"^Epoch \d/2 - 4/4 - ", out, re.MULTILINE)) == 2
+
+
+def test_ctrl_c_exits_with_130_and_keeps_whole_files(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-u", ROOT / "train.py", "--data", "synthetic", "--out", out]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not process.stdout.readline().startswith("Epoch 1/"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert len(err.splitlines()) == 1
+    assert "interrupted" in err
+    assert str(out) in err
+    assert len(rows(out)) >= 1
+    build_model().load_state_dict(torch.load(out / "best.pt", weights_only=True))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(npz, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train.main(["--data", str(npz), "--lr", "1e9", "--epochs", "9", "--out", str(out), "--device", "cpu"]) == 1
+    err = capsys.readouterr().err
+    assert "not finite in epoch" in err
+    assert "--lr" in err
+    assert not (out / "metrics.json").exists()
+
+
+def test_a_second_run_into_the_same_directory_is_refused_and_changes_nothing(npz, tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = ["--data", str(npz), "--epochs", "1", "--out", str(out)]
+    assert train.main(arguments) == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    capsys.readouterr()
+    assert train.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "already holds a run" in err
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_the_default_directory_names_model_and_seed(npz, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--data", str(npz), "--epochs", "1", "--seed", "7"]) == 0
+    assert (tmp_path / "runs" / "baseline-seed7" / "metrics.json").exists()
+
+
+def test_fewer_images_than_a_batch_and_one_image_for_validation_are_legal(arrays, tmp_path):
+    np.savez(tmp_path / "few.npz", **{name: array[:10] for name, array in arrays.items()})
+    arguments = ["--data", str(tmp_path / "few.npz"), "--validation-split", "0.1", "--epochs", "2"]
+    assert train.main([*arguments, "--out", str(tmp_path / "run")]) == 0
+
+
+BAD_FLAGS = {
+    "--epochs": ["0", "-1", "1.5", "many", ""],
+    "--batch-size": ["0", "-64", "64.0", "1000001"],
+    "--lr": ["0", "-0.001", "nan", "inf", "fast"],
+    "--l2": ["-0.001", "nan"],
+    "--dropout": ["1", "-0.1", "50%"],
+    "--validation-split": ["0", "1", "20"],
+    "--patience": ["-1", "1.5"],
+    "--lr-factor": ["0", "1", "2"],
+    "--lr-patience": ["-1", "x"],
+    "--min-lr": ["-1e-6", "nan"],
+    "--seed": ["-1", "0.5"],
+    "--device": ["gpu", "cuda:x", "tpu", "cuda:99"],
+    "--data": ["none.npz", "notes.txt"],
+    "--out": ["notes.txt"],
+}
+
+
+@pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, values in BAD_FLAGS.items() for value in values])
+def test_a_bad_value_is_refused_in_one_line_that_names_it(flag, value, npz, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("hello")
+    assert train.main(["--data", str(npz), f"{flag}={value}"]) == 2
+    printed = capsys.readouterr()
+    assert len(printed.err.splitlines()) == 1
+    assert flag in printed.err
+    assert value in printed.err
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("arguments", [["--epoch", "3"], ["--unknown"], ["stray"], ["--epochs"]])
+def test_an_unknown_or_unfinished_argument_is_refused(arguments, capsys):
+    assert train.main(arguments) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_without_cuda_auto_says_that_it_takes_the_cpu_and_explicit_cuda_is_an_error(npz, tmp_path, capsys):
+    assert train.main(["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
+    assert "No CUDA device: training on the CPU." in capsys.readouterr().out.splitlines()
+    assert train.main(["--data", str(npz), "--device", "cuda", "--out", str(tmp_path / "other")]) == 2
+    assert "'cuda' is not there" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+DEFAULTS = {
+    "--epochs": "50",
+    "--batch-size": "64",
+    "--lr": "0.001",
+    "--l2": "0.001",
+    "--dropout": "0.5",
+    "--validation-split": "0.2",
+    "--patience": "5",
+    "--lr-factor": "0.5",
+    "--lr-patience": "3",
+    "--min-lr": "1e-06",
+    "--seed": "0",
+    "--device": "auto",
+    "--data": "data",
+    "--out": "runs/baseline-seed<seed>",
+    "--quiet": "False",
+}
+
+
+def test_help_lists_every_flag_with_its_default(cli):
+    process = cli("--help")
+    assert process.returncode == 0
+    _, *flags = re.split(r"\n +(?=--)", process.stdout)
+    shown = {text.split()[0]: re.search(r"\(default:\s+(\S+)\)", text).group(1) for text in flags}
+    assert shown == DEFAULTS
+
+
+@pytest.mark.real
+def test_two_epochs_on_real_images_pass_52_percent_validation_accuracy(cli, real_npz, tmp_path):
+    out = tmp_path / "run"
+    process = cli("--data", real_npz, "--epochs", 2, "--out", out)
+    assert process.returncode == 0, process.stderr
+    assert rows(out)["val_accuracy"].max() > 0.52
+    assert json.loads((out / "metrics.json").read_text())["test_accuracy"] > 0.5
