@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 TRAINING = {"color": "#e69f00", "linestyle": "--", "label": "training"}
 VALIDATION = {"color": "#00468b", "linestyle": "-", "label": "validation"}
 BEST = {"color": "black", "linestyle": ":", "linewidth": 1.2}
-CUT = {"color": "0.55", "linestyle": "-", "linewidth": 0.8, "zorder": 0}
+CUT = {"color": "0.45", "linestyle": "-.", "linewidth": 1.0, "zorder": 1}
 
 
 def curves(
@@ -20,6 +20,7 @@ def curves(
     `learning_rates` are those after each epoch; `best_epoch` and `cuts` (the epochs that ended in a cut) count from 1.
     """
     figure = Figure(figsize=(14, 4), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12)  # inches between the panels
     figure.suptitle(title)
     epochs = range(1, len(history) + 1)
     accuracy, loss, rate = figure.subplots(1, 3)

@@ -71,6 +71,7 @@ def test_history_metrics_and_terminal_tell_the_same_story(synthetic_run):
     history, metrics = rows(out), json.loads((out / "metrics.json").read_text())
     epochs, best = metrics["epochs"], metrics["best_epoch"]
     assert history["epoch"].tolist() == list(range(epochs))
+    assert history["learning_rate"][0] == 0.0010000000474974513  # float32's 0.001, as a Keras model has it
     assert history["val_loss"].argmin() == best - 1
     assert epochs == best + 5
     # The list is read after the cut, the column before it.
@@ -134,6 +135,35 @@ def test_the_configuration_names_every_flag_and_what_fixes_the_bits(synthetic_ru
     assert config["device_name"]
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--batch-size", "32"), ("--lr", "0.002"), ("--l2", "0.1"), ("--dropout", "0.1"), ("--validation-split", "0.3")],
+)
+def test_each_training_flag_reaches_the_training(flag, value, npz, tmp_path):
+    arguments = ["--data", str(npz), "--epochs", "2", "--out"]
+    assert train.main([*arguments, str(tmp_path / "default")]) == 0
+    assert train.main([*arguments, str(tmp_path / "changed"), flag, value]) == 0
+    default, changed = rows(tmp_path / "default"), rows(tmp_path / "changed")
+    assert default["loss"][1] != changed["loss"][1]
+    if flag != "--l2":
+        return
+    # Through the gradient, not only through the figure: accuracies and the penalty itself move.
+    weights = [torch.load(tmp_path / name / "best.pt", weights_only=True) for name in ("default", "changed")]
+    assert weights[1]["conv1.weight"].norm() < weights[0]["conv1.weight"].norm()
+
+
+def test_each_callback_flag_reaches_its_callback(npz, tmp_path):
+    # At so small a rate no weight moves, so the flags alone say what happens when.
+    out = tmp_path / "run"
+    flags = {"--lr": "1e-30", "--min-lr": "3e-31", "--lr-factor": "0.4", "--lr-patience": "2", "--patience": "6"}
+    arguments = [word for pair in flags.items() for word in pair]
+    assert train.main(["--data", str(npz), "--epochs", "20", "--dropout", "0", "--out", str(out), *arguments]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (metrics["epochs"], metrics["best_epoch"], metrics["stopped"]) == (7, 1, "early stopping")
+    assert [cut["epoch"] for cut in metrics["learning_rate_cuts"]] == [3, 5]
+    assert [cut["learning_rate"] for cut in metrics["learning_rate_cuts"]] == pytest.approx([4e-31, 3e-31], rel=1e-6)
+
+
 def test_two_runs_with_one_seed_give_the_same_bits_and_another_seed_others(cli, npz, tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         process = cli("--data", npz, "--epochs", 3, "--seed", seed, "--out", tmp_path / name, "--device", "cpu")
@@ -156,13 +186,23 @@ def test_running_out_of_epochs_restores_the_best_weights_too(npz, tmp_path, caps
     )
 
 
-def test_each_epoch_has_another_order_and_the_seed_alone_decides_it():
-    orders = []
-    for entropy in ((0, 1), (0, 2), (1, 1), (0, 1)):
-        train.seed_torch(*entropy)
-        orders.append(torch.randperm(100).tolist())
-    assert orders[0] == orders[3]
-    assert orders[0] != orders[1] != orders[2] != orders[0]
+def test_each_epoch_has_another_order_and_seed_and_epoch_alone_decide_it(npz, tmp_path, monkeypatch):
+    orders, masks = [], []
+
+    def spy(model, optimizer, training, order, batch_size, l2, bar):
+        orders.append(order.tolist())
+        masks.append(F.dropout(torch.ones(100)).tolist())
+        return {"accuracy": 0.0, "loss": 0.0}
+
+    monkeypatch.setattr(train, "train_epoch", spy)
+    arguments = ["--data", str(npz), "--epochs", "3", "--device", "cpu"]
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        assert train.main([*arguments, "--seed", seed, "--out", str(tmp_path / name)]) == 0
+        torch.rand(17)  # what happened to the generator elsewhere does not matter
+    assert all(sorted(order) == list(range(256)) for order in orders)
+    for draws in (orders, masks):
+        assert draws[:3] == draws[3:6]
+        assert len({tuple(draw) for draw in draws}) == 6  # three epochs of either seed, all different
 
 
 def test_training_figures_are_per_image_and_of_the_weights_before_each_step(npz):
