@@ -72,6 +72,8 @@ def test_history_metrics_and_terminal_tell_the_same_story(synthetic_run):
     epochs, best = metrics["epochs"], metrics["best_epoch"]
     assert history["epoch"].tolist() == list(range(epochs))
     assert history["learning_rate"][0] == 0.0010000000474974513  # float32's 0.001, as a Keras model has it
+    for name in history.dtype.names:
+        assert np.array_equal(history[name].astype(np.float32), history[name])
     assert history["val_loss"].argmin() == best - 1
     assert epochs == best + 5
     # The list is read after the cut, the column before it.
@@ -218,6 +220,20 @@ def test_training_figures_are_per_image_and_of_the_weights_before_each_step(npz)
     assert figures["loss"] == pytest.approx(loss.item(), rel=1e-5)  # float32, another order of summation
     assert figures["accuracy"] == pytest.approx((logits.argmax(1) == part.labels).double().mean().item(), abs=1e-7)
     assert figures == pytest.approx(train.evaluate(network, part, 1e-3), rel=1e-5)
+
+
+def test_dropout_is_on_in_training_and_off_in_evaluation_whatever_came_before(npz):
+    arrays = data.load(str(npz))
+    part = data.as_split(arrays.x_train, arrays.y_train)
+    network = build_model(dropout=0.5)
+    still = train.Adam(network.parameters(), lr=0.0)
+    trained, evaluated = set(), set()
+    for _ in range(3):
+        order = torch.arange(len(part))
+        trained.add(train.train_epoch(network, still, part, order, 64, 1e-3, train.tqdm(disable=True))["loss"])
+        evaluated.add(train.evaluate(network, part, 1e-3)["loss"])
+    assert len(trained) == 3  # other masks, other loss
+    assert len(evaluated) == 1
 
 
 def test_the_epoch_line_is_keras_s_verbose_2_line(capsys, monkeypatch):
