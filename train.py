@@ -259,12 +259,12 @@ def fit(model: nn.Module, training: data.Split, validation: data.Split, args: ar
     plateau = reduce_lr_on_plateau(optimizer, args.lr_factor, args.lr_patience, float32(args.min_lr))
     history, learning_rates, seconds = [], [], []
     steps = math.ceil(len(training) / args.batch_size)
+    hide = args.quiet or not sys.stderr.isatty()
 
     for epoch in range(args.epochs):
         started = time.perf_counter()
         seed_torch(args.seed, epoch + 1)
         order = torch.randperm(len(training)).to(args.device)  # drawn on the CPU: one order for every device
-        hide = args.quiet or not sys.stderr.isatty()
         with tqdm(total=steps, desc=f"Epoch {epoch + 1}/{args.epochs}", unit="step", leave=False, disable=hide) as bar:
             logs = train_epoch(model, optimizer, training, order, args.batch_size, args.l2, bar)
         logs |= {f"val_{name}": value for name, value in evaluate(model, validation, args.l2).items()}

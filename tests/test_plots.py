@@ -1,7 +1,9 @@
 import io
+import subprocess
 import sys
 
 import numpy as np
+from conftest import ROOT
 from matplotlib.colors import to_rgb
 from PIL import Image
 
@@ -45,7 +47,12 @@ def test_training_and_validation_stay_apart_without_colour():
     assert plots.TRAINING["linestyle"] != plots.VALIDATION["linestyle"]
 
 
+def test_the_title_is_drawn():
+    assert (np.asarray(draw())[:25] != np.asarray(draw(title="another run"))[:25]).any()
+
+
 def test_drawing_leaves_pyplot_alone():
-    before = "matplotlib.pyplot" in sys.modules
-    draw()
-    assert ("matplotlib.pyplot" in sys.modules) == before
+    # In a process of its own: here another test may have imported it already.
+    drawn = f"plots.curves({HISTORY}, {RATES}, 4, [6], 'a')"
+    code = f"import sys, plots; {drawn}; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
