@@ -75,17 +75,8 @@ def describe(source: str) -> str:
 
 def load_npz(path: Path) -> Arrays:
     """Read `x_train, y_train, x_test, y_test` from a file in the layout of Keras's dataset files."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in Arrays._fields if name in file}
-            found = ", ".join(file) or "nothing"
-    except FileNotFoundError:
-        raise DataError(f"--data {path}: no such file; pass an .npz that exists, a folder, or '{SYNTHETIC}'") from None
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"--data {path}: not a readable .npz of plain arrays ({reason}); write it with np.savez"
-        ) from None
+    arrays = read_npz("--data", path)
+    found = ", ".join(arrays) or "nothing"
     missing = [name for name in Arrays._fields if name not in arrays]
     if missing:
         raise DataError(f"--data {path}: no array {', '.join(missing)} in it (found: {found}); add it with np.savez")
@@ -97,6 +88,20 @@ def load_npz(path: Path) -> Arrays:
         except DataError as error:
             raise DataError(f"--data {path}: {error}") from None
     return Arrays(**checked)
+
+
+def read_npz(flag: str, path: Path) -> dict[str, np.ndarray]:
+    """Read every array of the `.npz` file that `flag` names; raises DataError if that cannot be done."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError:
+        raise DataError(f"{flag} {path}: no such file; pass an .npz that exists") from None
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{flag} {path}: not a readable .npz of plain arrays ({reason}); write it with np.savez"
+        ) from None
 
 
 def _checked(x: str, images: np.ndarray, y: str, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -169,10 +174,12 @@ def as_split(images: np.ndarray, labels: np.ndarray) -> Split:
     return Split(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels))
 
 
-def batches(split: Split, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    split: Split, batch_size: int, order: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (images, labels) in `order` (int64 indices; None: as stored), the short last batch included.
 
-    Images come as float32 (B, 3, 32, 32) in [0, 1], channels_last in memory: the stored layout seen through a permute.
+    Images come as `dtype` (B, 3, 32, 32) in [0, 1], channels_last in memory: the stored layout seen through a permute.
     """
     for start in range(0, len(split), batch_size):
         if order is None:
@@ -180,7 +187,7 @@ def batches(split: Split, batch_size: int, order: Tensor | None = None) -> Itera
         else:
             rows = order[start : start + batch_size]
             images, labels = (part.index_select(0, rows) for part in split)  # (B, 32, 32, 3) uint8, (B,)
-        yield images.permute(0, 3, 1, 2).to(torch.float32).div_(255), labels
+        yield images.permute(0, 3, 1, 2).to(dtype).div_(255), labels
 
 
 def synthetic() -> Arrays:

@@ -1,4 +1,6 @@
-"""The network, its initial weights, and which of those weights carry L2."""
+"""The network, its initial weights, which of them carry L2, and their exchange with Keras."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -64,6 +66,40 @@ def parameter_groups(model: nn.Module, l2: float) -> list[dict]:
         {"params": decayed, "weight_decay": 2 * _in_keras(l2)},
         {"params": [p for p in model.parameters() if id(p) not in kept], "weight_decay": 0.0},
     ]
+
+
+def from_keras_weights(model: nn.Module, weights: Sequence[np.ndarray]) -> None:
+    """Copy the arrays of Keras's `model.get_weights()` into `model`; the inverse of `to_keras_weights`.
+
+    Raises ValueError, before anything is copied, naming the first array that does not fit.
+    """
+    parameters = dict(model.named_parameters())
+    wanted = to_keras_weights(model)
+    if len(weights) != len(wanted):
+        raise ValueError(f"{len(weights)} arrays; this network has {len(wanted)}: a kernel and a bias for each layer")
+    for number, (name, array, like) in enumerate(zip(parameters, weights, wanted, strict=True)):
+        which = f"array {number} ({name.replace('weight', 'kernel')})"
+        if array.shape != like.shape:
+            raise ValueError(f"{which} has shape {array.shape}; it must be {like.shape}")
+        if not (np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all()):
+            raise ValueError(f"{which} is {array.dtype} with {array.ravel()[:3]}...; it must be finite floats")
+    with torch.no_grad():
+        for parameter, array in zip(parameters.values(), weights, strict=True):
+            parameter.copy_(torch.from_numpy(_to_torch_axes(array).copy()))
+
+
+def to_keras_weights(model: nn.Module) -> list[np.ndarray]:
+    """Return the weights as Keras's `model.get_weights()` would: HWIO kernels, (in, out) dense kernels, biases."""
+    return [_to_keras_axes(parameter.detach().cpu().numpy()) for parameter in model.parameters()]
+
+
+# Difference 7 makes a dense kernel's rows Keras's too, so that a transpose is all it takes.
+def _to_torch_axes(array: np.ndarray) -> np.ndarray:
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T  # a bias is its own transpose
+
+
+def _to_keras_axes(array: np.ndarray) -> np.ndarray:
+    return np.array(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T, order="C")  # a copy, always
 
 
 def _in_keras(l2: float) -> float:

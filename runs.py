@@ -1,6 +1,7 @@
 """A run's directory: its files, each written whole or not at all, and what they say in words."""
 
 import csv
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -9,9 +10,12 @@ import platform
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import torch
 
 CONFIG, HISTORY, METRICS, WEIGHTS, CURVES = "config.json", "history.csv", "metrics.json", "best.pt", "curves.png"
+INITIAL_WEIGHTS, BEST_WEIGHTS = "initial_weights.npz", "best_weights.npz"  # as Keras's get_weights() orders them
+FILES = (CONFIG, HISTORY, METRICS, WEIGHTS, INITIAL_WEIGHTS, BEST_WEIGHTS, CURVES)
 PACKAGES = ("torchvision", "numpy", "matplotlib", "tqdm")
 EARLY_STOPPING, ALL_EPOCHS = "early stopping", "all epochs used"
 
@@ -22,7 +26,7 @@ class RunError(ValueError):
 
 def check_free(out: Path) -> None:
     """Raise RunError unless a new run can be written to `out`; touches nothing."""
-    taken = [name for name in (CONFIG, HISTORY, METRICS, WEIGHTS, CURVES) if (out / name).exists()]
+    taken = [name for name in FILES if (out / name).exists()]
     if taken:
         raise RunError(
             f"--out {out}: already holds a run ({', '.join(taken)}); "
@@ -61,6 +65,18 @@ def write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     buffer = io.BytesIO()
     torch.save({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, buffer)
     write_bytes(path, buffer.getvalue())
+
+
+def write_arrays(path: Path, arrays: list[np.ndarray]) -> None:
+    """Write `arrays` as `np.savez(path, *arrays)` does."""
+    buffer = io.BytesIO()
+    np.savez(buffer, *arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def fingerprint(arrays: list[np.ndarray]) -> str:
+    """SHA-256 of the values as float64, so that float32 and float64 runs from the same weights have the same one."""
+    return hashlib.sha256(b"".join(array.astype("<f8").tobytes() for array in arrays)).hexdigest()
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

@@ -24,7 +24,7 @@ import data
 import plots
 import runs
 from callbacks import EarlyStopping, reduce_lr_on_plateau
-from model import build_model, l2_penalty, parameter_groups
+from model import build_model, from_keras_weights, l2_penalty, parameter_groups, to_keras_weights
 from optim import Adam
 
 EVALUATION_BATCH = 256  # fits a CPU's cache: 1,000 images at once take twice as long there
@@ -140,10 +140,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--dropout", type=number(float, "[0, 1)"), default=0.5, metavar="PART", help="part of the dense units dropped"
     )
+    group.add_argument(
+        "--no-shuffle", action="store_true", help="take the training images in the same order each epoch"
+    )
     group.add_argument("--seed", type=number(int, "[0, inf)"), default=0, metavar="N", help="fixes every random draw")
     group.add_argument(
         "--device", type=device_type, default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N"
     )
+    group.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of weights and images")
 
     group = parser.add_argument_group("callbacks, all watching the validation loss with its L2 penalty")
     group.add_argument(
@@ -183,6 +187,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="part of the training images, the last ones, kept for validation",
     )
     group.add_argument(
+        "--init-weights",
+        type=Path,
+        metavar="FILE.npz",
+        help="start from these weights: np.savez(FILE, *model.get_weights()) of the Keras model, or a run's own",
+    )
+    group.add_argument(
         "--out",
         default="runs/baseline-seed<seed>",
         metavar="DIR",
@@ -203,20 +213,25 @@ def run(args: argparse.Namespace) -> None:
     # TF32 would shorten the mantissa of convolutions on newer GPUs; neither Keras's figures nor the CPU's have it.
     torch.backends.cudnn.allow_tf32 = False
 
+    seed_torch(args.seed, 0)
+    # Drawn on the CPU and in float32, so that a seed means the same initial weights on every device. In channels_last
+    # memory convolution and pooling are vectorised over channels, and the stored images need no copy.
+    model = build_model("baseline", args.dropout)
+    model.to(device, getattr(torch, args.dtype), memory_format=torch.channels_last)
+    if args.init_weights is not None:
+        load_initial_weights(model, args.init_weights)
+    initial_weights = to_keras_weights(model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+
     arrays = data.load(args.data)
     source = data.describe(args.data)
     training, validation = data.split_validation(arrays.x_train, arrays.y_train, args.validation_split)
     test = data.as_split(arrays.x_test, arrays.y_test)
     training, validation, test = (part.to(device) for part in (training, validation, test))
 
-    seed_torch(args.seed, 0)
-    # Drawn on the CPU, so that a seed means the same initial weights on every device. In channels_last memory
-    # convolution and pooling are vectorised over channels, and the stored images need no copy.
-    model = build_model("baseline", args.dropout).to(device, memory_format=torch.channels_last)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-
     runs.create(args.out)
-    flags = {name: value if isinstance(value, int | float) else str(value) for name, value in vars(args).items()}
+    runs.write_arrays(args.out / runs.INITIAL_WEIGHTS, initial_weights)
+    flags = {name: value if isinstance(value, int | float | None) else str(value) for name, value in vars(args).items()}
     config = {"model": "baseline", "data": source, "flags": flags} | runs.environment(device)
     runs.write_json(args.out / runs.CONFIG, config)
     say(
@@ -233,6 +248,7 @@ def run(args: argparse.Namespace) -> None:
         "model": "baseline",
         "data": source,
         "seed": args.seed,
+        "initial_weights": runs.fingerprint(initial_weights),
         "parameters": parameters,
         "test_loss": figures["loss"],
         "test_accuracy": figures["accuracy"],
@@ -251,12 +267,25 @@ def run(args: argparse.Namespace) -> None:
     say("", runs.reading(history, metrics, args.epochs), f"Test accuracy: {figures['accuracy']:.4f}")
 
 
+def load_initial_weights(model: nn.Module, path: Path) -> None:
+    """Start `model` from the arrays that `np.savez(path, *weights)` wrote."""
+    arrays = data.read_npz("--init-weights", path)
+    try:
+        from_keras_weights(model, [arrays[f"arr_{number}"] for number in range(len(arrays))])
+    except (KeyError, ValueError) as error:
+        what = f"no array {error}" if isinstance(error, KeyError) else error
+        raise data.DataError(
+            f"--init-weights {path}: {what}; write the file with np.savez(FILE, *model.get_weights())"
+        ) from None
+
+
 def fit(model: nn.Module, training: data.Split, validation: data.Split, args: argparse.Namespace):
     """Train `model` and put its best weights back; return history, rate after each epoch, seconds, EarlyStopping."""
     # Difference 9: a float32 Keras model keeps its rates in float32, so that 0.001 is 0.0010000000474974513.
-    optimizer = Adam(parameter_groups(model, args.l2), lr=float32(args.lr))
+    dtype = getattr(torch, args.dtype)
+    optimizer = Adam(parameter_groups(model, args.l2), lr=rounded(args.lr, dtype))
     early_stopping = EarlyStopping(args.patience)
-    plateau = reduce_lr_on_plateau(optimizer, args.lr_factor, args.lr_patience, float32(args.min_lr))
+    plateau = reduce_lr_on_plateau(optimizer, args.lr_factor, args.lr_patience, rounded(args.min_lr, dtype))
     history, learning_rates, seconds = [], [], []
     steps = math.ceil(len(training) / args.batch_size)
     hide = args.quiet or not sys.stderr.isatty()
@@ -264,7 +293,8 @@ def fit(model: nn.Module, training: data.Split, validation: data.Split, args: ar
     for epoch in range(args.epochs):
         started = time.perf_counter()
         seed_torch(args.seed, epoch + 1)
-        order = torch.randperm(len(training)).to(args.device)  # drawn on the CPU: one order for every device
+        # Drawn on the CPU: one order for every device.
+        order = None if args.no_shuffle else torch.randperm(len(training)).to(args.device)
         with tqdm(total=steps, desc=f"Epoch {epoch + 1}/{args.epochs}", unit="step", leave=False, disable=hide) as bar:
             logs = train_epoch(model, optimizer, training, order, args.batch_size, args.l2, bar)
         logs |= {f"val_{name}": value for name, value in evaluate(model, validation, args.l2).items()}
@@ -276,6 +306,7 @@ def fit(model: nn.Module, training: data.Split, validation: data.Split, args: ar
         if early_stopping.update(epoch, logs):
             best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             runs.write_weights(args.out / runs.WEIGHTS, best)
+            runs.write_arrays(args.out / runs.BEST_WEIGHTS, to_keras_weights(model))
         plateau.step(logs["val_loss"])
         # As in the notebook, the rate is logged after the cut: it is the next epoch's.
         learning_rates.append(optimizer.param_groups[0]["lr"])
@@ -295,12 +326,12 @@ def fit(model: nn.Module, training: data.Split, validation: data.Split, args: ar
 
 
 def train_epoch(
-    model: nn.Module, optimizer: Adam, training: data.Split, order: Tensor, batch_size: int, l2: float, bar: tqdm
+    model: nn.Module, optimizer: Adam, training: data.Split, order: Tensor | None, batch_size: int, l2: float, bar: tqdm
 ) -> dict[str, float]:
     """Take one step per batch; return loss and accuracy as each batch had them, dropout on, before its own step."""
     model.train()
     sums = 0
-    for images, labels in data.batches(training, batch_size, order):
+    for images, labels in data.batches(training, batch_size, order, dtype_of(model)):
         logits = model(images)
         loss = F.cross_entropy(logits, labels)
         sums += batch_sums(model, logits, labels, loss, l2)
@@ -308,7 +339,7 @@ def train_epoch(
         loss.backward()
         optimizer.step()
         bar.update()
-    return means(sums, len(training))
+    return means(sums, len(training), dtype_of(model))
 
 
 @torch.inference_mode()
@@ -316,10 +347,10 @@ def evaluate(model: nn.Module, part: data.Split, l2: float) -> dict[str, float]:
     """Return loss and accuracy on `part`, dropout off."""
     model.eval()
     sums = 0
-    for images, labels in data.batches(part, EVALUATION_BATCH):
+    for images, labels in data.batches(part, EVALUATION_BATCH, dtype=dtype_of(model)):
         logits = model(images)
         sums += batch_sums(model, logits, labels, F.cross_entropy(logits, labels), l2)
-    return means(sums, len(part))
+    return means(sums, len(part), dtype_of(model))
 
 
 @torch.no_grad()
@@ -330,14 +361,18 @@ def batch_sums(model: nn.Module, logits: Tensor, labels: Tensor, loss: Tensor, l
     return torch.stack([loss, (logits.argmax(1) == labels).sum()])
 
 
-def means(sums: Tensor, count: int) -> dict[str, float]:
-    """Read the sums of an epoch off the device, once, as figures per image; float32 values, as Keras logs them."""
+def means(sums: Tensor, count: int, dtype: torch.dtype) -> dict[str, float]:
+    """Read the sums of an epoch off the device, once, as figures per image; values of `dtype`, as Keras logs them."""
     loss, accuracy = (sums / count).tolist()
-    return {"accuracy": float32(accuracy), "loss": float32(loss)}
+    return {"accuracy": rounded(accuracy, dtype), "loss": rounded(loss, dtype)}
 
 
-def float32(value: float) -> float:
-    return float(np.float32(value))
+def rounded(value: float, dtype: torch.dtype) -> float:
+    return torch.tensor(value, dtype=dtype).item()
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype
 
 
 def seed_torch(*entropy: int) -> None:

@@ -39,9 +39,11 @@ def test_a_synthetic_run_leaves_every_file_and_exits_with_0(synthetic_run):
     assert process.returncode == 0, process.stderr
     assert sorted(file.name for file in out.iterdir()) == [
         "best.pt",
+        "best_weights.npz",
         "config.json",
         "curves.png",
         "history.csv",
+        "initial_weights.npz",
         "metrics.json",
     ]
     assert Image.open(out / "curves.png").size == (1400, 400)
