@@ -2,7 +2,11 @@
 
 import io
 
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 # Far apart in lightness as well as in hue, and in line style, so that a grey print reads as well.
@@ -10,6 +14,8 @@ TRAINING = {"color": "#e69f00", "linestyle": "--", "label": "training"}
 VALIDATION = {"color": "#00468b", "linestyle": "-", "label": "validation"}
 BEST = {"color": "black", "linestyle": ":", "linewidth": 1.2}
 CUT = {"color": "0.45", "linestyle": "-.", "linewidth": 1.0, "zorder": 1}
+GROUPS = ("#00468b", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
+STYLES = (("--", "training"), ("-", "validation and learning rate"))
 
 
 def curves(
@@ -40,6 +46,57 @@ def curves(
         axes.set(xlabel="epoch")
         axes.grid(alpha=0.3)
         axes.legend()
+    return _png(figure)
+
+
+def overlay(groups: dict[str, list[dict[str, list[float]]]]) -> bytes:
+    """Draw the histories of several groups of runs over each other and return the picture as PNG, 14 x 4.5 inches.
+
+    A group has one colour: the mean of its runs, and the band from their least to their greatest. Where runs differ in
+    length both go as far as half of them went. Columns a history lacks are left out.
+    """
+    figure = Figure(figsize=(14, 4.5), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12)
+    colours = GROUPS if len(groups) <= len(GROUPS) else colormaps["turbo"](np.linspace(0, 1, len(groups)))
+    handles = []
+    panels = {
+        "accuracy": ("accuracy", "val_accuracy"),
+        "loss": ("loss", "val_loss"),
+        "learning rate": ("learning_rate",),
+    }
+    all_axes = dict(zip(panels, figure.subplots(1, 3), strict=True))
+    for colour, (label, histories) in zip(colours, groups.items(), strict=False):  # more colours than groups
+        for panel, columns in panels.items():
+            for column in columns:
+                found = [history[column] for history in histories if column in history]
+                if found:
+                    _draw_group(all_axes[panel], found, colour, "--" if column in ("accuracy", "loss") else "-")
+        runs = "" if len(histories) == 1 else f", mean and range of {len(histories)} runs"
+        handles.append(Line2D([], [], color=colour, label=label + runs))
+    for panel, axes in all_axes.items():
+        axes.set(title=panel.capitalize(), xlabel="epoch", ylabel=panel)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    all_axes["loss"].set(ylabel="loss with L2 penalty")
+    all_axes["learning rate"].set(ylabel="the epoch's learning rate", ylim=(0, None))
+    all_axes["learning rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    handles += [Line2D([], [], color="0.3", linestyle=style, label=label) for style, label in STYLES]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    return _png(figure)
+
+
+def _draw_group(axes: Axes, curves: list[list[float]], colour, style: str) -> None:
+    values = np.full((len(curves), max(map(len, curves))), np.nan)
+    for row, curve in zip(values, curves, strict=True):
+        row[: len(curve)] = curve
+    shown = np.isfinite(values).sum(0) * 2 >= len(curves)
+    values, epochs = values[:, shown], np.flatnonzero(shown) + 1
+    axes.plot(epochs, np.nanmean(values, 0), color=colour, linestyle=style, marker="." if len(epochs) == 1 else None)
+    if len(curves) > 1:
+        axes.fill_between(epochs, np.nanmin(values, 0), np.nanmax(values, 0), color=colour, alpha=0.15, linewidth=0)
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,14 @@ EARLY_STOPPING, ALL_EPOCHS = "early stopping", "all epochs used"
 
 class RunError(ValueError):
     """The run's directory cannot be used; the message names it and the ways on."""
+
+
+class Run(NamedTuple):
+    """A finished or unfinished run as read back: its path, one list per column of its history, its metrics."""
+
+    path: str
+    history: dict[str, list[float]]
+    metrics: dict
 
 
 def check_free(out: Path) -> None:
@@ -86,6 +95,60 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
     writer.writeheader()
     writer.writerows({"epoch": epoch, **logs} for epoch, logs in enumerate(history))
     write_bytes(path, buffer.getvalue().encode())
+
+
+def read(path: Path) -> Run:
+    """Read a run's directory, a bare history.csv, or a Keras `history.history` saved as JSON; metrics may be empty.
+
+    Keras 2's `lr` is read as `learning_rate`. Raises RunError naming what is wrong.
+    """
+    if path.is_dir():
+        metrics_file = path / METRICS
+        metrics = _read_json(metrics_file) if metrics_file.exists() else {}
+        return Run(str(path), _read_history(path / HISTORY), metrics)
+    return Run(str(path), _read_history(path), {})
+
+
+def _read_history(path: Path) -> dict[str, list[float]]:
+    if path.suffix == ".json":
+        columns = _read_json(path)
+    else:
+        rows = list(csv.reader(io.StringIO(_read_text(path), newline="")))
+        header = rows[0] if rows else []
+        if any(len(row) != len(header) for row in rows):
+            raise RunError(f"{path}: its rows differ in length; pass a history.csv as CSVLogger writes it")
+        columns = {name: [row[number] for row in rows[1:]] for number, name in enumerate(header)}
+    columns = {"learning_rate" if name == "lr" else name: values for name, values in columns.items()}
+    if "loss" not in columns:
+        raise RunError(f"{path}: no column 'loss' in it; pass a history.csv, or history.history saved as JSON")
+    history = {}
+    for name, values in columns.items():
+        try:
+            history[name] = [float(value) for value in values]
+        except (TypeError, ValueError) as error:
+            raise RunError(f"{path}: column {name!r} is not all numbers ({error}); pass a training history") from None
+    if not history["loss"] or len({len(values) for values in history.values()}) > 1:
+        raise RunError(f"{path}: it needs one row or more, and as many values in each column; pass a training history")
+    return history
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        value = json.loads(_read_text(path))
+    except ValueError as error:
+        raise RunError(f"{path}: not JSON ({error}); delete or replace it") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: a JSON {type(value).__name__}; it must be an object with names and values")
+    return value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); pass a run's directory or its history") from None
+    except UnicodeDecodeError:
+        raise RunError(f"{path}: not a text file; pass a run's directory or its history") from None
 
 
 def environment(device: torch.device) -> dict:

@@ -24,6 +24,7 @@ import data
 import plots
 import runs
 from callbacks import EarlyStopping, reduce_lr_on_plateau
+from flags import Parser, number
 from model import build_model, from_keras_weights, l2_penalty, parameter_groups, to_keras_weights
 from optim import Adam
 
@@ -75,30 +76,6 @@ def say(*lines: object) -> None:
     print(*lines, sep="\n", flush=True)  # a log file shows each epoch when it ends
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        self.exit(fail(2, f"{message} (see --help)"))
-
-
-def number(kind: type, interval: str):
-    """An argparse type: a whole (`int`) or any finite (`float`) number within `interval`, such as `[0, 1)`."""
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-
-    def parse(text: str):
-        try:
-            value = kind(text)
-            inside = (
-                low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
-            )
-        except ValueError:
-            inside = False
-        if not inside:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number in {interval}")
-        return value
-
-    return parse
-
-
 def device_type(text: str) -> torch.device:
     """An argparse type: the device that `auto`, `cpu`, `cuda` or `cuda:N` names, which must be there."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
@@ -119,8 +96,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="train.py",
         description="Train the notebook's CNN on CIFAR-10 as Keras would. The defaults are the notebook's.",
         epilog="exit codes: 0 done, 1 training diverged, 2 bad input, 3 data not available, 130 interrupted",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=number(int, "[1, inf)"), default=50, metavar="N", help="epochs at most")

@@ -110,6 +110,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.5, help="part of the dense units dropped")
     parser.add_argument("--patience", type=int, default=5, help="early stopping's patience in epochs")
     parser.add_argument("--lr-patience", type=int, default=3, help="patience of the learning-rate cut in epochs")
+    parser.add_argument("--min-lr", type=float, default=1e-6, help="no cut goes below this rate")
     parser.add_argument("--no-shuffle", action="store_true", help="take the images in the same order each epoch")
     parser.add_argument("--seed", type=int, default=0, help="fixes initial weights and dropout masks")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="Keras's floatx")
@@ -151,7 +152,7 @@ def run(model: keras.Model, x_train, y_train, x_test, y_test, args: argparse.Nam
     np.savez(args.out / "initial_weights.npz", *initial_weights)
 
     early_stopping = keras.callbacks.EarlyStopping("val_loss", patience=args.patience, restore_best_weights=True)
-    plateau = keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.5, patience=args.lr_patience, min_lr=1e-6)
+    plateau = keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.5, patience=args.lr_patience, min_lr=args.min_lr)
     log = EpochLog()
     history = model.fit(
         x_train,

@@ -1,12 +1,12 @@
 import math
 
-import keras
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from model import build_model, l2_penalty, l2_weights, parameter_groups
+from model import build_model, from_keras_weights, l2_penalty, l2_weights, parameter_groups, to_keras_weights
+from reference import keras_notebook
 
 
 @pytest.fixture
@@ -25,42 +25,14 @@ def labels():
     return torch.arange(16) % 10
 
 
-def keras_notebook(dropout):
-    """The notebook's model, built in real Keras."""
-    layers, l2 = keras.layers, keras.regularizers.l2
-    convolution = {"activation": "relu", "padding": "same"}
-    return keras.Sequential(
-        [
-            keras.Input((32, 32, 3)),
-            layers.Conv2D(32, (3, 3), kernel_regularizer=l2(0.001), **convolution),
-            layers.MaxPooling2D((2, 2)),
-            layers.Conv2D(64, (3, 3), kernel_regularizer=l2(0.001), **convolution),
-            layers.MaxPooling2D((2, 2)),
-            layers.Flatten(),
-            layers.Dense(128, activation="relu"),
-            layers.Dropout(dropout),
-            layers.Dense(10, activation="softmax"),
-        ]
-    )
-
-
-def load_keras_weights(network, weights):
-    with torch.no_grad():
-        for parameter, array in zip(network.parameters(), weights, strict=True):
-            tensor = torch.from_numpy(array)
-            parameter.copy_(
-                tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T if tensor.ndim == 2 else tensor
-            )
-
-
 def test_the_network_has_as_many_parameters_as_the_notebook_s_keras_model(network):
-    assert sum(p.numel() for p in network.parameters()) == keras_notebook(0.5).count_params() == 545_098
+    assert sum(p.numel() for p in network.parameters()) == keras_notebook.build_model().count_params() == 545_098
 
 
 def test_the_network_computes_what_the_keras_model_computes_from_the_same_weights(network, images, labels):
-    reference = keras_notebook(0.5)
+    reference = keras_notebook.build_model()
     reference.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    load_keras_weights(network, reference.get_weights())
+    from_keras_weights(network, reference.get_weights())
     channels_last = images.permute(0, 2, 3, 1).numpy()
     with torch.inference_mode():
         logits = network(images)
@@ -96,7 +68,7 @@ def test_pooling_before_relu_gives_the_notebook_s_values_and_gradients_to_the_bi
 
 
 def test_initial_kernels_spread_as_keras_s_and_initial_biases_are_zero(network):
-    reference = keras_notebook(0.5).get_weights()
+    reference = keras_notebook.build_model().get_weights()
     for (name, ours), theirs in zip(network.named_parameters(), reference, strict=True):
         if name.endswith("bias"):
             assert not ours.any()
@@ -142,3 +114,55 @@ def test_weight_decay_of_the_groups_has_the_gradient_of_the_explicit_penalty(net
     optimizer.step()  # plain SGD with rate 1: the weights move by minus the gradient it saw
     for old, new, gradient in zip(before, network.parameters(), explicit, strict=True):
         torch.testing.assert_close(old - new, gradient, rtol=1e-12, atol=1e-14)  # rounding of one subtraction
+
+
+def test_weights_go_to_keras_and_back_to_the_bit(network):
+    reference = keras_notebook.build_model()
+    network.to(memory_format=torch.channels_last)
+    reference.set_weights(to_keras_weights(network))
+    other = build_model()
+    from_keras_weights(other, reference.get_weights())
+    for ours, theirs in zip(network.parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(to_keras_weights(network), reference.get_weights(), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert np.array_equal(ours, theirs)
+
+
+def test_weights_of_keras_come_and_go_back_to_the_bit(network):
+    network.to(memory_format=torch.channels_last)
+    random = np.random.default_rng(0)
+    weights = [random.standard_normal(array.shape).astype(np.float32) for array in to_keras_weights(network)]
+    from_keras_weights(network, weights)
+    assert network.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(map(np.array_equal, to_keras_weights(network), weights))
+
+
+def test_weights_for_keras_are_copies_that_training_does_not_change(network):
+    before = to_keras_weights(network)
+    kept = [array.copy() for array in before]
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1)
+    assert all(map(np.array_equal, before, kept))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda w: w[:7], "7 arrays; this network has 8"),
+        (
+            lambda w: [*w[:2], w[2].transpose(3, 2, 0, 1), *w[3:]],
+            r"array 2 \(conv2.kernel\) has shape \(64, 32, 3, 3\)",
+        ),
+        (lambda w: [*w[:4], w[4].T, *w[5:]], r"array 4 .* \(128, 4096\); it must be \(4096, 128\)"),
+        (lambda w: [*w[:7], w[7] * np.nan], r"array 7 \(dense2.bias\) is float32 .*finite"),
+        (lambda w: [*w[:7], w[7].astype(int)], r"array 7 \(dense2.bias\) is int64"),
+        (lambda w: [*w[:7], w[7].astype(object)], r"array 7 \(dense2.bias\) is object"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named_and_nothing_is_copied(spoil, message, network):
+    before = to_keras_weights(network)
+    with pytest.raises(ValueError, match=message):
+        from_keras_weights(network, spoil([array + 1 for array in before]))
+    assert all(map(np.array_equal, to_keras_weights(network), before))
