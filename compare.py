@@ -235,7 +235,7 @@ def test_accuracy_difference(first: list[runs.Run], second: list[runs.Run]) -> D
 
 
 def t_quantile(freedom: float) -> float:
-    """The 97.5 % quantile of Student's t with `freedom` >= 1 degrees of freedom, to 1e-9 of it."""
+    """The 97.5 % quantile of Student's t with `freedom` >= 1 degrees of freedom, to 1e-8 of it."""
     # None of the six packages has it. With t = sqrt(freedom) * tan(angle) the density is a power of the cosine:
     # Gauss-Legendre integration, and bisection between 1.9 and 12.8 (the limits are 1.960 and, for 1, 12.706).
     nodes, weights = np.polynomial.legendre.leggauss(64)

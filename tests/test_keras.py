@@ -40,14 +40,24 @@ def float64(monkeypatch):
     keras.config.set_dtype_policy(before)
 
 
+def glorot_uniform(random):
+    """Initial weights drawn by numpy, in Keras's layout: the same whatever the versions of Keras and torch."""
+    arrays = []
+    for array in to_keras_weights(build_model()):
+        limit = np.sqrt(6 / (array[..., 0].size + array[..., 0, :].size)) if array.ndim > 1 else 0
+        arrays.append(random.uniform(-limit, limit, array.shape).astype(np.float32))
+    return arrays
+
+
 def same_start(dtype, dropout=0.0):
     """A compiled Keras model and our network with the same weights, biases not zero."""
-    random = np.random.default_rng(0)
+    random = np.random.RandomState(0)
     reference = keras_notebook.build_model(dropout)
-    reference.set_weights([w + 0.1 * random.standard_normal(w.shape) * (w.ndim == 1) for w in reference.get_weights()])
+    weights = [w + 0.1 * random.standard_normal(w.shape) * (w.ndim == 1) for w in glorot_uniform(random)]
+    reference.set_weights(weights)
     keras_notebook.compile_model(reference)
     network = build_model(dropout=dropout).to(dtype)
-    from_keras_weights(network, reference.get_weights())
+    from_keras_weights(network, weights)
     return reference, network
 
 
@@ -137,35 +147,28 @@ def test_fifty_steps_in_float64_lead_to_keras_s_weights_to_1e_11(float64):
     assert_close(to_keras_weights(network), reference.get_weights(), 1e-11)
 
 
-def test_fifty_steps_in_float32_stay_as_near_to_keras_as_float32_stays_to_float64():
+def test_fifty_steps_in_float32_follow_keras_as_far_as_rounding_lets_them():
     reference, network = same_start(torch.float32)
-    exact = build_model(dropout=0.0).double()
-    from_keras_weights(exact, reference.get_weights())
-    our_steps(exact, torch.float64, 50)
+    start = to_keras_weights(network)
     losses, expected = our_steps(network, torch.float32, 50), keras_steps(reference, torch.float32, 50)
-    # Five steps differ by rounding: measured 4e-7.
+    # Five steps differ by rounding only: measured 4e-7.
     np.testing.assert_allclose(losses[:5], expected[:5], rtol=1e-5)
 
     # Then training multiplies it: a gradient near zero that changes its sign moves its weight by a whole step of 1e-3.
-    # Measured after 50 steps, root mean square over all weights: 4e-4 to 6e-4 between any two of ours, Keras's and
-    # float64's; so that is the tolerance, three times.
+    # Measured from eight starts: after 50 steps two float32 runs, or one and float64, are 0.05 to 15 % of the way
+    # travelled apart (root mean square over all weights); ours and Keras's 1 to 15 %.
     def distance(one, other):
-        pairs = zip(to_keras_weights(one), other, strict=True)
-        return np.sqrt(np.mean(np.concatenate([(a - b).ravel() ** 2 for a, b in pairs])))
+        return np.sqrt(np.mean(np.concatenate([(a - b).ravel() ** 2 for a, b in zip(one, other, strict=True)])))
 
-    assert distance(network, reference.get_weights()) < 3 * distance(exact, reference.get_weights())
+    theirs = reference.get_weights()
+    assert distance(to_keras_weights(network), theirs) < 0.3 * distance(theirs, start)
 
 
 @pytest.fixture(scope="module")
 def start_file(tmp_path_factory):
-    """Initial weights drawn by numpy, in Keras's layout: the same whatever the versions of Keras and torch."""
-    random = np.random.RandomState(0)
-    arrays = []
-    for array in to_keras_weights(build_model()):
-        limit = np.sqrt(6 / (array[..., 0].size + array[..., 0, :].size)) if array.ndim > 1 else 0
-        arrays.append(random.uniform(-limit, limit, array.shape).astype(np.float32))
+    """The file that both sides start from."""
     path = tmp_path_factory.mktemp("start") / "weights.npz"
-    np.savez(path, *arrays)
+    np.savez(path, *glorot_uniform(np.random.RandomState(0)))
     return path
 
 
@@ -199,7 +202,7 @@ def run_both(tmp_path, *flags):
     ("images", "flags", "story"),
     [
         (2000, ["--lr", "0.002", "--patience", "2", "--lr-patience", "1", "--epochs", "15"], (9, 7, [4, 6, 8, 9])),
-        (2000, ["--lr", "0.002", "--epochs", "4"], (4, 3, [])),
+        (1000, ["--lr", "0.02", "--epochs", "4"], (4, 3, [])),
         # Steps too small to change an output: val_loss is the same to the bit in each epoch.
         (500, ["--lr", "1e-30", "--min-lr", "0", "--patience", "3", "--lr-patience", "2"], (4, 1, [3])),
     ],
@@ -259,6 +262,45 @@ def test_with_dropout_and_shuffling_both_start_alike_and_log_the_same_things(sta
             with np.load(tmp_path / name / "initial_weights.npz") as written:
                 assert list(written) == list(file)
                 assert all(np.array_equal(written[key], file[key]) for key in file)
+
+
+def test_keras_gets_a_run_s_test_figures_from_its_best_weights(start_file, tmp_path):
+    data = stand_in(tmp_path / "data.npz", 1000)
+    assert train.main(["--data", str(data), "--epochs", "2", "--out", str(tmp_path / "run")]) == 0
+    reference = keras_notebook.build_model()
+    keras_notebook.compile_model(reference)
+    with np.load(tmp_path / "run" / "best_weights.npz") as file:
+        reference.set_weights(list(file.values()))
+    _, _, images, labels = keras_notebook.load_data(data)
+    loss, accuracy = reference.evaluate(images, labels, verbose=0)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert accuracy == metrics["test_accuracy"]
+    assert loss == pytest.approx(metrics["test_loss"], rel=1e-6)  # float32: another order of summation
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--data", "missing.npz", "missing.npz"),
+        ("--data", "weights.npz", "no array x_train"),
+        ("--init-weights", "data.npz", "weights"),
+        ("--init-weights", "notes.txt", "notes.txt: not a readable .npz"),
+        ("--out", "taken", "taken"),
+    ],
+)
+def test_the_reference_refuses_bad_input_in_one_line(flag, value, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    stand_in("data.npz", 100)
+    np.savez("weights.npz", np.zeros(3))
+    (tmp_path / "notes.txt").write_text("no arrays")
+    (tmp_path / "taken").mkdir()
+    flags = {"--data": "data.npz", "--epochs": "1", "--out": "new"} | {flag: value}
+    assert keras_notebook.main([part for pair in flags.items() for part in pair]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("keras_notebook.py: error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_reference_sees_another_order_each_epoch_and_the_same_ones_with_the_same_seed(monkeypatch, tmp_path):

@@ -56,3 +56,41 @@ def test_drawing_leaves_pyplot_alone():
     drawn = f"plots.curves({HISTORY}, {RATES}, 4, [6], 'a')"
     code = f"import sys, plots; {drawn}; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def falling(start, epochs=12):
+    values = [start * 0.9**epoch for epoch in range(epochs)]
+    return {"accuracy": values, "val_accuracy": values[::-1], "loss": values, "val_loss": values[::-1]}
+
+
+def painted(groups):
+    """How many pixels of the panels, legend left out, have each group's colour, or a band's lighter one."""
+    picture = np.asarray(Image.open(io.BytesIO(plots.overlay(groups))).convert("RGB"))[:400].astype(int)
+    pure = [np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in plots.GROUPS[: len(groups)]]
+    band = [255 - 0.15 * (255 - colour) for colour in pure]
+    return [[int((np.abs(picture - colour).sum(2) < 12).sum()) for colour in colours] for colours in (pure, band)]
+
+
+def test_an_overlay_draws_each_group_in_its_colour_and_a_band_only_for_several_runs():
+    lines, bands = painted({"one": [falling(1.0)], "two": [falling(0.5), falling(0.7)]})
+    assert min(lines) > 300
+    assert bands[1] > 3000
+    assert bands[0] < 500  # the rims of lines and letters
+
+
+def test_an_overlay_leaves_out_what_a_history_lacks():
+    whole, _ = painted({"one": [falling(1.0)]})
+    part, _ = painted({"one": [{"loss": falling(1.0)["loss"]}]})
+    assert 50 < part[0] < whole[0]
+
+
+def test_an_overlay_of_runs_of_several_lengths_goes_as_far_as_half_of_them():
+    short, long = falling(1.0, 4), falling(1.0, 12)
+    assert plots.overlay({"g": [short, short, short, long]}) != plots.overlay({"g": [short, short, long, long]})
+    three = {name: values[:4] for name, values in long.items()}
+    assert plots.overlay({"g": [short, short, short, long]}) == plots.overlay({"g": [short, short, short, three]})
+
+
+def test_an_overlay_has_a_colour_for_each_of_many_groups():
+    groups = {str(number): [falling(1.0 + number)] for number in range(12)}
+    assert Image.open(io.BytesIO(plots.overlay(groups))).size == (1400, 450)

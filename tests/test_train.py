@@ -18,7 +18,7 @@ from PIL import Image
 
 import data
 import train
-from model import build_model, l2_penalty
+from model import build_model, l2_penalty, to_keras_weights
 
 HEADER = "epoch,accuracy,learning_rate,loss,val_accuracy,val_loss"
 
@@ -134,6 +134,9 @@ def test_the_configuration_names_every_flag_and_what_fixes_the_bits(synthetic_ru
         "lr_patience": 3,
         "min_lr": 1e-6,
         "seed": 0,
+        "no_shuffle": False,
+        "dtype": "float32",
+        "init_weights": None,
         "device": "cpu" if not torch.cuda.is_available() else "cuda",
         "data": "synthetic",
         "out": str(out),
@@ -387,8 +390,11 @@ DEFAULTS = {
     "--lr-factor": "0.5",
     "--lr-patience": "3",
     "--min-lr": "1e-06",
+    "--no-shuffle": "False",
     "--seed": "0",
     "--device": "auto",
+    "--dtype": "float32",
+    "--init-weights": "None",
     "--data": "data",
     "--out": "runs/baseline-seed<seed>",
     "--quiet": "False",
@@ -410,3 +416,73 @@ def test_two_epochs_on_real_images_pass_52_percent_validation_accuracy(cli, real
     assert process.returncode == 0, process.stderr
     assert rows(out)["val_accuracy"].max() > 0.52
     assert json.loads((out / "metrics.json").read_text())["test_accuracy"] > 0.5
+
+
+def test_a_run_started_from_its_own_initial_weights_is_the_same_run_to_the_bit(npz, tmp_path):
+    flags = ["--data", str(npz), "--epochs", "2", "--seed", "3", "--out"]
+    assert train.main([*flags, str(tmp_path / "a")]) == 0
+    again = ["--init-weights", str(tmp_path / "a" / "initial_weights.npz")]
+    assert train.main([*flags, str(tmp_path / "b"), *again]) == 0
+    for name in ("history.csv", "initial_weights.npz", "best_weights.npz"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert train.main([*flags[:-2], "4", "--out", str(tmp_path / "c"), *again]) == 0
+    assert (tmp_path / "a" / "initial_weights.npz").read_bytes() == (
+        tmp_path / "c" / "initial_weights.npz"
+    ).read_bytes()
+    assert (tmp_path / "a" / "history.csv").read_bytes() != (tmp_path / "c" / "history.csv").read_bytes()
+
+
+def test_the_best_weights_for_keras_are_those_of_best_pt(synthetic_run):
+    _, out = synthetic_run
+    network = build_model()
+    network.load_state_dict(torch.load(out / "best.pt", weights_only=True))
+    with np.load(out / "best_weights.npz") as file:
+        assert all(map(np.array_equal, file.values(), to_keras_weights(network)))
+
+
+def test_a_float64_run_computes_and_logs_in_float64(npz, tmp_path):
+    flags = ["--data", str(npz), "--epochs", "1", "--out"]
+    assert train.main([*flags, str(tmp_path / "32")]) == 0
+    assert train.main([*flags, str(tmp_path / "64"), "--dtype", "float64"]) == 0
+    single, double = (rows(tmp_path / name)[0] for name in ("32", "64"))
+    assert double["learning_rate"] == 0.001
+    assert double["loss"] != np.float32(double["loss"])
+    assert double["loss"] == pytest.approx(single["loss"], rel=1e-3)  # masks and order are the same, roundings not
+    with np.load(tmp_path / "64" / "best_weights.npz") as file:
+        assert {array.dtype for array in file.values()} == {np.dtype(np.float64)}
+    one, other = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("32", "64"))
+    assert one["initial_weights"] == other["initial_weights"]
+
+
+def test_without_shuffling_the_images_come_as_they_are_stored(npz, arrays, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "train_epoch", lambda *args: seen.append(args[3]) or {"accuracy": 0.0, "loss": 1.0})
+    assert train.main(["--data", str(npz), "--epochs", "2", "--no-shuffle", "--out", str(tmp_path / "run")]) == 0
+    assert seen == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (None, "no such file"),
+        ([np.zeros(3)], "1 arrays; this network has 8"),
+        ([np.zeros((3, 3, 3, 32))] * 8, "array 1 (conv1.bias) has shape (3, 3, 3, 32); it must be (32,)"),
+        ({"kernel": np.zeros(3)}, "no array 'arr_0'"),
+        ([np.array([None])], "not a readable .npz"),
+    ],
+)
+def test_initial_weights_that_do_not_fit_are_refused_before_anything_is_written(
+    weights, message, npz, tmp_path, capsys
+):
+    path = tmp_path / "w.npz"
+    if isinstance(weights, dict):
+        np.savez(path, **weights)
+    elif weights:
+        np.savez(path, *weights)
+    out = tmp_path / "run"
+    assert train.main(["--data", str(npz), "--init-weights", str(path), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert f"--init-weights {path}" in error
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()
