@@ -91,6 +91,8 @@ def load_data(path: str | None) -> tuple[np.ndarray, ...]:
         if missing:
             raise ValueError(f"{path}: no array {', '.join(missing)} in it")
         x_train, y_train, x_test, y_test = (arrays[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+        if x_train.shape[1:] != (32, 32, 3) or x_test.shape[1:] != (32, 32, 3):
+            raise ValueError(f"{path}: images of {x_train.shape[1:]} and {x_test.shape[1:]}; they must be (32, 32, 3)")
     dtype = keras.config.floatx()
     return (
         x_train.astype(dtype) / 255,
@@ -100,12 +102,21 @@ def load_data(path: str | None) -> tuple[np.ndarray, ...]:
     )
 
 
+def count(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.splitlines()[0],
+        prog="keras_notebook.py",
+        usage=argparse.SUPPRESS,  # an error is one line
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--epochs", type=int, default=50, help="epochs at most")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per step")
+    parser.add_argument("--epochs", type=count, default=50, help="epochs at most")
+    parser.add_argument("--batch-size", type=count, default=64, help="images per step")
     parser.add_argument("--lr", type=float, default=1e-3, help="Adam's first learning rate")
     parser.add_argument("--dropout", type=float, default=0.5, help="part of the dense units dropped")
     parser.add_argument("--patience", type=int, default=5, help="early stopping's patience in epochs")
@@ -123,7 +134,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
+    try:
+        args = parse_arguments(argv)
+    except SystemExit as stop:
+        return stop.code
     keras.config.set_floatx(args.dtype)
     try:
         seed_everything(args.seed)

@@ -5,6 +5,7 @@ The same equality on TensorFlow itself takes minutes; README says how to see it.
 """
 
 import csv
+import itertools
 import json
 
 import keras
@@ -184,11 +185,12 @@ def stand_in(path, train_images):
     return path
 
 
-def run_both(tmp_path, *flags):
+def run_both(tmp_path, *flags, before=(lambda: None, lambda: None)):
     """Run the reference and train.py with the same flags; returns each one's history, metrics and best weights."""
     found = []
-    for name, main in (("keras", keras_notebook.main), ("torch", train.main)):
+    for name, main, prepare in zip(("keras", "torch"), (keras_notebook.main, train.main), before, strict=True):
         out = tmp_path / name
+        prepare()
         assert main([*map(str, flags), "--out", str(out)]) == 0
         with (out / "history.csv").open(newline="") as file:
             header, *rows = csv.reader(file)
@@ -226,6 +228,34 @@ def test_whole_float64_runs_equal_keras_s_in_every_figure_to_1e_9(images, flags,
     assert_close(ours[3], theirs[3], 1e-9)
     if "1e-30" in flags:
         assert len(set(ours[1][:, -1])) == 1
+
+
+def test_given_the_same_masks_and_order_runs_with_dropout_and_shuffling_equal_keras_s_to_1e_9(
+    float64, start_file, tmp_path, monkeypatch
+):
+    masks, orders = iter(()), iter(())
+
+    def begin(each_order):
+        """The same draws anew; torch's sampler, which Keras uses, asks for a second order it takes nothing of."""
+        nonlocal masks, orders
+        one, other = np.random.default_rng(1), np.random.default_rng(2)
+        masks = (torch.from_numpy(one.random((64, 128)) < 0.5) for _ in itertools.count())
+        orders = (order for _ in itertools.count() for order in [torch.from_numpy(other.permutation(400))] * each_order)
+
+    def drop(hidden, rate, noise_shape=None, seed=None):
+        return torch.where(next(masks)[: len(hidden)], hidden / (1 - rate), 0.0)
+
+    monkeypatch.setattr(keras.src.backend.torch.random, "dropout", drop)
+    monkeypatch.setattr(
+        F, "dropout", lambda hidden, rate, training, inplace: drop(hidden, rate) if training else hidden
+    )
+    monkeypatch.setattr(torch, "randperm", lambda n, **options: next(orders))
+
+    flags = ["--data", stand_in(tmp_path / "data.npz", 500), "--init-weights", start_file, "--dtype", "float64"]
+    theirs, ours = run_both(tmp_path, *flags, "--epochs", 4, before=(lambda: begin(2), lambda: begin(1)))
+    assert ours[1].shape == theirs[1].shape == (4, 6)
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-9)
+    assert_close(ours[3], theirs[3], 1e-9)
 
 
 def test_the_torch_backend_s_clipped_probabilities_are_where_a_loss_passes_16_or_sinks_below_1e_7(float64):
@@ -286,6 +316,8 @@ def test_keras_gets_a_run_s_test_figures_from_its_best_weights(start_file, tmp_p
         ("--init-weights", "data.npz", "weights"),
         ("--init-weights", "notes.txt", "notes.txt: not a readable .npz"),
         ("--out", "taken", "taken"),
+        ("--epochs", "0", "argument --epochs: invalid count value: '0'"),
+        ("--dropout", "2", "2"),
     ],
 )
 def test_the_reference_refuses_bad_input_in_one_line(flag, value, message, tmp_path, monkeypatch, capsys):
