@@ -1,0 +1,42 @@
+"""The runs kept under results/, and what README says of them."""
+
+import json
+
+import keras
+import pytest
+from conftest import ROOT
+from test_callbacks import in_keras, in_ours
+
+import compare
+import runs
+
+NOTEBOOK = {"lr": 1e-3, "patience": 5, "lr_patience": 3, "factor": 0.5, "min_lr": 1e-6}
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in (ROOT / "results").glob("*/metrics.json")), ids=str)
+def test_a_kept_run_was_cut_and_stopped_where_both_libraries_callbacks_say(folder, keras_model):
+    run = runs.read(folder)
+    metrics = run.metrics
+    found = (metrics["epochs"], metrics["best_epoch"] - 1, metrics["learning_rate_after_epoch"])
+    assert found[0] == len(run.history["val_loss"])
+    # Should training have gone on, the callbacks would not have stopped by themselves.
+    losses = [*run.history["val_loss"], 99.0]
+    assert in_ours(losses, **NOTEBOOK) == in_keras(keras_model, losses, **NOTEBOOK) == found
+
+
+@pytest.fixture(scope="module")
+def keras_model():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile("adam", "mse")
+    return model
+
+
+def test_readme_shows_what_compare_prints_for_the_kept_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    groups = ["keras=results/keras-seed*", "torch=results/baseline-seed*"]
+    assert compare.main([*groups, "--within", "0.01", "--markdown", "--out", str(tmp_path)]) == 0
+    readme = (ROOT / "README.md").read_text()
+    for line in capsys.readouterr().out.splitlines():
+        assert line in readme
+    kept = json.loads((ROOT / "results" / "comparison.json").read_text())
+    assert kept == json.loads((tmp_path / "comparison.json").read_text())
