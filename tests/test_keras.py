@@ -204,7 +204,7 @@ def run_both(tmp_path, *flags, before=(lambda: None, lambda: None)):
     ("images", "flags", "story"),
     [
         (2000, ["--lr", "0.002", "--patience", "2", "--lr-patience", "1", "--epochs", "15"], (9, 7, [4, 6, 8, 9])),
-        (1000, ["--lr", "0.02", "--epochs", "4"], (4, 3, [])),
+        (2000, ["--lr", "0.002", "--epochs", "4"], (4, 3, [])),
         # Steps too small to change an output: val_loss is the same to the bit in each epoch.
         (500, ["--lr", "1e-30", "--min-lr", "0", "--patience", "3", "--lr-patience", "2"], (4, 1, [3])),
     ],
