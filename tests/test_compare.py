@@ -178,7 +178,10 @@ def test_a_difference_that_is_there_is_named(make_run, result, tmp_path):
     for number in range(4):
         make_run(f"k{number}", 0.70 + 0.001 * number)
         make_run(f"t{number}", 0.75 + 0.001 * number)
-    assert "zero lies outside, the groups differ" in result(f"k={tmp_path}/k*", f"t={tmp_path}/t*")[1]
+    for one, other in ("kt", "tk"):
+        code, text, _ = result(f"{one}={tmp_path}/{one}*", f"{other}={tmp_path}/{other}*", "--within", "0.01")
+        assert code == 1
+        assert "zero lies outside, the groups differ" in text
 
 
 def test_keras_2_s_lr_bare_files_and_json_histories_are_read_and_what_lacks_is_a_dash(make_run, result, tmp_path):
