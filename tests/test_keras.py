@@ -70,7 +70,7 @@ def image_batches(dtype, count, size=32):
         yield images, labels, images.permute(0, 2, 3, 1).numpy(), keras.utils.to_categorical(labels, 10)
 
 
-def in_keras_order(network, tensors):
+def in_keras_order(tensors):
     """Tensors shaped like the network's parameters, as arrays in the order and axes of Keras's `get_weights()`."""
     carrier = build_model().double()
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_loss_with_penalty_and_every_gradient_are_keras_s_to_1e_12(float64):
     ours.backward()
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
     gradients = [variable.value.grad for variable in reference.trainable_variables]
-    assert_close(in_keras_order(network, [p.grad for p in network.parameters()]), gradients, 1e-12)
+    assert_close(in_keras_order([p.grad for p in network.parameters()]), gradients, 1e-12)
 
 
 def our_steps(network, dtype, count):
