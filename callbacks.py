@@ -1,6 +1,11 @@
 """Keras's EarlyStopping and ReduceLROnPlateau: numbers in, decisions out."""
 
+from typing import ClassVar
+
 import torch
+
+# What torch's scheduler counts, of all that its state_dict holds: its settings are the flags'.
+PLATEAU_STATE = {"best": float, "num_bad_epochs": int}
 
 
 class EarlyStopping:
@@ -8,6 +13,8 @@ class EarlyStopping:
 
     The caller keeps the weights: a copy whenever `update` returns True, put back when training ends for any reason.
     """
+
+    STATE: ClassVar = {"best": float, "best_epoch": int, "stopped_epoch": int | None, "wait": int}  # after an epoch
 
     def __init__(self, patience: int, monitor: str = "val_loss"):
         self.patience = patience
@@ -31,6 +38,15 @@ class EarlyStopping:
     @property
     def should_stop(self) -> bool:
         return self.stopped_epoch is not None
+
+    def state_dict(self) -> dict[str, float | int | None]:
+        """Return the counters and the best value; settings are not among them."""
+        return {name: getattr(self, name) for name in self.STATE}
+
+    def load_state_dict(self, state: dict[str, float | int | None]) -> None:
+        """Take up where `state_dict` was called."""
+        for name in self.STATE:
+            setattr(self, name, state[name])
 
 
 def reduce_lr_on_plateau(

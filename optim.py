@@ -4,16 +4,18 @@ import math
 
 import numpy as np
 import torch
+from torch import nn
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7
 # Keras rounds both to float32 where it raises them to the power of the step, and nowhere else.
 POWER_BETA_1, POWER_BETA_2 = float(np.float32(BETA_1)), float(np.float32(BETA_2))
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Adam(torch.optim.Adam):
     """`keras.optimizers.Adam`: torch's Adam with Keras's epsilon and step size; weight decay is coupled (L2).
 
-    The step count lives in the parameter groups, so `state_dict` carries it through a resume. A group's `lr` is
+    The step count lives in the parameter groups. A group's `lr` is
     Keras's learning rate: schedulers read and write it as usual.
     """
 
@@ -39,3 +41,18 @@ class Adam(torch.optim.Adam):
         finally:
             for group, (lr, eps) in zip(self.param_groups, before, strict=True):
                 group["lr"], group["eps"] = lr, eps
+
+    def moments(self, model: nn.Module) -> dict:
+        """Return step count and moments by parameter name: what training changes, without the settings."""
+        named = dict(model.named_parameters())
+        return {"steps": self.param_groups[0]["steps"]} | {
+            moment: {name: self.state[parameter][moment] for name, parameter in named.items()} for moment in MOMENTS
+        }
+
+    def set_moments(self, model: nn.Module, moments: dict) -> None:
+        """Take up where `moments` was called; each tensor must lie in memory as its parameter does."""
+        for group in self.param_groups:
+            group["steps"] = moments["steps"]
+        for name, parameter in model.named_parameters():
+            step = torch.tensor(float(moments["steps"]), device=parameter.device)
+            self.state[parameter] = {"step": step} | {moment: moments[moment][name] for moment in MOMENTS}

@@ -1,13 +1,21 @@
 """A run's directory: its files, each written whole or not at all, and what they say in words."""
 
+import contextlib
 import csv
+import fcntl
 import hashlib
 import importlib.metadata
 import io
 import json
+import math
 import os
+import pickle
 import platform
+import socket
 import subprocess
+import traceback
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,13 +24,21 @@ import torch
 
 CONFIG, HISTORY, METRICS, WEIGHTS, CURVES = "config.json", "history.csv", "metrics.json", "best.pt", "curves.png"
 INITIAL_WEIGHTS, BEST_WEIGHTS = "initial_weights.npz", "best_weights.npz"  # as Keras's get_weights() orders them
-FILES = (CONFIG, HISTORY, METRICS, WEIGHTS, INITIAL_WEIGHTS, BEST_WEIGHTS, CURVES)
+CHECKPOINT, ERROR, LOCK = "checkpoint.pt", "error.txt", ".lock"
+FILES = (CONFIG, HISTORY, METRICS, WEIGHTS, INITIAL_WEIGHTS, BEST_WEIGHTS, CURVES, CHECKPOINT, ERROR)
+CHECKPOINT_FORMAT = 1
+# Flags that a resumed run may change: they move no figure, or are looked at apart.
+FREE_FLAGS = {"epochs", "data", "device", "threads", "out", "quiet", "json", "resume"}
 PACKAGES = ("torchvision", "numpy", "matplotlib", "tqdm")
 EARLY_STOPPING, ALL_EPOCHS = "early stopping", "all epochs used"
 
 
 class RunError(ValueError):
     """The run's directory cannot be used; the message names it and the ways on."""
+
+
+class WriteError(OSError):
+    """A file could not be written; what stood in its place still stands."""
 
 
 class Run(NamedTuple):
@@ -33,19 +49,102 @@ class Run(NamedTuple):
     metrics: dict
 
 
-def check_free(out: Path) -> None:
-    """Raise RunError unless a new run can be written to `out`; touches nothing."""
-    taken = [name for name in FILES if (out / name).exists()]
-    if taken:
-        raise RunError(
-            f"--out {out}: already holds a run ({', '.join(taken)}); "
-            "pass another --out, another --seed, or delete that folder first"
-        )
-    ancestor = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+def check(out: Path, flags: dict, resume: bool, data_sha256: str | None = None, own: bool = False) -> dict | None:
+    """Raise RunError unless a run with `flags` can start, or resume, in `out`; return its metrics if it has finished.
+
+    Touches nothing. `data_sha256` is None as long as the data are not read; `own` tells that this process has the lock.
+    """
+    try:
+        ancestor = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+        holder = None if own else _holder(out / LOCK)
+        taken = [name for name in FILES if (out / name).exists()]
+    except OSError as error:
+        raise RunError(f"--out {out}: cannot be looked at ({error.strerror}); pass another --out") from None
     if not ancestor.is_dir():
         raise RunError(f"--out {out}: {ancestor} is a file, not a folder; pass another --out")
     if not os.access(ancestor, os.W_OK | os.X_OK):
         raise RunError(f"--out {out}: no permission to write in {ancestor}; pass another --out")
+    if holder is not None:
+        raise RunError(_in_use(out, holder))
+    if not taken:
+        return None
+    if not resume:
+        raise RunError(
+            f"--out {out}: already holds a run ({', '.join(taken)}); "
+            "go on with it by --resume, pass another --out or --seed, or delete that folder first"
+        )
+    config = _read_json(out / CONFIG)
+    saved = config.get("flags")
+    if not isinstance(saved, dict):
+        raise RunError(f"{out / CONFIG}: no flags in it, so nothing can be resumed; pass another --out")
+    different = [
+        f"--{name.replace('_', '-')} {value} (was {saved.get(name)!r:.60})"
+        for name, value in flags.items()
+        if name not in FREE_FLAGS and saved.get(name) != value
+    ]
+    if not (type(saved.get("epochs")) is int and saved["epochs"] <= flags["epochs"]):
+        different.append(f"--epochs {flags['epochs']} (was {saved.get('epochs')!r:.60}, and may only grow)")
+    if data_sha256 is not None and config.get("data_sha256") != data_sha256:
+        different.append(f"--data {flags['data']} (other images or labels than {saved.get('data')!r:.200} had)")
+    if different:
+        raise RunError(f"--out {out}: its run cannot be resumed with {', '.join(different)}; pass another --out")
+
+    if (out / METRICS).exists():
+        metrics = _read_json(out / METRICS)
+        if not (isinstance(metrics.get("test_accuracy"), float) and type(metrics.get("epochs")) is int):
+            raise RunError(f"{out / METRICS}: no test accuracy in it; delete that file and --resume makes it anew")
+        if metrics.get("stopped") == EARLY_STOPPING or metrics["epochs"] >= flags["epochs"]:
+            return metrics if data_sha256 is not None or flags["data"] == saved.get("data") else None
+    # The checkpoint is written before these, so without it they are not from a run that broke off.
+    if CHECKPOINT not in taken and {HISTORY, WEIGHTS, METRICS} & set(taken):
+        raise RunError(f"--out {out}: no {CHECKPOINT} in it, so its run cannot be resumed; pass another --out")
+    return None
+
+
+def _holder(lock: Path) -> str | None:
+    """Return what the process that holds `lock` wrote into it; None if nobody holds it."""
+    if not lock.exists():
+        return None
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read() or "another process"
+    return None
+
+
+def _in_use(out: Path, holder: str) -> str:
+    return f"--out {out}: in use by {holder}; wait until that is done, or pass another --out"
+
+
+@contextlib.contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Make `out` this process's own: no other can claim it until the block or the process ends, however it ends.
+
+    Raises RunError naming the holder. What ends the block by an exception, but for RunError, is left in error.txt.
+    """
+    create(out)
+    try:
+        file = (out / LOCK).open("a+")
+    except OSError as error:
+        raise RunError(f"--out {out}: cannot write there ({error.strerror}); pass another --out") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RunError(_in_use(out, file.read() or "another process")) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        except RunError:
+            raise
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # a full disk, say; stderr has it all the same
+                write_bytes(out / ERROR, "".join(traceback.format_exception_only(error)).encode())
+            raise
 
 
 def create(out: Path) -> None:
@@ -56,13 +155,21 @@ def create(out: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Put `content` at `path` so that a reader, or a crash, sees the old file or the new one and nothing between."""
+    """Put `content` at `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
+
+    Raises WriteError naming the file.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()  # on a full disk its space is wanted
+        raise WriteError(f"cannot write {path} ({error.strerror})") from None
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -74,6 +181,62 @@ def write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     buffer = io.BytesIO()
     torch.save({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, buffer)
     write_bytes(path, buffer.getvalue())
+
+
+def write_checkpoint(path: Path, state: dict) -> None:
+    """Save `state`, a tree of dicts, lists, tensors and plain values, with the format's number."""
+    buffer = io.BytesIO()
+    torch.save({"format": CHECKPOINT_FORMAT} | state, buffer)
+    write_bytes(path, buffer.getbuffer())
+
+
+def read_checkpoint(path: Path, like: dict) -> dict:
+    """Read what `write_checkpoint` wrote, nothing but data, with each tensor on the device and in the layout of `like`.
+
+    `like` has the same tree: a tensor stands for its shape and dtype, a type for its values, `[x]` for a list of any
+    length, `{str: x}` for a dict with any names. Raises RunError for a file that is damaged or of another kind.
+    """
+    try:
+        content = path.read_bytes()
+        with zipfile.ZipFile(io.BytesIO(content)) as members:
+            if sum(member.file_size for member in members.infolist()) > len(content):
+                raise ValueError("its parts claim to be larger than the file")
+            damaged = members.testzip()  # torch.load does not look at checksums
+            if damaged:
+                raise ValueError(f"{damaged} in it is damaged")
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        found = state.get("format")
+        if found != CHECKPOINT_FORMAT:
+            raise ValueError(f"its format is {found!r:.20}, this version of the project reads {CHECKPOINT_FORMAT}")
+        return _fitted(state, {"format": int} | like, "it")
+    except pickle.UnpicklingError:
+        raise RunError(f"{path}: holds more than plain data, nothing of it was run; pass another --out") from None
+    except Exception as error:  # bytes that are damaged or hostile can raise nearly anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RunError(f"{path}: not a checkpoint of this run ({reason:.200}); pass another --out") from None
+
+
+def _fitted(found: object, like: object, where: str) -> object:
+    if isinstance(like, torch.Tensor):
+        fits = isinstance(found, torch.Tensor) and found.layout is torch.strided
+        if not (fits and (found.shape, found.dtype) == (like.shape, like.dtype)):
+            shape = f"{tuple(found.shape)} {found.dtype}" if fits else f"a {type(found).__name__}"
+            raise ValueError(f"{where} is {shape}; it must be {tuple(like.shape)} {like.dtype}")
+        if not found.isfinite().all():
+            raise ValueError(f"{where} is not finite")
+        return torch.empty_like(like).copy_(found)
+    if isinstance(like, dict):
+        if not isinstance(found, dict) or (str not in like and found.keys() != like.keys()):
+            names = ", ".join(map(str, found)) if isinstance(found, dict) else f"a {type(found).__name__}"
+            raise ValueError(f"{where} has {names:.60}, not {', '.join(map(str, like)):.60}")
+        return {name: _fitted(value, like.get(name, like.get(str)), f"{where}.{name}") for name, value in found.items()}
+    if isinstance(like, list):
+        if not isinstance(found, list):
+            raise ValueError(f"{where} is a {type(found).__name__}, not a list")
+        return [_fitted(value, like[0], f"{where}[{number}]") for number, value in enumerate(found)]
+    if not isinstance(found, like) or (isinstance(found, float) and not math.isfinite(found)):
+        raise ValueError(f"{where} is {found!r:.60}, not a finite {like}")
+    return found
 
 
 def write_arrays(path: Path, arrays: list[np.ndarray]) -> None:
@@ -113,7 +276,10 @@ def _read_history(path: Path) -> dict[str, list[float]]:
     if path.suffix == ".json":
         columns = _read_json(path)
     else:
-        rows = list(csv.reader(io.StringIO(_read_text(path), newline="")))
+        try:
+            rows = list(csv.reader(io.StringIO(_read_text(path), newline="")))
+        except csv.Error as error:
+            raise RunError(f"{path}: not a CSV file ({error}); pass a history.csv as CSVLogger writes it") from None
         header = rows[0] if rows else []
         if any(len(row) != len(header) for row in rows):
             raise RunError(f"{path}: its rows differ in length; pass a history.csv as CSVLogger writes it")
@@ -125,7 +291,7 @@ def _read_history(path: Path) -> dict[str, list[float]]:
     for name, values in columns.items():
         try:
             history[name] = [float(value) for value in values]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise RunError(f"{path}: column {name!r} is not all numbers ({error}); pass a training history") from None
     if not history["loss"] or len({len(values) for values in history.values()}) > 1:
         raise RunError(f"{path}: it needs one row or more, and as many values in each column; pass a training history")
@@ -135,7 +301,7 @@ def _read_history(path: Path) -> dict[str, list[float]]:
 def _read_json(path: Path) -> dict:
     try:
         value = json.loads(_read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: not JSON ({error}); delete or replace it") from None
     if not isinstance(value, dict):
         raise RunError(f"{path}: a JSON {type(value).__name__}; it must be an object with names and values")
@@ -165,7 +331,7 @@ def environment(device: torch.device) -> dict:
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES}
-        | {"torch": torch.__version__},  # with the build: +cpu, +cu130
+        | {"torch": str(torch.__version__)},  # with the build: +cpu, +cu130
         "git_commit": commit,
     }
 

@@ -2,14 +2,16 @@
 
     python train.py --epochs 50 --batch-size 64
 
-Exit codes: 0 done, 1 training diverged, 2 bad input, 3 data not available, 130 interrupted.
+Exit codes: 0 done, 1 failed (training diverged, disk full), 2 bad input, 3 data not available, 130 and 143 interrupted.
 """
 
 import argparse
 import ctypes
+import json
 import math
 import platform
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -23,11 +25,13 @@ from tqdm import tqdm
 import data
 import plots
 import runs
-from callbacks import EarlyStopping, reduce_lr_on_plateau
+import signals
+from callbacks import PLATEAU_STATE, EarlyStopping, reduce_lr_on_plateau
 from flags import Parser, number
 from model import build_model, from_keras_weights, l2_penalty, parameter_groups, to_keras_weights
-from optim import Adam
+from optim import MOMENTS, Adam
 
+CHECK_EVERY = 100  # steps between two looks at a GPU's loss: each look waits for it
 EVALUATION_BATCH = 256  # fits a CPU's cache: 1,000 images at once take twice as long there
 
 
@@ -43,15 +47,24 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as stop:  # argparse's, after --help or one line on stderr
         return stop.code
     try:
-        run(args)
+        with signals.handled():
+            run(args)
     except (data.DataError, runs.RunError) as error:
         return fail(2, error)
     except data.DataUnavailableError as error:
         return fail(3, error)
     except DivergedError as error:
         return fail(1, error)
-    except KeyboardInterrupt:
-        return fail(130, f"interrupted; what {args.out} holds is of the epochs that were finished")
+    except runs.WriteError as error:
+        return fail(1, f"{error}; what was finished before stands: make room there, then go on with --resume")
+    except torch.OutOfMemoryError as error:
+        return fail(1, f"{str(error).splitlines()[0]} Pass a smaller --batch-size, or --device cpu")
+    except signals.Interrupted as error:
+        command = [*(sys.orig_argv if argv is None else ["train.py", *argv]), *["--resume"] * (not args.resume)]
+        return fail(
+            error.exit_code,
+            f"interrupted by {error}; the epochs that were finished are kept, to go on: {shlex.join(command)}",
+        )
     return 0
 
 
@@ -95,7 +108,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="train.py",
         description="Train the notebook's CNN on CIFAR-10 as Keras would. The defaults are the notebook's.",
-        epilog="exit codes: 0 done, 1 training diverged, 2 bad input, 3 data not available, 130 interrupted",
+        epilog="exit codes: 0 done, 1 failed (training diverged, disk full), 2 bad input, 3 data not available, "
+        "130 interrupted, 143 asked to end (SIGTERM, SIGUSR1)",
     )
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=number(int, "[1, inf)"), default=50, metavar="N", help="epochs at most")
@@ -121,6 +135,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--seed", type=number(int, "[0, inf)"), default=0, metavar="N", help="fixes every random draw")
     group.add_argument(
         "--device", type=device_type, default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N"
+    )
+    group.add_argument(
+        "--threads", type=number(int, "[1, 256]"), metavar="N", help="CPU threads; None leaves the choice to torch"
     )
     group.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of weights and images")
 
@@ -173,7 +190,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="the run's directory; <seed> stands for the seed",
     )
+    group.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out if there is one, after its last whole epoch"
+    )
     group.add_argument("--quiet", action="store_true", help="one line per epoch and no progress bar")
+    group.add_argument("--json", action="store_true", help="end with the figures as a JSON object in one line")
     args = parser.parse_args(argv)
     args.out = Path(args.out.replace("<seed>", str(args.seed)))
     return args
@@ -181,7 +202,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Do the whole job: data, network, training, test figures, and the files of the run's directory."""
-    runs.check_free(args.out)
+    flags = {name: value if isinstance(value, int | float | None) else str(value) for name, value in vars(args).items()}
+    if finished := runs.check(args.out, flags, args.resume):
+        return report_finished(args, finished)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     device = args.device
     if device.type == "cpu" and not torch.cuda.is_available():
         say("No CUDA device: training on the CPU.")
@@ -196,26 +221,68 @@ def run(args: argparse.Namespace) -> None:
     if args.init_weights is not None:
         load_initial_weights(model, args.init_weights)
     initial_weights = to_keras_weights(model)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
 
     arrays = data.load(args.data)
-    source = data.describe(args.data)
+    data_sha256 = data.fingerprint(arrays)
     training, validation = data.split_validation(arrays.x_train, arrays.y_train, args.validation_split)
     test = data.as_split(arrays.x_test, arrays.y_test)
     training, validation, test = (part.to(device) for part in (training, validation, test))
 
-    runs.create(args.out)
-    runs.write_arrays(args.out / runs.INITIAL_WEIGHTS, initial_weights)
-    flags = {name: value if isinstance(value, int | float | None) else str(value) for name, value in vars(args).items()}
-    config = {"model": "baseline", "data": source, "flags": flags} | runs.environment(device)
-    runs.write_json(args.out / runs.CONFIG, config)
+    with runs.claimed(args.out):
+        # Once more: another process may have been at work here while the data were read.
+        if finished := runs.check(args.out, flags, args.resume, data_sha256, own=True):
+            return report_finished(args, finished)
+        checkpoint = None
+        if (args.out / runs.CHECKPOINT).exists():
+            checkpoint = runs.read_checkpoint(args.out / runs.CHECKPOINT, checkpoint_like(model))
+        environment = runs.environment(device)
+        config = {"model": "baseline", "data": data.describe(args.data), "data_sha256": data_sha256, "flags": flags}
+        for stale in (runs.ERROR, runs.METRICS, runs.CURVES):
+            (args.out / stale).unlink(missing_ok=True)
+        runs.write_json(args.out / runs.CONFIG, config | environment)
+        if checkpoint is None:
+            runs.write_arrays(args.out / runs.INITIAL_WEIGHTS, initial_weights)
+        train(args, model, (training, validation, test), checkpoint, runs.fingerprint(initial_weights), environment)
+    return None
+
+
+def report_finished(args: argparse.Namespace, metrics: dict) -> None:
+    say(f"{args.out}: finished already, after epoch {metrics['epochs']}: {metrics['stopped']}.")
+    say(f"Test accuracy: {metrics['test_accuracy']:.4f}", *[json.dumps(metrics)] * args.json)
+
+
+def train(
+    args: argparse.Namespace,
+    model: nn.Module,
+    parts: tuple[data.Split, data.Split, data.Split],
+    checkpoint: dict | None,
+    initial_weights: str,
+    environment: dict,
+) -> None:
+    """Train from the start or from `checkpoint`, and write what is to be known of the finished run."""
+    training, validation, test = parts
+    source = data.describe(args.data)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    bits = {"device": args.device.type, "dtype": args.dtype, "torch": environment["versions"]["torch"]} | {
+        name: environment[name] for name in ("device_name", "cpu_capability", "threads")
+    }
+    origin = {"bits": bits, "bits_changed": [], "initial_weights": initial_weights}
     say(
-        f"baseline, {parameters:,} parameters, seed {args.seed}, {config['device_name']}, {config['threads']} threads",
+        f"baseline, {parameters:,} parameters, seed {args.seed}, {bits['device_name']}, {bits['threads']} threads",
         f"{source}: {len(training):,} training, {len(validation):,} validation, {len(test):,} test images",
         f"Run directory: {args.out}",
     )
+    if checkpoint is not None:
+        say(f"Resuming after epoch {checkpoint['epoch']}.")
+        before = checkpoint["bits"]
+        changed = [f"{name} {bits[name]} instead of {before[name]}" for name in bits if bits[name] != before[name]]
+        origin["bits_changed"] = checkpoint["bits_changed"]
+        if changed:
+            origin["bits_changed"] += [f"after epoch {checkpoint['epoch']}: {', '.join(changed)}"]
+            say(f"With {', '.join(changed)}: figures may differ in their last bits from an undisturbed run's.")
+        origin["initial_weights"] = checkpoint["initial_weights"]
 
-    history, learning_rates, seconds, early_stopping = fit(model, training, validation, args)
+    history, learning_rates, seconds, early_stopping = fit(model, training, validation, args, origin, checkpoint)
 
     figures = evaluate(model, test, args.l2)
     cuts = runs.learning_rate_cuts(history, learning_rates)
@@ -223,7 +290,7 @@ def run(args: argparse.Namespace) -> None:
         "model": "baseline",
         "data": source,
         "seed": args.seed,
-        "initial_weights": runs.fingerprint(initial_weights),
+        "initial_weights": origin["initial_weights"],
         "parameters": parameters,
         "test_loss": figures["loss"],
         "test_accuracy": figures["accuracy"],
@@ -234,12 +301,15 @@ def run(args: argparse.Namespace) -> None:
         "learning_rate_after_epoch": learning_rates,
         "seconds_per_epoch": seconds,
         "images_per_second": len(training) * len(history) / sum(seconds),
+        "bits_changed": origin["bits_changed"],
     }
     title = f"baseline, seed {args.seed}, {source}: test accuracy {figures['accuracy']:.4f}"
     picture = plots.curves(history, learning_rates, metrics["best_epoch"], [cut["epoch"] for cut in cuts], title)
     runs.write_bytes(args.out / runs.CURVES, picture)
     runs.write_json(args.out / runs.METRICS, metrics)
     say("", runs.reading(history, metrics, args.epochs), f"Test accuracy: {figures['accuracy']:.4f}")
+    if args.json:
+        say(json.dumps(metrics))
 
 
 def load_initial_weights(model: nn.Module, path: Path) -> None:
@@ -254,62 +324,140 @@ def load_initial_weights(model: nn.Module, path: Path) -> None:
         ) from None
 
 
-def fit(model: nn.Module, training: data.Split, validation: data.Split, args: argparse.Namespace):
-    """Train `model` and put its best weights back; return history, rate after each epoch, seconds, EarlyStopping."""
+def checkpoint_like(model: nn.Module) -> dict:
+    """What a checkpoint of `model` must look like, as `runs.read_checkpoint` takes it."""
+    weights, parameters = model.state_dict(), dict(model.named_parameters())
+    logs = dict.fromkeys(("accuracy", "loss", "val_accuracy", "val_loss", "learning_rate"), float)
+    return {
+        "epoch": int,
+        "weights": weights,
+        "best_weights": weights,
+        "optimizer": {"steps": int} | dict.fromkeys(MOMENTS, parameters),
+        "early_stopping": EarlyStopping.STATE,
+        "plateau": PLATEAU_STATE,
+        "history": [logs],
+        "learning_rates": [float],
+        "seconds": [float],
+        "bits": {"device": str, "dtype": str, "torch": str, "device_name": str, "cpu_capability": str, "threads": int},
+        "bits_changed": [str],
+        "initial_weights": str,
+    }
+
+
+def fit(
+    model: nn.Module,
+    training: data.Split,
+    validation: data.Split,
+    args: argparse.Namespace,
+    origin: dict,
+    checkpoint: dict | None,
+):
+    """Train `model` and put its best weights back; return history, rate after each epoch, seconds, EarlyStopping.
+
+    Each epoch's end is kept in the run's checkpoint together with `origin`.
+    """
     # Difference 9: a float32 Keras model keeps its rates in float32, so that 0.001 is 0.0010000000474974513.
     dtype = getattr(torch, args.dtype)
     optimizer = Adam(parameter_groups(model, args.l2), lr=rounded(args.lr, dtype))
     early_stopping = EarlyStopping(args.patience)
     plateau = reduce_lr_on_plateau(optimizer, args.lr_factor, args.lr_patience, rounded(args.min_lr, dtype))
     history, learning_rates, seconds = [], [], []
+    if checkpoint is not None:
+        history, learning_rates, seconds = (checkpoint[name] for name in ("history", "learning_rates", "seconds"))
+        best = checkpoint["best_weights"]
+        early_stopping.load_state_dict(checkpoint["early_stopping"])
+        plateau.load_state_dict(checkpoint["plateau"])
+        optimizer.set_moments(model, checkpoint["optimizer"])
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rates[-1]
+        # The process before may have ended between its checkpoint and these.
+        runs.write_history(args.out / runs.HISTORY, history)
+        write_best(model, best, args.out)
+        model.load_state_dict(checkpoint["weights"])
     steps = math.ceil(len(training) / args.batch_size)
     hide = args.quiet or not sys.stderr.isatty()
 
-    for epoch in range(args.epochs):
-        started = time.perf_counter()
-        seed_torch(args.seed, epoch + 1)
-        # Drawn on the CPU: one order for every device.
-        order = None if args.no_shuffle else torch.randperm(len(training)).to(args.device)
-        with tqdm(total=steps, desc=f"Epoch {epoch + 1}/{args.epochs}", unit="step", leave=False, disable=hide) as bar:
-            logs = train_epoch(model, optimizer, training, order, args.batch_size, args.l2, bar)
-        logs |= {f"val_{name}": value for name, value in evaluate(model, validation, args.l2).items()}
-        if not math.isfinite(logs["loss"] + logs["val_loss"]):
-            raise DivergedError(f"the loss is not finite in epoch {epoch + 1}; try a smaller --lr than {args.lr:g}")
-        logs["learning_rate"] = optimizer.param_groups[0]["lr"]
-        history.append(logs)
-
-        if early_stopping.update(epoch, logs):
-            best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-            runs.write_weights(args.out / runs.WEIGHTS, best)
-            runs.write_arrays(args.out / runs.BEST_WEIGHTS, to_keras_weights(model))
-        plateau.step(logs["val_loss"])
-        # As in the notebook, the rate is logged after the cut: it is the next epoch's.
-        learning_rates.append(optimizer.param_groups[0]["lr"])
-
-        runs.write_history(args.out / runs.HISTORY, history)
-        seconds.append(time.perf_counter() - started)
-        say(f"Epoch {epoch + 1}/{args.epochs} - {keras_line(steps, seconds[-1], logs)}")
-        if learning_rates[-1] != logs["learning_rate"]:
-            say(f"Epoch {epoch + 1}: ReduceLROnPlateau reducing learning rate to {learning_rates[-1]}.")
+    for epoch in range(len(history), args.epochs):
         if early_stopping.should_stop:
-            say(f"Epoch {epoch + 1}: early stopping")
             break
+        with signals.deferred():  # a signal waits for the end of a step, or of the epoch's files
+            started = time.perf_counter()
+            seed_torch(args.seed, epoch + 1)
+            # Drawn on the CPU: one order for every device.
+            order = None if args.no_shuffle else torch.randperm(len(training)).to(args.device)
+            title = f"Epoch {epoch + 1}/{args.epochs}"
+            rate = optimizer.param_groups[0]["lr"]
+            try:
+                with tqdm(total=steps, desc=title, unit="step", leave=False, disable=hide) as bar:
+                    logs = train_epoch(model, optimizer, training, order, args.batch_size, args.l2, bar)
+                logs |= {f"val_{name}": value for name, value in evaluate(model, validation, args.l2).items()}
+            except DivergedError as error:
+                raise DivergedError(
+                    f"the loss is not finite in epoch {epoch + 1}, {error}, learning rate {rate:g}; "
+                    f"the epochs before are kept in {args.out}; try a smaller --lr in another --out"
+                ) from None
+            logs["learning_rate"] = rate
+            history.append(logs)
+
+            is_best = early_stopping.update(epoch, logs)
+            if is_best:
+                best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            plateau.step(logs["val_loss"])
+            # As in the notebook, the rate is logged after the cut: it is the next epoch's.
+            learning_rates.append(optimizer.param_groups[0]["lr"])
+            seconds.append(time.perf_counter() - started)
+
+            state = {
+                "epoch": epoch + 1,
+                "weights": model.state_dict(),
+                "best_weights": best,
+                "optimizer": optimizer.moments(model),
+                "early_stopping": early_stopping.state_dict(),
+                "plateau": {name: getattr(plateau, name) for name in PLATEAU_STATE},
+                "history": history,
+                "learning_rates": learning_rates,
+                "seconds": seconds,
+            }
+            # First of all files: what the others say can be had from it, when the process ends before they are written.
+            runs.write_checkpoint(args.out / runs.CHECKPOINT, state | origin)
+            runs.write_history(args.out / runs.HISTORY, history)
+            if is_best:
+                write_best(model, best, args.out)
+            say(f"{title} - {keras_line(steps, seconds[-1], logs)}")
+            if learning_rates[-1] != logs["learning_rate"]:
+                say(f"Epoch {epoch + 1}: ReduceLROnPlateau reducing learning rate to {learning_rates[-1]}.")
+            if early_stopping.should_stop:
+                say(f"Epoch {epoch + 1}: early stopping")
 
     say(f"Restoring model weights from the end of the best epoch: {early_stopping.best_epoch + 1}.")
     model.load_state_dict(best)
     return history, learning_rates, seconds, early_stopping
 
 
+def write_best(model: nn.Module, best: dict[str, Tensor], out: Path) -> None:
+    """Write the best weights for torch and for Keras; `model` has them afterwards."""
+    model.load_state_dict(best)
+    runs.write_weights(out / runs.WEIGHTS, best)
+    runs.write_arrays(out / runs.BEST_WEIGHTS, to_keras_weights(model))
+
+
 def train_epoch(
     model: nn.Module, optimizer: Adam, training: data.Split, order: Tensor | None, batch_size: int, l2: float, bar: tqdm
 ) -> dict[str, float]:
-    """Take one step per batch; return loss and accuracy as each batch had them, dropout on, before its own step."""
+    """Take one step per batch; return loss and accuracy as each batch had them, dropout on, before its own step.
+
+    Raises DivergedError naming the first batch whose loss is not finite.
+    """
     model.train()
     sums = 0
-    for images, labels in data.batches(training, batch_size, order, dtype_of(model)):
+    every = 1 if training.labels.device.type == "cpu" else CHECK_EVERY
+    for step, (images, labels) in enumerate(data.batches(training, batch_size, order, dtype_of(model)), start=1):
+        signals.check()
         logits = model(images)
         loss = F.cross_entropy(logits, labels)
         sums += batch_sums(model, logits, labels, loss, l2)
+        if step % every == 0:
+            check_finite(sums)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -323,22 +471,33 @@ def evaluate(model: nn.Module, part: data.Split, l2: float) -> dict[str, float]:
     model.eval()
     sums = 0
     for images, labels in data.batches(part, EVALUATION_BATCH, dtype=dtype_of(model)):
+        signals.check()
         logits = model(images)
         sums += batch_sums(model, logits, labels, F.cross_entropy(logits, labels), l2)
-    return means(sums, len(part), dtype_of(model))
+    try:
+        return means(sums, len(part), dtype_of(model))
+    except DivergedError as error:
+        raise DivergedError(f"evaluation {error}") from None
 
 
 @torch.no_grad()
 def batch_sums(model: nn.Module, logits: Tensor, labels: Tensor, loss: Tensor, l2: float) -> Tensor:
-    """Return (2,) float64 on the device: the batch's loss times its images, and its correct answers."""
+    """Return (3,) float64 on the device: loss times images, correct answers, 1 if the loss is finite."""
     # Difference 3: weight decay gives the gradient of the penalty, but Keras's loss shows the penalty itself.
     loss = (loss + l2_penalty(model, l2)).double() * len(labels)
-    return torch.stack([loss, (logits.argmax(1) == labels).sum()])
+    return torch.stack([loss, (logits.argmax(1) == labels).sum(), loss.isfinite()])
+
+
+def check_finite(sums: Tensor) -> None:
+    total, _, finite_batches = sums.tolist()
+    if not math.isfinite(total):
+        raise DivergedError(f"batch {finite_batches + 1:.0f}")
 
 
 def means(sums: Tensor, count: int, dtype: torch.dtype) -> dict[str, float]:
     """Read the sums of an epoch off the device, once, as figures per image; values of `dtype`, as Keras logs them."""
-    loss, accuracy = (sums / count).tolist()
+    check_finite(sums)
+    loss, accuracy, _ = (sums / count).tolist()
     return {"accuracy": rounded(accuracy, dtype), "loss": rounded(loss, dtype)}
 
 

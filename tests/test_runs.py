@@ -75,15 +75,15 @@ def test_the_same_weights_make_the_same_file_whatever_their_memory_layout(tmp_pa
 def test_a_directory_with_any_file_of_a_run_is_refused(tmp_path, file):
     (tmp_path / file).touch()
     with pytest.raises(runs.RunError, match="already holds a run") as error:
-        runs.check_free(tmp_path)
+        runs.check(tmp_path, {}, False)
     for way in (str(tmp_path), file, "another --out", "another --seed", "delete"):
         assert way in str(error.value)
 
 
 def test_a_directory_without_a_run_is_accepted_and_nothing_is_made_yet(tmp_path):
     (tmp_path / "notes.txt").touch()
-    runs.check_free(tmp_path)
-    runs.check_free(tmp_path / "a" / "b")
+    runs.check(tmp_path, {}, False)
+    runs.check(tmp_path / "a" / "b", {}, False)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -92,7 +92,7 @@ def test_a_file_in_the_way_of_the_directory_is_named(tmp_path):
     file.touch()
     for out in (file, file / "run"):
         with pytest.raises(runs.RunError, match="is a file"):
-            runs.check_free(out)
+            runs.check(out, {}, False)
 
 
 def test_cuts_are_the_epochs_whose_next_rate_is_another():

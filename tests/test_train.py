@@ -38,8 +38,10 @@ def test_a_synthetic_run_leaves_every_file_and_exits_with_0(synthetic_run):
     process, out = synthetic_run
     assert process.returncode == 0, process.stderr
     assert sorted(file.name for file in out.iterdir()) == [
+        ".lock",
         "best.pt",
         "best_weights.npz",
+        "checkpoint.pt",
         "config.json",
         "curves.png",
         "history.csv",
@@ -141,6 +143,9 @@ def test_the_configuration_names_every_flag_and_what_fixes_the_bits(synthetic_ru
         "data": "synthetic",
         "out": str(out),
         "quiet": False,
+        "threads": None,
+        "resume": False,
+        "json": False,
     }
     assert config["versions"]["torch"] == torch.__version__
     assert config["threads"] == torch.get_num_threads()
@@ -393,11 +398,14 @@ DEFAULTS = {
     "--no-shuffle": "False",
     "--seed": "0",
     "--device": "auto",
+    "--threads": "None",
     "--dtype": "float32",
     "--init-weights": "None",
     "--data": "data",
     "--out": "runs/baseline-seed<seed>",
+    "--resume": "False",
     "--quiet": "False",
+    "--json": "False",
 }
 
 

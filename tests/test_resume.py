@@ -1,0 +1,244 @@
+"""What a run survives: it is stopped, killed, started twice, or runs out of disk, and ends as if nothing had been."""
+
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import runs
+import train
+
+SAME = ("history.csv", "best.pt", "best_weights.npz", "initial_weights.npz", "curves.png")
+ARGUMENTS = ["--epochs", "24", "--patience", "24", "--lr-patience", "2", "--seed", "5", "--device", "cpu", "--quiet"]
+
+
+def child(arguments, log):
+    with Path(log).open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os._exit(train.main(arguments))
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Start `train.main(arguments)` in a process of its own, forked from one that has imported all and computed nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train", "torchvision.datasets"])
+    started = []
+
+    def run(arguments, log):
+        process = context.Process(target=child, args=([*map(str, arguments), "--threads", "1"], str(log)))
+        process.start()
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+
+
+def finish(process):
+    process.join(120)
+    return process.exitcode
+
+
+def figures(out):
+    metrics = json.loads((out / "metrics.json").read_text())
+    return {name: value for name, value in metrics.items() if name not in ("seconds_per_epoch", "images_per_second")}
+
+
+def assert_same(out, undisturbed):
+    for name in SAME:
+        assert (out / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    assert figures(out) == figures(undisturbed)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start, npz, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert finish(start(["--data", npz, *ARGUMENTS, "--out", folder / "run"], folder / "log")) == 0
+    return folder / "run"
+
+
+def wait_for(condition, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.is_alive(), "the run ended before what the test waits for"
+        assert time.monotonic() < end
+        time.sleep(0.0005)
+
+
+def inode(path):
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_ino
+
+
+def test_a_run_killed_at_20_random_moments_and_resumed_is_the_undisturbed_run(start, undisturbed, npz, tmp_path):
+    out, log = tmp_path / "run", tmp_path / "log"
+    checkpoint = out / runs.CHECKPOINT
+    dice = random.Random(0)
+    for kill in range(20):
+        before = inode(checkpoint)
+        process = start(["--data", npz, *ARGUMENTS, "--out", out, "--resume"], log)
+        if kill % 2:  # while a file is being written
+            name = dice.choice((runs.CHECKPOINT, runs.HISTORY, runs.CONFIG))
+            partial = out / f".{name}.partial"
+            wait_for(lambda partial=partial, b=before: partial.exists() or inode(checkpoint) not in (b, None), process)
+        else:  # at any moment up to the end of the epoch after the next
+            end = time.monotonic() + dice.uniform(0, 1.5)
+            wait_for(lambda b=before, end=end: time.monotonic() > end or inode(checkpoint) not in (b, None), process)
+            time.sleep(dice.uniform(0, 0.03))
+        process.kill()
+        assert finish(process) == -signal.SIGKILL
+    assert finish(start(["--data", npz, *ARGUMENTS, "--out", out, "--resume"], log)) == 0, log.read_text()
+    assert_same(out, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)], ids=lambda x: str(int(x))
+)
+def test_a_signal_ends_the_run_within_2_seconds_and_resuming_gives_the_undisturbed_run(
+    signum, code, start, undisturbed, npz, tmp_path
+):
+    out, log = tmp_path / "run", tmp_path / "log"
+    process = start(["--data", npz, *ARGUMENTS, "--out", out], log)
+    wait_for((out / runs.CHECKPOINT).exists, process)
+    os.kill(process.pid, signum)
+    sent = time.monotonic()
+    assert finish(process) == code
+    assert time.monotonic() - sent < 2
+    *_, message = log.read_text().splitlines()
+    assert f"interrupted by {signum.name}" in message
+    assert message.endswith("--resume")
+    assert signum.name in (out / runs.ERROR).read_text()
+    assert not list(out.glob(".*.partial"))
+    assert finish(start(["--data", npz, *ARGUMENTS, "--out", out, "--resume"], log)) == 0, log.read_text()
+    assert_same(out, undisturbed)
+    assert not (out / runs.ERROR).exists()
+
+
+def test_a_second_process_is_refused_with_pid_and_host_and_a_dead_one_does_not_block(start, npz, tmp_path, capsys):
+    out, log = tmp_path / "run", tmp_path / "log"
+    process = start(["--data", npz, *ARGUMENTS, "--out", out], log)
+    wait_for((out / runs.CHECKPOINT).exists, process)
+    for arguments in ([], ["--resume"]):
+        assert train.main(["--data", str(npz), "--out", str(out), *arguments]) == 2
+        assert f"in use by process {process.pid} on {socket.gethostname()}" in capsys.readouterr().err
+    with pytest.raises(runs.RunError, match=f"process {process.pid}"), runs.claimed(out):
+        pass
+    process.kill()
+    assert finish(process) == -signal.SIGKILL
+    assert finish(start(["--data", npz, *ARGUMENTS, "--out", out, "--resume"], log)) == 0
+
+
+@pytest.fixture(scope="module")
+def two_epochs(npz, tmp_path_factory):
+    out = tmp_path_factory.mktemp("two") / "run"
+    assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def copy(two_epochs, tmp_path):
+    return Path(shutil.copytree(two_epochs, tmp_path / "run"))
+
+
+def resume(npz, out, *arguments):
+    return train.main(["--data", str(npz), "--epochs", "3", "--out", str(out), "--resume", *arguments])
+
+
+def test_epochs_may_grow_and_the_result_is_that_of_a_run_that_had_them_all(copy, npz, tmp_path):
+    assert resume(npz, copy) == 0
+    assert train.main(["--data", str(npz), "--epochs", "3", "--out", str(tmp_path / "whole")]) == 0
+    assert_same(copy, tmp_path / "whole")
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(copy, npz, capsys):
+    before = {file.name: file.read_bytes() for file in copy.iterdir()}
+    assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(copy), "--resume", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "finished already, after epoch 2" in lines[0]
+    assert json.loads(lines[-1]) == json.loads((copy / "metrics.json").read_text())
+    assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
+
+
+def test_the_same_data_from_another_place_are_accepted_and_other_data_refused(copy, npz, arrays, tmp_path, capsys):
+    shutil.copy(npz, tmp_path / "moved.npz")
+    np.savez(tmp_path / "other.npz", **arrays | {"y_train": arrays["y_train"][::-1]})
+    assert resume(tmp_path / "other.npz", copy) == 2
+    assert "other images or labels" in capsys.readouterr().err
+    assert resume(tmp_path / "moved.npz", copy) == 0
+
+
+def test_other_threads_are_accepted_with_one_line(copy, npz, capsys):
+    state = torch.load(copy / runs.CHECKPOINT, weights_only=True)
+    state["bits"]["threads"] += 1
+    runs.write_checkpoint(copy / runs.CHECKPOINT, state)
+    assert resume(npz, copy) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "may differ" in line]
+    assert f"threads {torch.get_num_threads()} instead of {torch.get_num_threads() + 1}" in line
+    assert json.loads((copy / "metrics.json").read_text())["bits_changed"]
+
+
+@pytest.mark.parametrize("at", [0, 1, 1000, 4_000_000])
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_what_could_not_be_written(
+    at, copy, npz, capsys, monkeypatch
+):
+    good = (copy / runs.CHECKPOINT).read_bytes()
+    real = Path.open
+
+    def full(self, mode="r", *rest, **options):
+        file = real(self, mode, *rest, **options)
+        if self.name != f".{runs.CHECKPOINT}.partial":
+            return file
+
+        class Full:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *error):
+                file.close()
+
+            def write(self, content):
+                file.write(bytes(content[:at]))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        return Full()
+
+    monkeypatch.setattr(Path, "open", full)
+    assert resume(npz, copy) == 1
+    err = capsys.readouterr().err
+    assert f"cannot write {copy / runs.CHECKPOINT} (No space left on device)" in err
+    assert len(err.splitlines()) == 1
+    assert (copy / runs.CHECKPOINT).read_bytes() == good
+    assert "No space left" in (copy / runs.ERROR).read_text()
+    monkeypatch.undo()
+    assert resume(npz, copy) == 0
+
+
+def test_a_diverging_run_names_epoch_batch_and_rate_and_keeps_the_last_good_epoch(copy, npz, capsys, monkeypatch):
+    good = (copy / runs.CHECKPOINT).read_bytes()
+    batches = train.data.batches
+
+    def spoilt(split, *rest, **options):
+        for number, (images, labels) in enumerate(batches(split, *rest, **options)):
+            yield images * (float("nan") if len(split) == 256 and number == 2 else 1), labels
+
+    monkeypatch.setattr(train.data, "batches", spoilt)
+    assert resume(npz, copy) == 1
+    err = capsys.readouterr().err
+    for words in ("not finite in epoch 3, batch 3, learning rate 0.001", "--lr"):
+        assert words in err
+    assert (copy / runs.CHECKPOINT).read_bytes() == good
+    assert "not finite" in (copy / runs.ERROR).read_text()
