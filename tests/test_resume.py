@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -21,31 +20,6 @@ import train
 
 SAME = ("history.csv", "best.pt", "best_weights.npz", "initial_weights.npz", "curves.png")
 ARGUMENTS = ["--epochs", "24", "--patience", "24", "--lr-patience", "2", "--seed", "5", "--device", "cpu", "--quiet"]
-
-
-def child(arguments, log):
-    with Path(log).open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os._exit(train.main(arguments))
-
-
-@pytest.fixture(scope="module")
-def start():
-    """Start `train.main(arguments)` in a process of its own, forked from one that has imported all and computed nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train", "torchvision.datasets"])
-    started = []
-
-    def run(arguments, log):
-        process = context.Process(target=child, args=([*map(str, arguments), "--threads", "1"], str(log)))
-        process.start()
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        process.kill()
 
 
 def finish(process):

@@ -76,7 +76,7 @@ def test_a_directory_with_any_file_of_a_run_is_refused(tmp_path, file):
     (tmp_path / file).touch()
     with pytest.raises(runs.RunError, match="already holds a run") as error:
         runs.check(tmp_path, {}, False)
-    for way in (str(tmp_path), file, "another --out", "another --seed", "delete"):
+    for way in (str(tmp_path), file, "--resume", "another --out", "--seed", "delete"):
         assert way in str(error.value)
 
 
