@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         return stop.code
     try:
         equivalent = compare(args)
-    except runs.RunError as error:
+    except (runs.RunError, OSError) as error:
         print(f"compare.py: error: {error}", file=sys.stderr)
         return 2
     return 1 if equivalent is False else 0

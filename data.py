@@ -1,13 +1,16 @@
 """Images and labels as tensors: CIFAR-10, a Keras-style `.npz`, an offline stand-in; the split; batches."""
 
 import contextlib
+import fcntl
 import hashlib
+import http.client
 import io
 import math
+import os
+import shutil
 import socket
 import sys
 import tarfile
-import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from torch import Tensor
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SYNTHETIC = "synthetic"
+NPZ_LIMIT = 8 << 30  # bytes: 40 times CIFAR-10
 DOWNLOAD_TIMEOUT = 60  # seconds without a byte
 
 
@@ -62,7 +66,7 @@ def load(source: str) -> Arrays:
     path = Path(source)
     if path.suffix == ".npz":
         return load_npz(path)
-    if path.exists() and not path.is_dir():
+    if os.path.isfile(path):
         raise DataError(f"--data {source}: neither a folder nor an .npz file; pass one of them, or '{SYNTHETIC}'")
     return load_cifar10(path)
 
@@ -85,7 +89,7 @@ def describe(source: str) -> str:
 
 def load_npz(path: Path) -> Arrays:
     """Read `x_train, y_train, x_test, y_test` from a file in the layout of Keras's dataset files."""
-    arrays = read_npz("--data", path)
+    arrays = read_npz("--data", path, NPZ_LIMIT)
     found = ", ".join(arrays) or "nothing"
     missing = [name for name in Arrays._fields if name not in arrays]
     if missing:
@@ -100,17 +104,25 @@ def load_npz(path: Path) -> Arrays:
     return Arrays(**checked)
 
 
-def read_npz(flag: str, path: Path) -> dict[str, np.ndarray]:
-    """Read every array of the `.npz` file that `flag` names; raises DataError if that cannot be done."""
+def read_npz(flag: str, path: Path, limit: int) -> dict[str, np.ndarray]:
+    """Read every array of the `.npz` file that `flag` names; raises DataError if that cannot be done.
+
+    A file that claims to hold more than `limit` bytes is not read.
+    """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        if path.exists() and not path.is_file():
+            raise ValueError("not a file")
+        with path.open("rb") as source, np.load(source, allow_pickle=False) as file:
+            size = sum(member.file_size for member in file.zip.infolist())
+            if size > limit:
+                raise ValueError(f"its arrays take {size:,} bytes, more than {limit:,}")
             return dict(file)
     except FileNotFoundError:
         raise DataError(f"{flag} {path}: no such file; pass an .npz that exists") from None
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # bytes that are damaged or hostile can raise nearly anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{flag} {path}: not a readable .npz of plain arrays ({reason}); write it with np.savez"
+            f"{flag} {path}: not a readable .npz of plain arrays ({reason:.200}); write it with np.savez"
         ) from None
 
 
@@ -130,30 +142,76 @@ def _checked(x: str, images: np.ndarray, y: str, labels: np.ndarray) -> tuple[np
 
 
 def load_cifar10(folder: Path) -> Arrays:
-    """Read torchvision's CIFAR-10 from `folder`, checksums verified; download it there if it is not there yet."""
+    """Read torchvision's CIFAR-10 from `folder`, checksums verified; download it there if it is not there yet.
+
+    Of several processes one downloads and the others wait for it.
+    """
     from torchvision.datasets import CIFAR10  # takes a second to import, and only this function needs it
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        try:
+            train = CIFAR10(folder.absolute(), train=True)
+        except RuntimeError:  # torchvision's word for "not found or corrupted"
+            with _alone(folder):
+                train = _fetch_cifar10(folder)
+        test = CIFAR10(folder.absolute(), train=False)
     except OSError as error:
-        raise DataError(f"--data {folder}: cannot make that folder ({error.strerror}); pass another") from None
-    try:
-        train = CIFAR10(folder, train=True)
-    except RuntimeError:  # torchvision's word for "not found or corrupted"
+        raise DataError(
+            f"--data {folder}: cannot be used ({error.strerror or error}); pass a folder that can be written"
+        ) from None
+    images = (np.ascontiguousarray(part.data) for part in (train, test))
+    labels = (np.array(part.targets) for part in (train, test))
+    x_train, x_test, y_train, y_test = *images, *labels
+    return Arrays(x_train, y_train, x_test, y_test)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time into the block; the lock of a process that died is free."""
+    with (folder / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for another process that gets CIFAR-10 ready in {folder}.", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch_cifar10(folder: Path):
+    """Return torchvision's training part after extracting the archive in `folder`, downloaded if it is not there."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_md5, download_url
+
+    with contextlib.suppress(RuntimeError):
+        return CIFAR10(folder.absolute(), train=True)  # another process was first
+
+    archive = folder / Path(CIFAR10.url).name
+    if not archive.exists():
+        # A download that breaks off leaves its part in there, where nobody takes it for the archive.
+        partial = folder / ".partial"
         print(f"Downloading CIFAR-10 to {folder} (170 MB).", flush=True)
         try:
             with _download_manners():
-                train = CIFAR10(folder, train=True, download=True)
-        except (OSError, RuntimeError, EOFError, tarfile.TarError, zlib.error) as error:
-            archive = Path(CIFAR10.url).name
+                download_url(CIFAR10.url, partial, archive.name, CIFAR10.tgz_md5)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
             raise DataUnavailableError(
                 f"CIFAR-10 is not in {folder} and could not be downloaded ({error}).\n"
-                f"Put {archive} (MD5 {CIFAR10.tgz_md5}, from {CIFAR10.url}) into {folder},\n"
+                f"Put {archive.name} (MD5 {CIFAR10.tgz_md5}, from {CIFAR10.url}) into {folder},\n"
                 f"or pass --data FILE.npz (x_train, y_train, x_test, y_test as in Keras's dataset files),\n"
                 f"or pass --data {SYNTHETIC} for an offline stand-in that is not CIFAR-10."
             ) from None
-    test = CIFAR10(folder, train=False)
-    return Arrays(train.data, np.array(train.targets), test.data, np.array(test.targets))
+        (partial / archive.name).replace(archive)
+        shutil.rmtree(partial, ignore_errors=True)
+    elif not check_md5(archive, CIFAR10.tgz_md5):
+        raise DataError(
+            f"--data {folder}: {archive.name} in it is not CIFAR-10's, its MD5 is not {CIFAR10.tgz_md5}; "
+            "delete it to have it downloaded, or put the right one there"
+        )
+    try:
+        return CIFAR10(folder.absolute(), train=True, download=True)
+    except (RuntimeError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise DataError(f"--data {folder}: {archive.name} in it cannot be extracted ({error}); delete it") from None
 
 
 @contextlib.contextmanager

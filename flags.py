@@ -1,6 +1,7 @@
 """What the commands' flags share: one line on stderr for a bad value, and the types that check it."""
 
 import argparse
+import unicodedata
 
 
 class Parser(argparse.ArgumentParser):
@@ -10,7 +11,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())} (see --help)\n")
+
+
+def path_type(text: str) -> str:
+    """An argparse type: a path that can be written into a line of a log, a JSON file and a picture's title."""
+    if not text or any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no path: pass one of printable characters")
+    return text
 
 
 def number(kind: type, interval: str):

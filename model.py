@@ -77,15 +77,20 @@ def from_keras_weights(model: nn.Module, weights: Sequence[np.ndarray]) -> None:
     wanted = to_keras_weights(model)
     if len(weights) != len(wanted):
         raise ValueError(f"{len(weights)} arrays; this network has {len(wanted)}: a kernel and a bias for each layer")
+    fitting = []
     for number, (name, array, like) in enumerate(zip(parameters, weights, wanted, strict=True)):
         which = f"array {number} ({name.replace('weight', 'kernel')})"
         if array.shape != like.shape:
             raise ValueError(f"{which} has shape {array.shape}; it must be {like.shape}")
-        if not (np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all()):
-            raise ValueError(f"{which} is {array.dtype} with {array.ravel()[:3]}...; it must be finite floats")
+        if not np.issubdtype(array.dtype, np.floating):
+            raise ValueError(f"{which} is {array.dtype}; it must be floats")
+        with np.errstate(over="ignore"):
+            fitting.append(_to_torch_axes(array).astype(like.dtype))
+        if not np.isfinite(fitting[-1]).all():
+            raise ValueError(f"{which} has a value that is not finite in {like.dtype}")
     with torch.no_grad():
-        for parameter, array in zip(parameters.values(), weights, strict=True):
-            parameter.copy_(torch.from_numpy(_to_torch_axes(array).copy()))
+        for parameter, array in zip(parameters.values(), fitting, strict=True):
+            parameter.copy_(torch.from_numpy(array))
 
 
 def to_keras_weights(model: nn.Module) -> list[np.ndarray]:

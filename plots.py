@@ -27,7 +27,7 @@ def curves(
     """
     figure = Figure(figsize=(14, 4), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12)  # inches between the panels
-    figure.suptitle(title)
+    figure.suptitle(title).set_parse_math(False)  # a path may have two dollar signs
     epochs = range(1, len(history) + 1)
     accuracy, loss, rate = figure.subplots(1, 3)
     for axes, name in ((accuracy, "accuracy"), (loss, "loss")):
@@ -81,7 +81,8 @@ def overlay(groups: dict[str, list[dict[str, list[float]]]]) -> bytes:
     all_axes["learning rate"].set(ylabel="the epoch's learning rate", ylim=(0, None))
     all_axes["learning rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     handles += [Line2D([], [], color="0.3", linestyle=style, label=label) for style, label in STYLES]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    for text in figure.legend(handles=handles, loc="outside lower center", ncols=4).get_texts():
+        text.set_parse_math(False)
     return _png(figure)
 
 

@@ -14,6 +14,7 @@ import platform
 import socket
 import subprocess
 import traceback
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,12 +140,14 @@ def claimed(out: Path) -> Iterator[None]:
         file.flush()
         try:
             yield
-        except RunError:
+        except RunError:  # bad input changes no file
             raise
         except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk, say; stderr has it all the same
                 write_bytes(out / ERROR, "".join(traceback.format_exception_only(error)).encode())
             raise
+        finally:
+            file.truncate(0)
 
 
 def create(out: Path) -> None:
@@ -194,9 +197,11 @@ def read_checkpoint(path: Path, like: dict) -> dict:
     """Read what `write_checkpoint` wrote, nothing but data, with each tensor on the device and in the layout of `like`.
 
     `like` has the same tree: a tensor stands for its shape and dtype, a type for its values, `[x]` for a list of any
-    length, `{str: x}` for a dict with any names. Raises RunError for a file that is damaged or of another kind.
+    length. Raises RunError for a file that is damaged or of another kind.
     """
     try:
+        if not path.is_file():
+            raise ValueError("not a file")
         content = path.read_bytes()
         with zipfile.ZipFile(io.BytesIO(content)) as members:
             if sum(member.file_size for member in members.infolist()) > len(content):
@@ -204,11 +209,17 @@ def read_checkpoint(path: Path, like: dict) -> dict:
             damaged = members.testzip()  # torch.load does not look at checksums
             if damaged:
                 raise ValueError(f"{damaged} in it is damaged")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's, about sparse tensors: they are refused below
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         found = state.get("format")
         if found != CHECKPOINT_FORMAT:
             raise ValueError(f"its format is {found!r:.20}, this version of the project reads {CHECKPOINT_FORMAT}")
-        return _fitted(state, {"format": int} | like, "it")
+        state = _fitted(state, {"format": int} | like, "it")
+        epoch, best_epoch, steps = state["epoch"], state["early_stopping"]["best_epoch"], state["optimizer"]["steps"]
+        lengths = {len(state[name]) for name in ("history", "learning_rates", "seconds")}
+        if not (lengths == {epoch} and 0 <= best_epoch < epoch <= steps):
+            raise ValueError("its counts do not agree")
+        return state
     except pickle.UnpicklingError:
         raise RunError(f"{path}: holds more than plain data, nothing of it was run; pass another --out") from None
     except Exception as error:  # bytes that are damaged or hostile can raise nearly anything
@@ -224,12 +235,12 @@ def _fitted(found: object, like: object, where: str) -> object:
             raise ValueError(f"{where} is {shape}; it must be {tuple(like.shape)} {like.dtype}")
         if not found.isfinite().all():
             raise ValueError(f"{where} is not finite")
-        return torch.empty_like(like).copy_(found)
+        return torch.empty_like(like).copy_(found.detach())
     if isinstance(like, dict):
-        if not isinstance(found, dict) or (str not in like and found.keys() != like.keys()):
+        if not isinstance(found, dict) or found.keys() != like.keys():
             names = ", ".join(map(str, found)) if isinstance(found, dict) else f"a {type(found).__name__}"
             raise ValueError(f"{where} has {names:.60}, not {', '.join(map(str, like)):.60}")
-        return {name: _fitted(value, like.get(name, like.get(str)), f"{where}.{name}") for name, value in found.items()}
+        return {name: _fitted(found[name], part, f"{where}.{name}") for name, part in like.items()}
     if isinstance(like, list):
         if not isinstance(found, list):
             raise ValueError(f"{where} is a {type(found).__name__}, not a list")

@@ -27,10 +27,11 @@ import plots
 import runs
 import signals
 from callbacks import PLATEAU_STATE, EarlyStopping, reduce_lr_on_plateau
-from flags import Parser, number
+from flags import Parser, number, path_type
 from model import build_model, from_keras_weights, l2_penalty, parameter_groups, to_keras_weights
 from optim import MOMENTS, Adam
 
+INITIAL_WEIGHTS_LIMIT = 256 << 20  # bytes: 60 times this network in float64
 CHECK_EVERY = 100  # steps between two looks at a GPU's loss: each look waits for it
 EVALUATION_BATCH = 256  # fits a CPU's cache: 1,000 images at once take twice as long there
 
@@ -57,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         return fail(1, error)
     except runs.WriteError as error:
         return fail(1, f"{error}; what was finished before stands: make room there, then go on with --resume")
+    except OSError as error:
+        return fail(1, error)
     except torch.OutOfMemoryError as error:
         return fail(1, f"{str(error).splitlines()[0]} Pass a smaller --batch-size, or --device cpu")
     except signals.Interrupted as error:
@@ -86,7 +89,11 @@ def fail(code: int, message: object) -> int:
 
 
 def say(*lines: object) -> None:
-    print(*lines, sep="\n", flush=True)  # a log file shows each epoch when it ends
+    try:
+        print(*lines, sep="\n", flush=True)  # a log file shows each epoch when it ends
+    except OSError as error:  # a log on a full disk, a pipe whose reader has gone
+        sys.stdout = None  # else the interpreter tries it again at its end
+        raise runs.WriteError(f"cannot write to standard output ({error.strerror})") from None
 
 
 def device_type(text: str) -> torch.device:
@@ -166,6 +173,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     group = parser.add_argument_group("data and output")
     group.add_argument(
         "--data",
+        type=path_type,
         default="data",
         metavar="PATH",
         help="folder with torchvision's CIFAR-10 (downloaded there once), an .npz file with x_train, y_train, x_test, "
@@ -180,12 +188,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     group.add_argument(
         "--init-weights",
-        type=Path,
+        type=path_type,
         metavar="FILE.npz",
         help="start from these weights: np.savez(FILE, *model.get_weights()) of the Keras model, or a run's own",
     )
     group.add_argument(
         "--out",
+        type=path_type,
         default="runs/baseline-seed<seed>",
         metavar="DIR",
         help="the run's directory; <seed> stands for the seed",
@@ -197,6 +206,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--json", action="store_true", help="end with the figures as a JSON object in one line")
     args = parser.parse_args(argv)
     args.out = Path(args.out.replace("<seed>", str(args.seed)))
+    args.init_weights = args.init_weights and Path(args.init_weights)
     return args
 
 
@@ -235,6 +245,11 @@ def run(args: argparse.Namespace) -> None:
         checkpoint = None
         if (args.out / runs.CHECKPOINT).exists():
             checkpoint = runs.read_checkpoint(args.out / runs.CHECKPOINT, checkpoint_like(model))
+            if args.init_weights is not None and checkpoint["initial_weights"] != runs.fingerprint(initial_weights):
+                raise runs.RunError(
+                    f"--init-weights {args.init_weights}: not the weights that the run in {args.out} started from; "
+                    "pass those or another --out"
+                )
         environment = runs.environment(device)
         config = {"model": "baseline", "data": data.describe(args.data), "data_sha256": data_sha256, "flags": flags}
         for stale in (runs.ERROR, runs.METRICS, runs.CURVES):
@@ -314,7 +329,7 @@ def train(
 
 def load_initial_weights(model: nn.Module, path: Path) -> None:
     """Start `model` from the arrays that `np.savez(path, *weights)` wrote."""
-    arrays = data.read_npz("--init-weights", path)
+    arrays = data.read_npz("--init-weights", path, INITIAL_WEIGHTS_LIMIT)
     try:
         from_keras_weights(model, [arrays[f"arr_{number}"] for number in range(len(arrays))])
     except (KeyError, ValueError) as error:

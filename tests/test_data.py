@@ -2,9 +2,11 @@ import functools
 import hashlib
 import http.server
 import io
+import multiprocessing
 import pickle
 import tarfile
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +214,7 @@ def server(tmp_path, monkeypatch):
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self):
             self.server.requests += 1
+            self.server.open.wait()
             if self.server.breaks_off:
                 self.send_response(200)
                 self.send_header("Content-Length", str(archive.stat().st_size))
@@ -225,7 +228,8 @@ def server(tmp_path, monkeypatch):
             pass
 
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
-    httpd.requests, httpd.breaks_off, httpd.archive = 0, False, archive
+    httpd.requests, httpd.breaks_off, httpd.archive, httpd.open = 0, False, archive, threading.Event()
+    httpd.open.set()
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{httpd.server_port}/{archive.name}")
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive.read_bytes()))
@@ -273,13 +277,35 @@ def test_an_archive_that_a_person_put_there_is_used_without_network(server, offl
     assert server.requests == 0
 
 
-def test_an_archive_with_a_wrong_checksum_is_not_used(server, offline, tmp_path):
+def test_an_archive_with_a_wrong_checksum_is_refused_and_left_alone(server, tmp_path, capsys):
     folder = tmp_path / "data"
     folder.mkdir()
-    (folder / server.archive.name).write_bytes(server.archive.read_bytes()[:-1] + b"!")
-    offline()
-    with pytest.raises(data.DataUnavailableError):
-        data.load(str(folder))
+    wrong = server.archive.read_bytes()[:-1] + b"!"
+    (folder / server.archive.name).write_bytes(wrong)
+    assert train.main(["--data", str(folder), "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    for words in (str(folder), server.archive.name, "its MD5 is not", "delete it"):
+        assert words in line
+    assert (folder / server.archive.name).read_bytes() == wrong
+    assert not (folder / "cifar-10-batches-py").exists()
+    assert server.requests == 0
+
+
+@pytest.mark.parametrize("name", ["../x", "{outside}/x", "cifar-10-batches-py/../../x"])
+def test_an_archive_with_a_member_outside_its_folder_writes_nothing_there(name, server, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with tarfile.open(folder / server.archive.name, "w:gz") as tar:
+        info = tarfile.TarInfo(name.format(outside=tmp_path))
+        info.size = 4
+        tar.addfile(info, io.BytesIO(b"evil"))
+    checksum = hashlib.md5((folder / server.archive.name).read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(CIFAR10, "tgz_md5", checksum)
+    before = {*tmp_path.iterdir()}
+    assert train.main(["--data", str(folder), "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{server.archive.name} in it cannot be extracted" in line
+    assert {*tmp_path.iterdir()} == before
 
 
 def test_a_download_that_broke_off_is_not_taken_for_whole_and_the_next_run_mends_it(server, tmp_path):
@@ -287,7 +313,53 @@ def test_a_download_that_broke_off_is_not_taken_for_whole_and_the_next_run_mends
     server.breaks_off = True
     with pytest.raises(data.DataUnavailableError):
         data.load(str(folder))
+    assert not (folder / server.archive.name).exists()
     server.breaks_off = False
+    assert len(data.load(str(folder)).x_train) == 100
+
+
+def loader(folder):
+    """Start a process that loads `folder`: a fork of this one, so that it asks the server on 127.0.0.1."""
+    process = multiprocessing.get_context("fork").Process(target=data.load, args=(str(folder),))
+    process.start()
+    return process
+
+
+def wait_for_requests(server, number):
+    for _ in range(2000):
+        if server.requests >= number:
+            return
+        time.sleep(0.01)
+    raise TimeoutError
+
+
+def test_of_processes_that_start_together_one_downloads_and_all_get_the_data(server, tmp_path, capfd):
+    server.open.clear()  # until all have started
+    folder = tmp_path / "data"
+    processes = [loader(folder) for _ in range(6)]
+    wait_for_requests(server, 1)
+    time.sleep(0.5)
+    server.open.set()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert server.requests == 2  # torchvision looks for redirects first
+    printed = capfd.readouterr().out
+    assert printed.count("Downloading CIFAR-10") == 1
+    assert printed.count("Waiting for another process") == 5
+    assert len(data.load(str(folder)).x_train) == 100
+
+
+def test_when_the_process_that_downloads_is_killed_another_takes_over(server, tmp_path):
+    server.open.clear()
+    folder = tmp_path / "data"
+    first = loader(folder)
+    wait_for_requests(server, 1)
+    second = loader(folder)
+    first.kill()
+    server.open.set()
+    second.join(60)
+    assert second.exitcode == 0
     assert len(data.load(str(folder)).x_train) == 100
 
 

@@ -1,0 +1,568 @@
+"""Input that is wrong or hostile: one line that names it and the remedy, exit code 2, and no file changed."""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import data
+import runs
+import train
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(npz, tmp_path_factory):
+    """A finished run of two epochs."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def place(finished, npz, tmp_path, monkeypatch):
+    """A current folder with good data (good.npz), a finished run (run) and a note (note.txt)."""
+    shutil.copy(npz, tmp_path / "good.npz")
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "note.txt").write_text("hello")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def contents(folder):
+    return {path: path.read_bytes() if path.is_file() and not path.is_symlink() else None for path in folder.rglob("*")}
+
+
+def refuses(place, capsys, arguments, words):
+    before = contents(place)
+    code = train.main(["--data", "good.npz", "--epochs", "3", *arguments])
+    err = capsys.readouterr().err
+    assert code == 2, err
+    (line,) = err.splitlines()
+    assert line.startswith("train.py: error: ")
+    for word in words:
+        assert word in line
+    assert contents(place) == before
+
+
+class Payload:
+    """What a pickle of it does when it is read."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def bomb(path, entries=("x_train", "y_train", "x_test", "y_test")):
+    """An .npz of a few kilobytes that claims to hold 4 GiB in each of its arrays."""
+    with zipfile.ZipFile(path, "w") as members:
+        for name in entries:
+            members.writestr(f"{name}.npy", bytes(1000))
+            members.infolist()[-1].file_size = (4 << 30) - 2
+
+
+def change_arrays(path, **change):
+    with np.load("good.npz") as file:
+        arrays = dict(file) | change
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+
+
+def weights(**change):
+    with np.load("run/initial_weights.npz") as file:
+        np.savez("w.npz", **dict(file) | change)
+
+
+def change_json(path, **change):
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(value | change))
+
+
+def floats():
+    images = np.zeros((320, 32, 32, 3), np.float32)
+    images[7] = np.nan
+    return images
+
+
+INPUT = {
+    # --data
+    "data: missing": ("--data=none.npz", None, ["none.npz: no such file", "pass"]),
+    "data: a text": ("--data=note.txt", None, ["note.txt: neither a folder nor an .npz", "pass"]),
+    "data: below a file": ("--data=note.txt/x", None, ["note.txt/x", "Not a directory", "pass"]),
+    "data: no name": ("--data=", None, ["--data", "''", "pass"]),
+    "data: a name of two lines": ("--data=a\nb", None, ["--data", r"'a\nb'", "pass"]),
+    "data: a name that is no text": ("--data=a\udcff.npz", None, ["--data", "pass"]),
+    "data: a long name": (f"--data={'n' * 300}", None, ["n" * 300, "File name too long", "pass"]),
+    "data: a long name of an .npz": (f"--data={'n' * 300}.npz", None, ["n" * 300, "File name too long", "np.savez"]),
+    "data: a folder that cannot be made": ("--data=/proc/none", None, ["/proc/none", "pass"]),
+    "data: a folder for a file": ("--data=f.npz", lambda: os.mkdir("f.npz"), ["f.npz", "not a file", "np.savez"]),
+    "data: a pipe": ("--data=f.npz", lambda: os.mkfifo("f.npz"), ["f.npz", "not a file", "np.savez"]),
+    "data: a link to itself": ("--data=f.npz", lambda: os.symlink("f.npz", "f.npz"), ["f.npz", "np.savez"]),
+    "data: unreadable": ("--data=f.npz", lambda: os.symlink("/proc/self/mem", "f.npz"), ["f.npz", "np.savez"]),
+    "data: empty": ("--data=f.npz", lambda: open("f.npz", "w").close(), ["f.npz", "np.savez"]),
+    "data: of the wrong kind": ("--data=f.npz", lambda: shutil.copy("note.txt", "f.npz"), ["f.npz", "np.savez"]),
+    "data: a network": ("--data=f.npz", lambda: shutil.copy("run/best.pt", "f.npz"), ["f.npz", "no array x_train"]),
+    "data: cut": (
+        "--data=good.npz",
+        lambda: os.truncate("good.npz", os.path.getsize("good.npz") // 2),
+        ["good.npz", "np.savez"],
+    ),
+    "data: a zip bomb": (
+        "--data=f.npz",
+        lambda: bomb("f.npz"),
+        ["f.npz", "17,179,869,176 bytes, more than", "np.savez"],
+    ),
+    "data: a pickled object": (
+        "--data=f.npz",
+        lambda: change_arrays("f.npz", y_test=np.array([Payload()] * 100)),
+        ["f.npz", "not a readable .npz of plain arrays", "np.savez"],
+    ),
+    "data: an array is missing": (
+        "--data=f.npz",
+        lambda: change_arrays("f.npz", y_test=None),
+        ["f.npz: no array y_test", "add it"],
+    ),
+    "data: images in floats with NaN": (
+        "--data=f.npz",
+        lambda: change_arrays("f.npz", x_train=floats()),
+        ["f.npz: x_train is float32", "must be uint8"],
+    ),
+    "data: a label of 10": (
+        "--data=f.npz",
+        lambda: change_arrays("f.npz", y_train=np.arange(320) % 11),
+        ["f.npz: y_train has labels from 0 to 10", "must lie in 0 to 9"],
+    ),
+    "data: no images": (
+        "--data=f.npz",
+        lambda: change_arrays("f.npz", x_test=np.zeros((0, 32, 32, 3), np.uint8), y_test=np.zeros(0, int)),
+        ["f.npz: x_test has shape (0, 32, 32, 3)", "N of at least 1"],
+    ),
+    "data: an empty validation part": ("--validation-split=1e-17", None, ["1e-17", "no validation image", "larger"]),
+    "data: an empty training part": ("--validation-split=0.999", None, ["0.999", "no training image", "smaller"]),
+    # --init-weights
+    "weights: missing": ("--init-weights=w.npz", None, ["w.npz: no such file", "pass"]),
+    "weights: a folder": ("--init-weights=run", None, ["--init-weights run", "not a file", "np.savez"]),
+    "weights: a text": ("--init-weights=note.txt", None, ["note.txt", "np.savez"]),
+    "weights: a pickled object": (
+        "--init-weights=w.npz",
+        lambda: np.savez("w.npz", np.array([Payload()])),
+        ["w.npz", "np.savez"],
+    ),
+    "weights: a zip bomb": (
+        "--init-weights=w.npz",
+        lambda: np.savez_compressed("w.npz", np.zeros(300 << 20, np.uint8)),
+        ["w.npz", "314,572,928 bytes, more than 268,435,456", "np.savez"],
+    ),
+    "weights: of another network": (
+        "--init-weights=w.npz",
+        lambda: weights(arr_0=np.zeros((5, 5, 3, 32))),
+        ["w.npz", "(5, 5, 3, 32); it must be (3, 3, 3, 32)"],
+    ),
+    "weights: whole numbers": (
+        "--init-weights=w.npz",
+        lambda: weights(arr_1=np.zeros(32, int)),
+        ["w.npz", "array 1 (conv1.bias) is int64", "must be floats"],
+    ),
+    "weights: NaN": (
+        "--init-weights=w.npz",
+        lambda: weights(arr_1=np.full(32, np.nan)),
+        ["w.npz", "array 1 (conv1.bias) has a value that is not finite", "np.savez"],
+    ),
+    "weights: too large for float32": (
+        "--init-weights=w.npz",
+        lambda: weights(arr_1=np.full(32, 1e300)),
+        ["w.npz", "array 1 (conv1.bias) has a value that is not finite in float32", "np.savez"],
+    ),
+    # --out
+    "out: a file": ("--out=note.txt", None, ["note.txt is a file", "pass another --out"]),
+    "out: below a file": ("--out=note.txt/run", None, ["note.txt is a file", "pass another --out"]),
+    "out: a run already": ("--out=run", None, ["--out run: already holds a run", "--resume"]),
+    "out: in /proc": ("--out=/proc/none/run", None, ["/proc/none/run", "pass another --out"]),
+    "out: no name": ("--out=", None, ["--out", "''", "pass"]),
+    "out: a name of two lines": ("--out=a\nb", None, ["--out", r"'a\nb'", "pass"]),
+    "out: a long name": (f"--out={'n' * 300}", None, ["n" * 300, "File name too long", "pass another --out"]),
+    "out: a link to itself": ("--out=o", lambda: os.symlink("o", "o"), ["--out o", "pass another --out"]),
+    "out: its lock is a folder": ("--out=o", lambda: os.makedirs("o/.lock"), ["--out o", "pass another --out"]),
+}
+
+
+@pytest.mark.parametrize(("argument", "prepare", "words"), INPUT.values(), ids=INPUT)
+def test_hostile_input_is_refused(argument, prepare, words, place, capsys):
+    if prepare is not None:
+        prepare()
+    refuses(place, capsys, [argument], words)
+
+
+def damaged(change):
+    """Prepare a checkpoint in which `change` has been at work on the saved tree."""
+
+    def prepare(run):
+        state = torch.load(run / "checkpoint.pt", weights_only=True)
+        change(state)
+        torch.save(state, run / "checkpoint.pt")
+
+    return prepare
+
+
+def cut(part):
+    def prepare(run):
+        os.truncate(run / "checkpoint.pt", int(part * (run / "checkpoint.pt").stat().st_size))
+
+    return prepare
+
+
+def replaced(name, content):
+    return lambda run: (run / name).write_bytes(content)
+
+
+def folder_for(name):
+    def prepare(run):
+        (run / name).unlink()
+        (run / name).mkdir()
+
+    return prepare
+
+
+def compressed(run):
+    with zipfile.ZipFile(run / "checkpoint.pt") as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(run / "checkpoint.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        for name, content in members.items():
+            new.writestr(name, content + bytes(10_000_000))
+
+
+def flipped(run):
+    content = bytearray((run / "checkpoint.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (run / "checkpoint.pt").write_bytes(content)
+
+
+def other_flags(**change):
+    def prepare(run):
+        config = json.loads((run / "config.json").read_text())
+        change_json(run / "config.json", flags=config["flags"] | change)
+
+    return prepare
+
+
+ANOTHER = "pass another --out"
+RUN = {
+    "checkpoint: empty": (replaced("checkpoint.pt", b""), ["run/checkpoint.pt: not a checkpoint", ANOTHER]),
+    "checkpoint: a text": (replaced("checkpoint.pt", b"hello"), ["run/checkpoint.pt: not a checkpoint", ANOTHER]),
+    "checkpoint: a folder": (folder_for("checkpoint.pt"), ["run/checkpoint.pt", "not a file", ANOTHER]),
+    "checkpoint: gone": (lambda run: (run / "checkpoint.pt").unlink(), ["no checkpoint.pt in it", ANOTHER]),
+    "checkpoint: one bit changed": (flipped, ["run/checkpoint.pt", "is damaged", ANOTHER]),
+    "checkpoint: a zip bomb": (compressed, ["run/checkpoint.pt", "larger than the file", ANOTHER]),
+    "checkpoint: the best weights": (
+        lambda run: shutil.copy(run / "best.pt", run / "checkpoint.pt"),
+        ["run/checkpoint.pt", "its format is None", ANOTHER],
+    ),
+    "checkpoint: from a future version": (
+        damaged(lambda state: state.update(format=2)),
+        ["its format is 2, this version of the project reads 1", ANOTHER],
+    ),
+    "checkpoint: a pickled payload": (
+        damaged(lambda state: state.update(bits=Payload())),
+        ["run/checkpoint.pt: holds more than plain data, nothing of it was run", ANOTHER],
+    ),
+    "checkpoint: a bare pickled payload": (
+        replaced("checkpoint.pt", pickle.dumps(Payload())),
+        ["run/checkpoint.pt: not a checkpoint", ANOTHER],
+    ),
+    "checkpoint: another network's shapes": (
+        damaged(lambda state: state["weights"].update({"conv1.weight": torch.zeros(64, 3, 3, 3)})),
+        ["weights.conv1.weight is (64, 3, 3, 3) torch.float32; it must be (32, 3, 3, 3) torch.float32", ANOTHER],
+    ),
+    "checkpoint: another network's names": (
+        damaged(lambda state: state["weights"].pop("conv1.weight")),
+        ["it.weights has", ANOTHER],
+    ),
+    "checkpoint: another dtype": (
+        damaged(lambda state: state["optimizer"]["exp_avg"].update({"conv1.bias": torch.zeros(32).double()})),
+        ["exp_avg.conv1.bias is (32,) torch.float64", ANOTHER],
+    ),
+    "checkpoint: NaN weights": (
+        damaged(lambda state: state["best_weights"]["conv1.bias"].fill_(float("nan"))),
+        ["best_weights.conv1.bias is not finite", ANOTHER],
+    ),
+    "checkpoint: sparse weights": (
+        damaged(lambda state: state["weights"].update({"conv1.bias": torch.zeros(32).to_sparse()})),
+        ["weights.conv1.bias is a Tensor", ANOTHER],
+    ),
+    "checkpoint: a text for a number": (
+        damaged(lambda state: state["plateau"].update(best="low")),
+        ["plateau.best is 'low'", ANOTHER],
+    ),
+    "checkpoint: fewer epochs than it says": (
+        damaged(lambda state: state["history"].pop()),
+        ["its counts do not agree", ANOTHER],
+    ),
+    "checkpoint: a best epoch that never was": (
+        damaged(lambda state: state["early_stopping"].update(best_epoch=2)),
+        ["its counts do not agree", ANOTHER],
+    ),
+    "checkpoint: no step taken": (
+        damaged(lambda state: state["optimizer"].update(steps=0)),
+        ["its counts do not agree", ANOTHER],
+    ),
+    "checkpoint: a list": (
+        lambda run: torch.save([1, 2], run / "checkpoint.pt"),
+        ["run/checkpoint.pt: not a checkpoint", ANOTHER],
+    ),
+    **{
+        f"checkpoint: cut after {part:.0%}": (cut(part), ["run/checkpoint.pt: not a checkpoint", ANOTHER])
+        for part in np.arange(10) / 10
+    },
+    "config: empty": (replaced("config.json", b""), ["run/config.json: not JSON"]),
+    "config: a list": (replaced("config.json", b"[1]"), ["run/config.json: a JSON list", "must be an object"]),
+    "config: nested without end": (replaced("config.json", b"[" * 100_000), ["run/config.json: not JSON"]),
+    "config: no text": (replaced("config.json", b"\xff\xfe"), ["run/config.json: not a text file"]),
+    "config: a folder": (folder_for("config.json"), ["run/config.json: cannot be read"]),
+    "config: gone": (lambda run: (run / "config.json").unlink(), ["run/config.json: cannot be read"]),
+    "config: no flags": (lambda run: change_json(run / "config.json", flags=None), ["no flags in it", ANOTHER]),
+    "config: flags of nonsense": (other_flags(lr=[{}], epochs="x"), ["--lr 0.001 (was [{}])", "(was 'x'", ANOTHER]),
+    "config: more epochs": (other_flags(epochs=9), ["--epochs 3 (was 9, and may only grow)", ANOTHER]),
+    "config: other images": (
+        lambda run: change_json(run / "config.json", data_sha256=7),
+        ["--data good.npz (other images or labels", ANOTHER],
+    ),
+    "metrics: nonsense": (replaced("metrics.json", b"{}"), ["run/metrics.json: no test accuracy", "--resume"]),
+    "metrics: no JSON": (replaced("metrics.json", b"hello"), ["run/metrics.json: not JSON", "delete"]),
+    "history: without a checkpoint": (
+        lambda run: [(run / name).unlink() for name in ("checkpoint.pt", "metrics.json")],
+        ["no checkpoint.pt in it", ANOTHER],
+    ),
+}
+
+
+@pytest.mark.parametrize(("prepare", "words"), RUN.values(), ids=RUN)
+def test_a_hostile_run_is_not_resumed(prepare, words, place, capsys):
+    prepare(place / "run")
+    refuses(place, capsys, ["--out", "run", "--resume"], words)
+
+
+OTHER_FLAGS = {
+    "--batch-size": "32",
+    "--lr": "0.002",
+    "--l2": "0.1",
+    "--dropout": "0.1",
+    "--validation-split": "0.3",
+    "--patience": "4",
+    "--lr-factor": "0.4",
+    "--lr-patience": "2",
+    "--min-lr": "0",
+    "--seed": "1",
+    "--dtype": "float64",
+    "--no-shuffle": None,
+    "--init-weights": "run/initial_weights.npz",
+}
+
+
+def test_every_flag_that_changes_the_result_is_refused_on_resuming_with_both_values(place, capsys):
+    for flag, value in OTHER_FLAGS.items():
+        refuses(
+            place, capsys, ["--out", "run", "--resume", flag, *[value] * (value is not None)], [flag, "was ", ANOTHER]
+        )
+    free = {f"--{name}" for name in runs.FREE_FLAGS}
+    assert free | set(OTHER_FLAGS) == {f"--{name.replace('_', '-')}" for name in vars(train.parse_arguments([]))}
+
+
+def test_other_initial_weights_under_the_same_name_are_refused_on_resuming(place, capsys):
+    weights()
+    start = ["--data", "good.npz", "--init-weights", "w.npz", "--out", "new"]
+    assert train.main([*start, "--epochs", "1"]) == 0
+    weights(arr_1=np.ones(32))
+    refuses(
+        place, capsys, [*start, "--resume"], ["--init-weights w.npz: not the weights", "pass those or another --out"]
+    )
+    weights()
+    assert train.main([*start, "--epochs", "3", "--resume"]) == 0
+
+
+# --- data that are odd, but legal -------------------------------------------------------------------------------------
+
+ODD = {
+    "constant images": {"x_train": np.full((320, 32, 32, 3), 255, np.uint8)},
+    "black images": {"x_train": np.zeros((320, 32, 32, 3), np.uint8), "x_test": np.zeros((100, 32, 32, 3), np.uint8)},
+    "a class that is missing": {"y_train": np.arange(320) % 9},
+    "one class": {"y_train": np.full(320, 3)},
+    "fewer images than a batch": {"x_train": np.zeros((20, 32, 32, 3), np.uint8), "y_train": np.arange(20) % 10},
+    "one test image": {"x_test": np.zeros((1, 32, 32, 3), np.uint8), "y_test": np.zeros(1, np.uint8)},
+}
+
+
+@pytest.mark.parametrize("change", ODD.values(), ids=ODD)
+def test_odd_but_legal_data_give_a_run_with_finite_figures(change, place):
+    change_arrays("odd.npz", **change)
+    assert train.main(["--data", "odd.npz", "--epochs", "2", "--out", "odd"]) == 0
+    history = runs.read(place / "odd").history
+    assert np.isfinite(list(history.values())).all()
+    assert len(history["loss"]) == 2
+
+
+def test_a_path_with_signs_that_mean_something_to_others_is_just_a_path(place):
+    for name in ("$x^$_{%s}", "<seed>", "[a-z]*", "ü ß"):
+        shutil.copy("good.npz", f"{name}.npz")
+        assert train.main(["--data", f"{name}.npz", "--epochs", "1", "--out", f"out {name}"]) == 0
+
+
+# --- fuzzing the readers ----------------------------------------------------------------------------------------------
+
+FUZZ = settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def refused_in_one_line(path, read, error):
+    """Return what `read(path)` returns, or None if it raises `error`."""
+    try:
+        return read(path)
+    except error as refusal:
+        message = str(refusal)
+    assert str(path) in message
+    assert len(message.splitlines()) == 1
+    return None
+
+
+def mutated(whole):
+    """Strategy: `whole` with a few bytes changed, a piece cut out, or a piece put in; or any bytes."""
+    at = st.integers(0, len(whole) - 1)
+    changed = st.dictionaries(at, st.integers(0, 255), min_size=1, max_size=8).map(
+        lambda changes: bytes(changes.get(position, byte) for position, byte in enumerate(whole))
+    )
+    cut_out = st.tuples(at, at).map(lambda ends: whole[: min(ends)] + whole[max(ends) :])
+    put_in = st.tuples(at, st.binary(min_size=1, max_size=50)).map(lambda x: whole[: x[0]] + x[1] + whole[x[0] :])
+    return st.one_of(changed, cut_out, put_in, st.binary(max_size=200))
+
+
+def small_npz():
+    buffer = io.BytesIO()
+    images, labels = np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int64)
+    np.savez_compressed(buffer, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    return buffer.getvalue()
+
+
+@FUZZ
+@given(content=mutated(small_npz()))
+@example(content=small_npz())
+def test_any_bytes_as_npz_are_read_or_refused(content, tmp_path):
+    path = tmp_path / "fuzz.npz"
+    path.write_bytes(content)
+    arrays = refused_in_one_line(path, data.load_npz, data.DataError)
+    if arrays is None:
+        return
+    assert arrays.x_train.dtype == np.uint8
+    assert arrays.x_train.shape[1:] == (32, 32, 3)
+    assert len(arrays.y_train) == len(arrays.x_train)
+
+
+def small_checkpoint():
+    """A checkpoint of the smallest model, and what it must look like."""
+    model = torch.nn.Linear(1, 1)
+    like = train.checkpoint_like(model)
+    parameters = dict(model.named_parameters())
+    logs = dict.fromkeys(like["history"][0], 0.5)
+    state = {
+        "epoch": 1,
+        "weights": model.state_dict(),
+        "best_weights": model.state_dict(),
+        "optimizer": {"steps": 3} | {name: {k: v.detach() for k, v in parameters.items()} for name in train.MOMENTS},
+        "early_stopping": {"best": 0.5, "best_epoch": 0, "stopped_epoch": None, "wait": 0},
+        "plateau": {"best": 0.5, "num_bad_epochs": 0},
+        "history": [logs],
+        "learning_rates": [0.001],
+        "seconds": [1.0],
+        "bits": dict.fromkeys(like["bits"], "x") | {"threads": 1},
+        "bits_changed": [],
+        "initial_weights": "x",
+    }
+    return state, like
+
+
+def checkpoint_bytes():
+    buffer = io.BytesIO()
+    torch.save({"format": runs.CHECKPOINT_FORMAT} | small_checkpoint()[0], buffer)
+    return buffer.getvalue()
+
+
+def reads_or_refuses(path):
+    """Return what `path` holds if it is a checkpoint of the smallest model, None if it is refused."""
+    _, like = small_checkpoint()
+    state = refused_in_one_line(path, lambda path: runs.read_checkpoint(path, like), runs.RunError)
+    if state is None:
+        return None
+    assert state.keys() == {"format", *like}
+    assert state["weights"]["weight"].shape == (1, 1)
+    return state
+
+
+def test_a_checkpoint_is_refused_whichever_byte_it_is_cut_at(tmp_path):
+    whole = checkpoint_bytes()
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(whole)
+    assert reads_or_refuses(path) is not None
+    for size in range(0, len(whole), 10):
+        path.write_bytes(whole[:size])
+        assert reads_or_refuses(path) is None
+
+
+@FUZZ
+@given(content=mutated(checkpoint_bytes()))
+def test_any_bytes_as_checkpoint_are_read_or_refused(content, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(content)
+    reads_or_refuses(path)
+
+
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_subnormal=False)  # main flushes them to zero, which hypothesis looks at
+    | st.text(max_size=9)
+    | st.binary(max_size=9)
+    | st.sampled_from([torch.zeros(1), torch.zeros(1, 1), torch.zeros(1, 1).double(), torch.zeros(2, 0)]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9) | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@FUZZ
+@given(values=st.data())
+def test_any_plain_values_in_a_checkpoint_are_read_or_refused(values, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    state, _ = small_checkpoint()
+    state["format"] = runs.CHECKPOINT_FORMAT
+    root = {"whole": state}
+    branch, name = root, "whole"
+    while isinstance(branch[name], dict | list) and branch[name] and values.draw(st.booleans()):
+        branch = branch[name]
+        name = values.draw(st.sampled_from(list(branch) if isinstance(branch, dict) else range(len(branch))))
+    branch[name] = values.draw(PLAIN)
+    torch.save(root["whole"], path)
+    reads_or_refuses(path)
+
+
+HISTORY = (
+    b"epoch,accuracy,learning_rate,loss,val_accuracy,val_loss\r\n0,0.3,0.001,2.0,0.5,1.5\r\n1,0.4,0.001,1.0,0.6,1.2\r\n"
+)
+TABLE = st.text("0123456789,.\r\n\"'-+einfalocs\0", max_size=100).map(lambda rows: b"loss\n" + rows.encode())
+
+
+@FUZZ
+@given(content=mutated(HISTORY) | TABLE)
+@example(content=HISTORY)
+def test_any_bytes_as_history_are_read_or_refused(content, tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_bytes(content)
+    found = refused_in_one_line(path, runs.read, runs.RunError)
+    if found is None:
+        return
+    history = found.history
+    assert history["loss"]
+    assert {type(value) for values in history.values() for value in values} == {float}
