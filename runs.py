@@ -126,7 +126,7 @@ def claimed(out: Path) -> Iterator[None]:
     """
     create(out)
     try:
-        file = (out / LOCK).open("a+")
+        file = (out / LOCK).open("ab+", buffering=0)
     except OSError as error:
         raise RunError(f"--out {out}: cannot write there ({error.strerror}); pass another --out") from None
     with file:
@@ -134,10 +134,10 @@ def claimed(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise RunError(_in_use(out, file.read() or "another process")) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+            raise RunError(_in_use(out, file.read().decode() or "another process")) from None
+        with contextlib.suppress(OSError):  # locked it is on a full disk too
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         try:
             yield
         except RunError:  # bad input changes no file
@@ -169,10 +169,12 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()  # on a full disk its space is wanted
-        raise WriteError(f"cannot write {path} ({error.strerror})") from None
+        if isinstance(error, OSError):
+            raise WriteError(f"cannot write {path} ({error.strerror})") from None
+        raise
 
 
 def write_json(path: Path, value: dict) -> None:

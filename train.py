@@ -252,9 +252,9 @@ def run(args: argparse.Namespace) -> None:
                 )
         environment = runs.environment(device)
         config = {"model": "baseline", "data": data.describe(args.data), "data_sha256": data_sha256, "flags": flags}
+        runs.write_json(args.out / runs.CONFIG, config | environment)
         for stale in (runs.ERROR, runs.METRICS, runs.CURVES):
             (args.out / stale).unlink(missing_ok=True)
-        runs.write_json(args.out / runs.CONFIG, config | environment)
         if checkpoint is None:
             runs.write_arrays(args.out / runs.INITIAL_WEIGHTS, initial_weights)
         train(args, model, (training, validation, test), checkpoint, runs.fingerprint(initial_weights), environment)

@@ -8,12 +8,15 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 import runs
 import train
@@ -102,6 +105,21 @@ def test_a_signal_ends_the_run_within_2_seconds_and_resuming_gives_the_undisturb
     assert not (out / runs.ERROR).exists()
 
 
+def test_the_command_that_an_interrupted_run_prints_goes_on_with_it(npz, tmp_path):
+    out = tmp_path / "a run"
+    command = [sys.executable, ROOT / "train.py", "--data", npz, "--epochs", "30", "--out", out]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not process.stdout.readline().startswith("Epoch 1/"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (line,) = err.splitlines()
+    _, printed = line.split("to go on: ")
+    again = subprocess.run(printed, shell=True, capture_output=True, text=True, timeout=60, check=True)
+    assert "Resuming after epoch" in again.stdout
+
+
 def test_a_second_process_is_refused_with_pid_and_host_and_a_dead_one_does_not_block(start, npz, tmp_path, capsys):
     out, log = tmp_path / "run", tmp_path / "log"
     process = start(["--data", npz, *ARGUMENTS, "--out", out], log)
@@ -165,16 +183,25 @@ def test_other_threads_are_accepted_with_one_line(copy, npz, capsys):
     assert json.loads((copy / "metrics.json").read_text())["bits_changed"]
 
 
-@pytest.mark.parametrize("at", [0, 1, 1000, 4_000_000])
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        (runs.CONFIG, 10),
+        (runs.CHECKPOINT, 0),
+        (runs.CHECKPOINT, 1),
+        (runs.CHECKPOINT, 1000),
+        (runs.CHECKPOINT, 4 << 20),
+    ],
+)
 def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_what_could_not_be_written(
-    at, copy, npz, capsys, monkeypatch
+    name, at, copy, npz, capsys, monkeypatch
 ):
     good = (copy / runs.CHECKPOINT).read_bytes()
     real = Path.open
 
     def full(self, mode="r", *rest, **options):
         file = real(self, mode, *rest, **options)
-        if self.name != f".{runs.CHECKPOINT}.partial":
+        if self.name != f".{name}.partial":
             return file
 
         class Full:
@@ -193,11 +220,22 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_what_could_not_be_
     monkeypatch.setattr(Path, "open", full)
     assert resume(npz, copy) == 1
     err = capsys.readouterr().err
-    assert f"cannot write {copy / runs.CHECKPOINT} (No space left on device)" in err
+    assert f"cannot write {copy / name} (No space left on device)" in err
     assert len(err.splitlines()) == 1
     assert (copy / runs.CHECKPOINT).read_bytes() == good
     assert "No space left" in (copy / runs.ERROR).read_text()
     monkeypatch.undo()
+    assert resume(npz, copy) == 0
+
+
+def test_a_log_on_a_full_disk_ends_the_run_and_leaves_what_was_finished(copy, npz, capsys, monkeypatch):
+    with contextlib.suppress(OSError), open("/dev/full", "w") as log:  # closing it fails as well
+        monkeypatch.setattr(sys, "stdout", log)
+        code = resume(npz, copy)
+        monkeypatch.undo()
+    assert code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot write to standard output (No space left on device)" in line
     assert resume(npz, copy) == 0
 
 

@@ -300,6 +300,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(npz, tmp_path, capsy
     assert not (out / "metrics.json").exists()
 
 
+def test_with_json_the_last_line_of_stdout_is_what_metrics_json_holds(npz, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train.main(["--data", str(npz), "--epochs", "1", "--out", str(out), "--json"]) == 0
+    *_, accuracy, figures = capsys.readouterr().out.splitlines()
+    assert accuracy.startswith("Test accuracy: ")
+    assert json.loads(figures) == json.loads((out / "metrics.json").read_text())
+
+
 def test_a_second_run_into_the_same_directory_is_refused_and_changes_nothing(npz, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["--data", str(npz), "--epochs", "1", "--out", str(out)]
@@ -337,6 +345,8 @@ BAD_FLAGS = {
     "--lr-patience": ["-1", "x"],
     "--min-lr": ["-1e-6", "nan"],
     "--seed": ["-1", "0.5"],
+    "--threads": ["0", "257", "two"],
+    "--dtype": ["float16", "int"],
     "--device": ["gpu", "cuda:x", "tpu", "cuda:99"],
     "--data": ["none.npz", "notes.txt"],
     "--out": ["notes.txt"],
