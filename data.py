@@ -11,6 +11,7 @@ import shutil
 import socket
 import sys
 import tarfile
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,11 +113,20 @@ def read_npz(flag: str, path: Path, limit: int) -> dict[str, np.ndarray]:
     try:
         if path.exists() and not path.is_file():
             raise ValueError("not a file")
-        with path.open("rb") as source, np.load(source, allow_pickle=False) as file:
+        # Quiet: a header that is no Python makes numpy warn before it raises.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            path.open("rb") as source,
+            np.load(source, allow_pickle=False) as file,
+        ):
             size = sum(member.file_size for member in file.zip.infolist())
             if size > limit:
                 raise ValueError(f"its arrays take {size:,} bytes, more than {limit:,}")
-            return dict(file)
+            arrays = dict(file)
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray):  # numpy gives what is not its own back as bytes
+                raise ValueError(f"{name} in it is no array")
+        return arrays
     except FileNotFoundError:
         raise DataError(f"{flag} {path}: no such file; pass an .npz that exists") from None
     except Exception as error:  # bytes that are damaged or hostile can raise nearly anything

@@ -79,6 +79,16 @@ def npz(arrays, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def finished(npz, tmp_path_factory):
+    """The directory of a run of two epochs on the small data set, to be copied, not changed."""
+    import train
+
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
 def real_npz():
     """The real images, from the file that CIFAR10_NPZ names."""
     path = os.environ.get("CIFAR10_NPZ")

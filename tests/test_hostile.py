@@ -20,14 +20,6 @@ import train
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def finished(npz, tmp_path_factory):
-    """A finished run of two epochs."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(out)]) == 0
-    return out
-
-
 @pytest.fixture
 def place(finished, npz, tmp_path, monkeypatch):
     """A current folder with good data (good.npz), a finished run (run) and a note (note.txt)."""
@@ -108,7 +100,11 @@ INPUT = {
     "data: unreadable": ("--data=f.npz", lambda: os.symlink("/proc/self/mem", "f.npz"), ["f.npz", "np.savez"]),
     "data: empty": ("--data=f.npz", lambda: open("f.npz", "w").close(), ["f.npz", "np.savez"]),
     "data: of the wrong kind": ("--data=f.npz", lambda: shutil.copy("note.txt", "f.npz"), ["f.npz", "np.savez"]),
-    "data: a network": ("--data=f.npz", lambda: shutil.copy("run/best.pt", "f.npz"), ["f.npz", "no array x_train"]),
+    "data: a network": (
+        "--data=f.npz",
+        lambda: shutil.copy("run/best.pt", "f.npz"),
+        ["f.npz", "in it is no array", "np.savez"],
+    ),
     "data: cut": (
         "--data=good.npz",
         lambda: os.truncate("good.npz", os.path.getsize("good.npz") // 2),
@@ -440,15 +436,29 @@ def mutated(whole):
     return st.one_of(changed, cut_out, put_in, st.binary(max_size=200))
 
 
+def mutated_inside(whole, member):
+    """Strategy: the zip `whole` with `member` mutated and its checksum made right again, so that it is looked into."""
+
+    def rezipped(content):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(buffer, "w") as new:
+            for name in old.namelist():
+                new.writestr(name, content if name == member else old.read(name))
+        return buffer.getvalue()
+
+    with zipfile.ZipFile(io.BytesIO(whole)) as old:
+        return mutated(old.read(member)).map(rezipped)
+
+
 def small_npz():
     buffer = io.BytesIO()
     images, labels = np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int64)
-    np.savez_compressed(buffer, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    np.savez(buffer, x_train=images, y_train=labels, x_test=images, y_test=labels)
     return buffer.getvalue()
 
 
 @FUZZ
-@given(content=mutated(small_npz()))
+@given(content=mutated(small_npz()) | mutated_inside(small_npz(), "y_train.npy"))
 @example(content=small_npz())
 def test_any_bytes_as_npz_are_read_or_refused(content, tmp_path):
     path = tmp_path / "fuzz.npz"
@@ -512,7 +522,7 @@ def test_a_checkpoint_is_refused_whichever_byte_it_is_cut_at(tmp_path):
 
 
 @FUZZ
-@given(content=mutated(checkpoint_bytes()))
+@given(content=mutated(checkpoint_bytes()) | mutated_inside(checkpoint_bytes(), "archive/data.pkl"))
 def test_any_bytes_as_checkpoint_are_read_or_refused(content, tmp_path):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(content)

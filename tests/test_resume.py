@@ -134,16 +134,9 @@ def test_a_second_process_is_refused_with_pid_and_host_and_a_dead_one_does_not_b
     assert finish(start(["--data", npz, *ARGUMENTS, "--out", out, "--resume"], log)) == 0
 
 
-@pytest.fixture(scope="module")
-def two_epochs(npz, tmp_path_factory):
-    out = tmp_path_factory.mktemp("two") / "run"
-    assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(out)]) == 0
-    return out
-
-
 @pytest.fixture
-def copy(two_epochs, tmp_path):
-    return Path(shutil.copytree(two_epochs, tmp_path / "run"))
+def copy(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def resume(npz, out, *arguments):
