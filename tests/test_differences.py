@@ -48,8 +48,9 @@ def last_epoch(data_file, out, *flags):
     return np.genfromtxt(out / "history.csv", delimiter=",", names=True)[-1]
 
 
-def torch_s_adam(groups, lr):
-    return torch.optim.Adam(groups, lr=lr)
+class TorchsAdam(train.Adam):
+    def step(self, closure=None):
+        return torch.optim.Adam.step(self, closure)
 
 
 def weight_decay_everywhere(model, l2):
@@ -58,6 +59,12 @@ def weight_decay_everywhere(model, l2):
 
 def no_penalty(model, l2):
     return torch.zeros(())
+
+
+@pytest.fixture(scope="module")
+def whole(data_file, tmp_path_factory):
+    """The last epoch with every difference dealt with."""
+    return last_epoch(data_file, tmp_path_factory.mktemp("whole") / "run", "--dtype", "float64")
 
 
 def torch_s_initialisers(name, dropout):
@@ -71,14 +78,15 @@ def torch_s_initialisers(name, dropout):
 @pytest.mark.parametrize(
     ("number", "name", "replacement"),
     [
-        (1, "Adam", torch_s_adam),
+        (1, "Adam", TorchsAdam),
         (2, "parameter_groups", weight_decay_everywhere),
         (3, "l2_penalty", no_penalty),
         (6, "build_model", torch_s_initialisers),
     ],
 )
-def test_left_out_a_difference_in_training_moves_val_loss(number, name, replacement, data_file, tmp_path, monkeypatch):
-    whole = last_epoch(data_file, tmp_path / "whole", "--dtype", "float64")
+def test_left_out_a_difference_in_training_moves_val_loss(
+    number, name, replacement, whole, data_file, tmp_path, monkeypatch
+):
     monkeypatch.setattr(train, name, replacement)
     without = last_epoch(data_file, tmp_path / "without", "--dtype", "float64")
     assert without["val_loss"] - whole["val_loss"] == pytest.approx(STATED[number], rel=0.05)

@@ -203,12 +203,12 @@ def run_both(tmp_path, *flags, before=(lambda: None, lambda: None)):
 @pytest.mark.parametrize(
     ("images", "flags", "story"),
     [
-        (2000, ["--lr", "0.002", "--patience", "2", "--lr-patience", "1", "--epochs", "15"], (9, 7, [4, 6, 8, 9])),
-        (2000, ["--lr", "0.002", "--epochs", "4"], (4, 3, [])),
+        (1000, ["--lr", "0.002", "--patience", "2", "--lr-patience", "1", "--epochs", "15"], (9, 7, [5, 8, 9])),
+        (1000, ["--lr", "0.002", "--epochs", "5"], (5, 4, [])),
         # Steps too small to change an output: val_loss is the same to the bit in each epoch.
         (500, ["--lr", "1e-30", "--min-lr", "0", "--patience", "3", "--lr-patience", "2"], (4, 1, [3])),
     ],
-    ids=["early stopping after four cuts", "out of epochs, the last one not the best", "ties in val_loss"],
+    ids=["early stopping after three cuts", "out of epochs, the last one not the best", "ties in val_loss"],
 )
 def test_whole_float64_runs_equal_keras_s_in_every_figure_to_1e_9(images, flags, story, float64, start_file, tmp_path):
     fixed = ["--no-shuffle", "--dropout", "0", "--dtype", "float64", "--init-weights", start_file]
@@ -284,7 +284,7 @@ def test_with_dropout_and_shuffling_both_start_alike_and_log_the_same_things(sta
     assert ours[1][:, 2].tolist() == theirs[1][:, 2].tolist()  # the float32 learning rate
     # Logged figures are float32 values on both sides.
     assert all(np.array_equal(history, history.astype(np.float32)) for history in (ours[1], theirs[1]))
-    assert ours[2].keys() == theirs[2].keys()
+    assert ours[2].keys() - {"bits_changed"} == theirs[2].keys()  # Keras's cannot be resumed
     same = ("seed", "initial_weights", "parameters", "epochs", "stopped", "learning_rate_after_epoch")
     assert {name: ours[2][name] for name in same} == {name: theirs[2][name] for name in same}
     with np.load(start_file) as file:
