@@ -92,9 +92,10 @@ def check(out: Path, flags: dict, resume: bool, data_sha256: str | None = None, 
 
     if (out / METRICS).exists():
         metrics = _read_json(out / METRICS)
-        if not (isinstance(metrics.get("test_accuracy"), float) and type(metrics.get("epochs")) is int):
-            raise RunError(f"{out / METRICS}: no test accuracy in it; delete that file and --resume makes it anew")
-        if metrics.get("stopped") == EARLY_STOPPING or metrics["epochs"] >= flags["epochs"]:
+        kinds = {"test_accuracy": float, "epochs": int, "stopped": str}
+        if not all(type(metrics.get(name)) is kind for name, kind in kinds.items()):
+            raise RunError(f"{out / METRICS}: lacks {', '.join(kinds)}; delete that file and --resume makes it anew")
+        if metrics["stopped"] == EARLY_STOPPING or metrics["epochs"] >= flags["epochs"]:
             return metrics if data_sha256 is not None or flags["data"] == saved.get("data") else None
     # The checkpoint is written before these, so without it they are not from a run that broke off.
     if CHECKPOINT not in taken and {HISTORY, WEIGHTS, METRICS} & set(taken):

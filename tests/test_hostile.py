@@ -329,7 +329,11 @@ RUN = {
         lambda run: change_json(run / "config.json", data_sha256=7),
         ["--data good.npz (other images or labels", ANOTHER],
     ),
-    "metrics: nonsense": (replaced("metrics.json", b"{}"), ["run/metrics.json: no test accuracy", "--resume"]),
+    "metrics: nothing": (replaced("metrics.json", b"{}"), ["run/metrics.json: lacks test_accuracy", "--resume"]),
+    "metrics: nonsense": (
+        replaced("metrics.json", b'{"test_accuracy": 0.5, "epochs": 3}'),
+        ["run/metrics.json: lacks", "stopped", "delete that file"],
+    ),
     "metrics: no JSON": (replaced("metrics.json", b"hello"), ["run/metrics.json: not JSON", "delete"]),
     "history: without a checkpoint": (
         lambda run: [(run / name).unlink() for name in ("checkpoint.pt", "metrics.json")],
