@@ -23,6 +23,7 @@ import train
 
 SAME = ("history.csv", "best.pt", "best_weights.npz", "initial_weights.npz", "curves.png")
 ARGUMENTS = ["--epochs", "24", "--patience", "24", "--lr-patience", "2", "--seed", "5", "--device", "cpu", "--quiet"]
+ARGUMENTS += ["--lr", "0.012"]  # high enough for learning-rate cuts
 
 
 def finish(process):
@@ -45,6 +46,7 @@ def assert_same(out, undisturbed):
 def undisturbed(start, npz, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     assert finish(start(["--data", npz, *ARGUMENTS, "--out", folder / "run"], folder / "log")) == 0
+    assert figures(folder / "run")["learning_rate_cuts"]
     return folder / "run"
 
 
@@ -149,6 +151,19 @@ def test_epochs_may_grow_and_the_result_is_that_of_a_run_that_had_them_all(copy,
     assert_same(copy, tmp_path / "whole")
 
 
+def test_a_run_resumed_after_each_epoch_cuts_the_rate_and_stops_where_an_undisturbed_one_does(npz, tmp_path):
+    # At so small a rate no weight moves, so the callbacks' counters alone say what happens when.
+    flags = {"--lr": "1e-30", "--min-lr": "3e-31", "--lr-factor": "0.4", "--lr-patience": "2", "--patience": "6"}
+    arguments = ["--data", str(npz), "--dropout", "0", *[word for pair in flags.items() for word in pair]]
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert train.main([*arguments, "--epochs", "20", "--out", str(whole)]) == 0
+    for epochs in range(1, 10):
+        assert train.main([*arguments, "--epochs", str(epochs), "--out", str(out), "--resume"]) == 0
+    assert_same(out, whole)
+    assert (figures(out)["epochs"], figures(out)["stopped"]) == (7, runs.EARLY_STOPPING)
+    assert [cut["epoch"] for cut in figures(out)["learning_rate_cuts"]] == [3, 5]
+
+
 def test_resuming_a_finished_run_says_so_and_changes_nothing(copy, npz, capsys):
     before = {file.name: file.read_bytes() for file in copy.iterdir()}
     assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(copy), "--resume", "--json"]) == 0
@@ -234,14 +249,16 @@ def test_a_log_on_a_full_disk_ends_the_run_and_leaves_what_was_finished(copy, np
 
 def test_a_diverging_run_names_epoch_batch_and_rate_and_keeps_the_last_good_epoch(copy, npz, capsys, monkeypatch):
     good = (copy / runs.CHECKPOINT).read_bytes()
-    batches = train.data.batches
+    batches, taken = train.data.batches, []
 
     def spoilt(split, *rest, **options):
         for number, (images, labels) in enumerate(batches(split, *rest, **options)):
+            taken.append(number)
             yield images * (float("nan") if len(split) == 256 and number == 2 else 1), labels
 
     monkeypatch.setattr(train.data, "batches", spoilt)
     assert resume(npz, copy) == 1
+    assert taken == [0, 1, 2]  # it ends at once
     err = capsys.readouterr().err
     for words in ("not finite in epoch 3, batch 3, learning rate 0.001", "--lr"):
         assert words in err
