@@ -20,7 +20,7 @@ test: .venv/test.installed
 	.venv/bin/python -m pytest $(ARGS)
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed; name one: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 
 .venv/train.installed: requirements.txt | .venv/bin/python

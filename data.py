@@ -219,7 +219,9 @@ def _fetch_cifar10(folder: Path):
             "delete it to have it downloaded, or put the right one there"
         )
     try:
-        return CIFAR10(folder.absolute(), train=True, download=True)
+        with tarfile.open(archive) as members:
+            members.extractall(folder, filter="data")  # older torchvisions would write outside the folder
+        return CIFAR10(folder.absolute(), train=True)
     except (RuntimeError, EOFError, tarfile.TarError, zlib.error) as error:
         raise DataError(f"--data {folder}: {archive.name} in it cannot be extracted ({error}); delete it") from None
 

@@ -206,7 +206,7 @@ def run_both(tmp_path, *flags, before=(lambda: None, lambda: None)):
         (1000, ["--lr", "0.002", "--patience", "2", "--lr-patience", "1", "--epochs", "15"], (9, 7, [5, 8, 9])),
         (1000, ["--lr", "0.002", "--epochs", "5"], (5, 4, [])),
         # Steps too small to change an output: val_loss is the same to the bit in each epoch.
-        (500, ["--lr", "1e-30", "--min-lr", "0", "--patience", "3", "--lr-patience", "2"], (4, 1, [3])),
+        (100, ["--lr", "1e-30", "--min-lr", "0", "--patience", "3", "--lr-patience", "2"], (4, 1, [3])),
     ],
     ids=["early stopping after three cuts", "out of epochs, the last one not the best", "ties in val_loss"],
 )

@@ -266,18 +266,18 @@ def test_the_epoch_line_is_keras_s_verbose_2_line(capsys, monkeypatch):
 
 
 def test_a_terminal_gets_a_bar_and_a_log_file_or_quiet_none(npz, tmp_path):
+    started = []
     for quiet in (False, True):
         controller, terminal = os.openpty()
         termios.tcsetwinsize(terminal, (24, 100))  # tqdm draws nothing on a terminal of no size
         command = [sys.executable, ROOT / "train.py", "--data", npz, "--epochs", "2", "--out", tmp_path / f"run{quiet}"]
+        command += ["--threads", "1", *["--quiet"] * quiet]
         process = subprocess.Popen(
-            command + ["--quiet"] * quiet,
-            stdout=subprocess.PIPE,
-            stderr=terminal,
-            text=True,
-            env=os.environ | {"COLUMNS": "80"},
+            command, stdout=subprocess.PIPE, stderr=terminal, text=True, env=os.environ | {"COLUMNS": "80"}
         )
         os.close(terminal)
+        started.append((quiet, controller, process))
+    for quiet, controller, process in started:
         seen = b""
         try:
             while chunk := os.read(controller, 4096):
