@@ -1,11 +1,16 @@
-"""Keras's EarlyStopping and ReduceLROnPlateau: numbers in, decisions out."""
+"""Keras's EarlyStopping and ReduceLROnPlateau, and the other schedules: numbers in, decisions out."""
 
 from typing import ClassVar
 
 import torch
 
-# What torch's scheduler counts, of all that its state_dict holds: its settings are the flags'.
-PLATEAU_STATE = {"best": float, "num_bad_epochs": int}
+PLATEAU = "plateau"
+# What torch's schedulers count, of all that their state_dicts hold: the settings are the flags'.
+SCHEDULE_STATE = {
+    PLATEAU: {"best": float, "num_bad_epochs": int},
+    "cosine": {"last_epoch": int},  # torch's word: in steps here
+    "onecycle": {"last_epoch": int},
+}
 
 
 class EarlyStopping:
@@ -65,4 +70,24 @@ def reduce_lr_on_plateau(
         cooldown=0,
         min_lr=min_lr,
         eps=0,  # torch skips cuts smaller than eps; Keras takes each one down to min_lr
+    )
+
+
+def per_step_schedule(
+    name: str, optimizer: torch.optim.Optimizer, steps: int, min_lr: float
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The `cosine` or `onecycle` schedule over `steps` optimizer steps; `step()` after each. Rates are the groups'.
+
+    cosine falls from the rate to `min_lr` along half a cosine; onecycle rises from 1/25 of the rate to it in a
+    quarter of the steps and falls to nothing (4e-6 of it), both in a straight line.
+    """
+    if name == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps, eta_min=min_lr)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        total_steps=steps + 1,  # the rates before and after each step
+        pct_start=max(0.25, 1.5 / (steps + 1)),  # torch divides by zero where the rise ends with the first step
+        anneal_strategy="linear",
+        cycle_momentum=False,
     )

@@ -24,6 +24,7 @@ from torch import Tensor
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SYNTHETIC = "synthetic"
 NPZ_LIMIT = 8 << 30  # bytes: 40 times CIFAR-10
+SHIFT = 4  # pixels, at most, by which augmentation moves an image each way
 DOWNLOAD_TIMEOUT = 60  # seconds without a byte
 
 
@@ -86,6 +87,11 @@ def describe(source: str) -> str:
     if source == SYNTHETIC:
         return "synthetic stand-in, NOT CIFAR-10"
     return f"data from {source}" if source.endswith(".npz") else f"CIFAR-10 in {source}"
+
+
+def class_names(source: str) -> tuple[str, ...]:
+    """The names of the classes 0 to 9 of `--data`: CIFAR-10's, but the stand-in's mean nothing."""
+    return tuple(f"class {number}" for number in range(len(CLASSES))) if source == SYNTHETIC else CLASSES
 
 
 def load_npz(path: Path) -> Arrays:
@@ -254,19 +260,48 @@ def as_split(images: np.ndarray, labels: np.ndarray) -> Split:
     return Split(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels))
 
 
+class Views(NamedTuple):
+    """One augmented view of each image: the stored rows and columns that it is made of, int64 (N, 32) each."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def to(self, device: torch.device) -> "Views":
+        return Views(self.rows.to(device), self.columns.to(device))
+
+
+def random_views(count: int) -> Views:
+    """Draw a view of each of `count` images from torch's CPU generator, all 162 equally likely: mirrored or not, and
+    shifted by up to 4 pixels each way, where the pixels next to the edge, mirrored at it, fill the gap.
+    """
+    shifts = torch.randint(-SHIFT, SHIFT + 1, (2, count, 1))
+    rows, columns = 31 - (31 - (torch.arange(32) + shifts).abs()).abs()  # mirrored at 0, then at 31
+    flipped = torch.randint(0, 2, (count, 1), dtype=torch.bool)
+    return Views(rows, torch.where(flipped, columns.flip(1), columns))
+
+
 def batches(
-    split: Split, batch_size: int, order: Tensor | None = None, dtype: torch.dtype = torch.float32
+    split: Split,
+    batch_size: int,
+    order: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    views: Views | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (images, labels) in `order` (int64 indices; None: as stored), the short last batch included.
 
     Images come as `dtype` (B, 3, 32, 32) in [0, 1], channels_last in memory: the stored layout seen through a permute.
+    With `views` (one per stored image) each is seen through its own.
     """
     for start in range(0, len(split), batch_size):
+        stop = min(start + batch_size, len(split))
         if order is None:
-            images, labels = (part[start : start + batch_size] for part in split)
+            images, labels = (part[start:stop] for part in split)
         else:
-            rows = order[start : start + batch_size]
-            images, labels = (part.index_select(0, rows) for part in split)  # (B, 32, 32, 3) uint8, (B,)
+            images, labels = (part.index_select(0, order[start:stop]) for part in split)  # (B, 32, 32, 3) uint8, (B,)
+        if views is not None:
+            rows, columns = (part[start:stop] if order is None else part[order[start:stop]] for part in views)
+            which = torch.arange(stop - start, device=images.device)
+            images = images[which[:, None, None], rows[:, :, None], columns[:, None, :]]
         yield images.permute(0, 3, 1, 2).to(dtype).div_(255), labels
 
 

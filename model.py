@@ -31,7 +31,46 @@ class BaselineCNN(nn.Module):
         return self.dense2(self.dropout(F.relu(self.dense1(x))))
 
 
-MODELS = {"baseline": BaselineCNN}
+class ImprovedCNN(nn.Module):
+    """The second experiment's network: three stages of two convolutions with BatchNorm; takes and gives what
+    BaselineCNN does. `width` is the first stage's number of channels; each stage has twice as many as the one before.
+    """
+
+    def __init__(self, dropout: float = 0.5, width: int = 48):
+        super().__init__()
+        channels = [3, width, 2 * width, 4 * width]
+        self.stages = nn.Sequential(*map(Stage, channels, channels[1:]))
+        self.dropout = nn.Dropout(dropout)
+        self.dense = nn.Linear(channels[-1], 10)
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stages(images)  # (N, 4 * width, 4, 4)
+        return self.dense(self.dropout(x.amax((2, 3))))
+
+
+class Stage(nn.Module):
+    """Convolution, pooling to half the size, BatchNorm, ReLU; convolution, BatchNorm, ReLU."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)  # BatchNorm would take a bias off again
+        self.norm1 = _batch_norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = _batch_norm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        return F.relu(self.norm2(self.conv2(x)))
+
+
+def _batch_norm(channels: int) -> nn.BatchNorm2d:
+    # Difference 10: epsilon and momentum are Keras's (torch's momentum is 1 - Keras's). What stays: Keras averages the
+    # biased variance of each batch, torch the unbiased one, n / (n - 1) times as large.
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+MODELS = {"baseline": BaselineCNN, "improved": ImprovedCNN}
 
 
 def build_model(name: str = "baseline", dropout: float = 0.5) -> nn.Module:
@@ -44,7 +83,8 @@ def _initialise(layer: nn.Module) -> None:
     # for the first, which is wider), and biases that are not zero.
     if isinstance(layer, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(layer.weight)
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def l2_weights(model: nn.Module) -> list[nn.Parameter]:
@@ -57,14 +97,16 @@ def l2_penalty(model: nn.Module, l2: float) -> Tensor:
     return _in_keras(l2) * torch.stack([weight.square().sum() for weight in l2_weights(model)]).sum()
 
 
-def parameter_groups(model: nn.Module, l2: float) -> list[dict]:
-    """Optimizer groups in which coupled weight decay has the gradient of `l2_penalty`."""
-    decayed = l2_weights(model)
-    kept = {id(weight) for weight in decayed}
+def parameter_groups(model: nn.Module, l2: float, decay: float = 0.0) -> list[dict]:
+    """Optimizer groups in which coupled weight decay has the gradient of `l2_penalty`, and kernels have `decay`."""
+    penalised = l2_weights(model)
+    kept = {id(weight) for weight in penalised}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in kept]
     return [
         # Difference 2: the gradient of l2 * W**2 is 2 * l2 * W, and torch's weight_decay adds weight_decay * W.
-        {"params": decayed, "weight_decay": 2 * _in_keras(l2)},
-        {"params": [p for p in model.parameters() if id(p) not in kept], "weight_decay": 0.0},
+        {"params": penalised, "weight_decay": 2 * _in_keras(l2), "decay": decay},
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": 0.0, "decay": decay},
+        {"params": [p for p in others if p.ndim == 1], "weight_decay": 0.0, "decay": 0.0},
     ]
 
 
@@ -73,12 +115,12 @@ def from_keras_weights(model: nn.Module, weights: Sequence[np.ndarray]) -> None:
 
     Raises ValueError, before anything is copied, naming the first array that does not fit.
     """
-    parameters = dict(model.named_parameters())
+    tensors = _keras_tensors(model)
     wanted = to_keras_weights(model)
     if len(weights) != len(wanted):
-        raise ValueError(f"{len(weights)} arrays; this network has {len(wanted)}: a kernel and a bias for each layer")
+        raise ValueError(f"{len(weights)} arrays; this network has {len(wanted)}, as get_weights() orders them")
     fitting = []
-    for number, (name, array, like) in enumerate(zip(parameters, weights, wanted, strict=True)):
+    for number, (name, array, like) in enumerate(zip(tensors, weights, wanted, strict=True)):
         which = f"array {number} ({name.replace('weight', 'kernel')})"
         if array.shape != like.shape:
             raise ValueError(f"{which} has shape {array.shape}; it must be {like.shape}")
@@ -88,14 +130,20 @@ def from_keras_weights(model: nn.Module, weights: Sequence[np.ndarray]) -> None:
             fitting.append(_to_torch_axes(array).astype(like.dtype))
         if not np.isfinite(fitting[-1]).all():
             raise ValueError(f"{which} has a value that is not finite in {like.dtype}")
-    with torch.no_grad():
-        for parameter, array in zip(parameters.values(), fitting, strict=True):
-            parameter.copy_(torch.from_numpy(array))
+    for tensor, array in zip(tensors.values(), fitting, strict=True):
+        tensor.copy_(torch.from_numpy(array))
 
 
 def to_keras_weights(model: nn.Module) -> list[np.ndarray]:
-    """Return the weights as Keras's `model.get_weights()` would: HWIO kernels, (in, out) dense kernels, biases."""
-    return [_to_keras_axes(parameter.detach().cpu().numpy()) for parameter in model.parameters()]
+    """Return the weights as Keras's `model.get_weights()` would: HWIO kernels, (in, out) dense kernels, biases;
+    gamma, beta, moving mean and variance of a BatchNorm.
+    """
+    return [_to_keras_axes(tensor.cpu().numpy()) for tensor in _keras_tensors(model).values()]
+
+
+def _keras_tensors(model: nn.Module) -> dict[str, Tensor]:
+    # Keras's BatchNorm has no count of batches; torch's looks at its own only without a momentum.
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
 
 
 # Difference 7 makes a dense kernel's rows Keras's too, so that a transpose is all it takes.

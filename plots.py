@@ -86,6 +86,25 @@ def overlay(groups: dict[str, list[dict[str, list[float]]]]) -> bytes:
     return _png(figure)
 
 
+def confusion(matrix: list[list[int]], names: tuple[str, ...], title: str) -> bytes:
+    """Draw `matrix[true][predicted]`, images, shaded by their part of the true class; PNG, 8 x 7 inches."""
+    counts = np.array(matrix)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    figure.suptitle(title).set_parse_math(False)
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(names))
+    axes.set_xticks(ticks, names, rotation=45, ha="right")
+    axes.set_yticks(ticks, [f"{name}  {share[i, i]:.1%}" for i, name in enumerate(names)])
+    axes.set(xlabel="taken for", ylabel="class, and part of it that was recognised")
+    for i in ticks:
+        for j in ticks:
+            axes.text(j, i, counts[i, j], ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
+    figure.colorbar(image, shrink=0.8)
+    return _png(figure)
+
+
 def _draw_group(axes: Axes, curves: list[list[float]], colour, style: str) -> None:
     values = np.full((len(curves), max(map(len, curves))), np.nan)
     for row, curve in zip(values, curves, strict=True):

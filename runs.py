@@ -24,12 +24,13 @@ import numpy as np
 import torch
 
 CONFIG, HISTORY, METRICS, WEIGHTS, CURVES = "config.json", "history.csv", "metrics.json", "best.pt", "curves.png"
+CONFUSION = "confusion.png"
 INITIAL_WEIGHTS, BEST_WEIGHTS = "initial_weights.npz", "best_weights.npz"  # as Keras's get_weights() orders them
 CHECKPOINT, ERROR, LOCK = "checkpoint.pt", "error.txt", ".lock"
-FILES = (CONFIG, HISTORY, METRICS, WEIGHTS, INITIAL_WEIGHTS, BEST_WEIGHTS, CURVES, CHECKPOINT, ERROR)
-CHECKPOINT_FORMAT = 1
+FILES = (CONFIG, HISTORY, METRICS, WEIGHTS, INITIAL_WEIGHTS, BEST_WEIGHTS, CURVES, CONFUSION, CHECKPOINT, ERROR)
+CHECKPOINT_FORMAT = 2
 # Flags that a resumed run may change: they move no figure, or are looked at apart.
-FREE_FLAGS = {"epochs", "data", "device", "threads", "out", "quiet", "json", "resume"}
+FREE_FLAGS = {"epochs", "recipe", "data", "device", "threads", "out", "quiet", "json", "resume"}
 PACKAGES = ("torchvision", "numpy", "matplotlib", "tqdm")
 EARLY_STOPPING, ALL_EPOCHS = "early stopping", "all epochs used"
 
@@ -83,8 +84,11 @@ def check(out: Path, flags: dict, resume: bool, data_sha256: str | None = None, 
         for name, value in flags.items()
         if name not in FREE_FLAGS and saved.get(name) != value
     ]
-    if not (type(saved.get("epochs")) is int and saved["epochs"] <= flags["epochs"]):
-        different.append(f"--epochs {flags['epochs']} (was {saved.get('epochs')!r:.60}, and may only grow)")
+    # The other schedules spread over all epochs, so that no more can follow.
+    fixed = flags["schedule"] != "plateau"
+    least, rule = (flags["epochs"], "which its schedule fixes") if fixed else (1, "and may only grow")
+    if not (type(saved.get("epochs")) is int and least <= saved["epochs"] <= flags["epochs"]):
+        different.append(f"--epochs {flags['epochs']} (was {saved.get('epochs')!r:.60}, {rule})")
     if data_sha256 is not None and config.get("data_sha256") != data_sha256:
         different.append(f"--data {flags['data']} (other images or labels than {saved.get('data')!r:.200} had)")
     if different:
@@ -196,24 +200,31 @@ def write_checkpoint(path: Path, state: dict) -> None:
     write_bytes(path, buffer.getbuffer())
 
 
+def read_model(out: Path) -> tuple[str, str, str]:
+    """Return what config.json says of a run's network: its name, `--data` and `--dtype`. Raises RunError."""
+    path = out / CONFIG
+    config = _read_json(path)
+    flags = config.get("flags") if isinstance(config.get("flags"), dict) else {}
+    found = config.get("model"), flags.get("data"), flags.get("dtype")
+    if not all(isinstance(value, str) for value in found) or found[2] not in ("float32", "float64"):
+        raise RunError(f"{path}: lacks model, data or dtype; pass a run's directory as train.py left it")
+    return found
+
+
+def read_weights(path: Path, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Read what `write_weights` wrote, fitted to `like` as `read_checkpoint` does it. Raises RunError."""
+    with _read_errors(path, "not the weights of this run", "pass a run's directory as train.py left it"):
+        return _fitted(_load(path), like, "it")
+
+
 def read_checkpoint(path: Path, like: dict) -> dict:
     """Read what `write_checkpoint` wrote, nothing but data, with each tensor on the device and in the layout of `like`.
 
     `like` has the same tree: a tensor stands for its shape and dtype, a type for its values, `[x]` for a list of any
     length. Raises RunError for a file that is damaged or of another kind.
     """
-    try:
-        if not path.is_file():
-            raise ValueError("not a file")
-        content = path.read_bytes()
-        with zipfile.ZipFile(io.BytesIO(content)) as members:
-            if sum(member.file_size for member in members.infolist()) > len(content):
-                raise ValueError("its parts claim to be larger than the file")
-            damaged = members.testzip()  # torch.load does not look at checksums
-            if damaged:
-                raise ValueError(f"{damaged} in it is damaged")
-        with warnings.catch_warnings(action="ignore"):  # torch's, about sparse tensors: they are refused below
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    with _read_errors(path, "not a checkpoint of this run", "pass another --out"):
+        state = _load(path)
         found = state.get("format")
         if found != CHECKPOINT_FORMAT:
             raise ValueError(f"its format is {found!r:.20}, this version of the project reads {CHECKPOINT_FORMAT}")
@@ -223,11 +234,31 @@ def read_checkpoint(path: Path, like: dict) -> dict:
         if not (lengths == {epoch} and 0 <= best_epoch < epoch <= steps):
             raise ValueError("its counts do not agree")
         return state
+
+
+@contextlib.contextmanager
+def _read_errors(path: Path, what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
     except pickle.UnpicklingError:
-        raise RunError(f"{path}: holds more than plain data, nothing of it was run; pass another --out") from None
+        raise RunError(f"{path}: holds more than plain data, nothing of it was run; {remedy}") from None
     except Exception as error:  # bytes that are damaged or hostile can raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise RunError(f"{path}: not a checkpoint of this run ({reason:.200}); pass another --out") from None
+        raise RunError(f"{path}: {what} ({reason:.200}); {remedy}") from None
+
+
+def _load(path: Path) -> object:
+    if not path.is_file():
+        raise ValueError("not a file")
+    content = path.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as members:
+        if sum(member.file_size for member in members.infolist()) > len(content):
+            raise ValueError("its parts claim to be larger than the file")
+        damaged = members.testzip()  # torch.load does not look at checksums
+        if damaged:
+            raise ValueError(f"{damaged} in it is damaged")
+    with warnings.catch_warnings(action="ignore"):  # torch's, about sparse tensors: they are refused later
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _fitted(found: object, like: object, where: str) -> object:
@@ -380,7 +411,9 @@ def reading(history: list[dict[str, float]], metrics: dict, max_epochs: int) -> 
         f"At the best epoch training accuracy is {abs(gap):.1f} points {'above' if gap > 0 else 'below'} validation."
     )
     cuts = metrics["learning_rate_cuts"]
-    if cuts:
+    if metrics["schedule"] != "plateau":
+        lines.append(f"The learning rate followed the {metrics['schedule']} schedule.")
+    elif cuts:
         said = ", ".join(f"to {cut['learning_rate']:.4g} after epoch {cut['epoch']}" for cut in cuts)
         lines.append(f"Learning rate cut {said}.")
     else:
@@ -391,3 +424,21 @@ def reading(history: list[dict[str, float]], metrics: dict, max_epochs: int) -> 
         lines.append(f"Validation loss was still improving in the last epoch ({best['val_loss']:.4f}).")
     lines.append(f"Training ended after epoch {epochs} of {max_epochs}: {metrics['stopped']}.")
     return "\n".join(lines)
+
+
+def per_class(confusion: list[list[int]], names: tuple[str, ...]) -> dict[str, dict]:
+    """Images and accuracy of each class; `confusion[i][j]` counts the images of class i that were taken for j."""
+    return {
+        name: {"images": sum(row), "accuracy": row[number] / sum(row) if any(row) else None}
+        for number, (name, row) in enumerate(zip(names, confusion, strict=True))
+    }
+
+
+def most_confused(confusion: list[list[int]], names: tuple[str, ...], count: int = 3) -> str:
+    """Name in one line the `count` pairs of classes between which most images were confused, either way."""
+    pairs = sorted(
+        ((confusion[i][j] + confusion[j][i], i, j) for i in range(len(names)) for j in range(i)),
+        key=lambda pair: -pair[0],
+    )
+    said = [f"{names[j]} and {names[i]} ({images:,})" for images, i, j in pairs[:count] if images]
+    return f"Most confused: {', '.join(said)}." if said else "No image was taken for another class."

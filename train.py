@@ -1,6 +1,8 @@
 """Train the notebook's CNN on CIFAR-10 as Keras would, and leave a run's directory behind.
 
     python train.py --epochs 50 --batch-size 64
+    python train.py --model improved --epochs 50 --batch-size 64
+    python train.py --recipe fast
 
 Exit codes: 0 done, 1 failed (training diverged, disk full), 2 bad input, 3 data not available, 130 and 143 interrupted.
 """
@@ -15,6 +17,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,18 +29,53 @@ import data
 import plots
 import runs
 import signals
-from callbacks import PLATEAU_STATE, EarlyStopping, reduce_lr_on_plateau
+from callbacks import PLATEAU, SCHEDULE_STATE, EarlyStopping, per_step_schedule, reduce_lr_on_plateau
 from flags import Parser, number, path_type
-from model import build_model, from_keras_weights, l2_penalty, parameter_groups, to_keras_weights
-from optim import MOMENTS, Adam
+from model import MODELS, build_model, from_keras_weights, l2_penalty, parameter_groups, to_keras_weights
+from optim import OPTIMIZERS
 
 INITIAL_WEIGHTS_LIMIT = 256 << 20  # bytes: 60 times this network in float64
 CHECK_EVERY = 100  # steps between two looks at a GPU's loss: each look waits for it
 EVALUATION_BATCH = 256  # fits a CPU's cache: 1,000 images at once take twice as long there
+KERAS_ADAMW_DECAY = 0.004  # what keras.optimizers.AdamW takes off by default
+
+# Sets of defaults that `--recipe` chooses: explicit flags win over them.
+RECIPES = {
+    "fast": {
+        "model": "improved",
+        "epochs": 10,
+        "batch_size": 128,
+        "optimizer": "adamw",
+        "lr": 0.01,
+        "weight_decay": 0.05,
+        "l2": 0.0,
+        "dropout": 0.0,
+        "label_smoothing": 0.1,
+        "schedule": "onecycle",
+        "patience": 10,
+        "mixed_precision": True,
+    }
+}
 
 
 class DivergedError(Exception):
     """The loss is not finite."""
+
+
+class Objective(NamedTuple):
+    """What a step minimises, and how it is computed."""
+
+    l2: float
+    label_smoothing: float = 0.0
+    mixed_precision: bool = False
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, mirrored: bool = False):
+        """Return logits and cross-entropy without the penalty; `mirrored` averages logits with the mirror image's."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed_precision):
+            logits = model(images).to(images.dtype)
+            if mirrored:
+                logits = (logits + model(images.flip(3)).to(images.dtype)) / 2
+        return logits, F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -119,12 +157,41 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "130 interrupted, 143 asked to end (SIGTERM, SIGUSR1)",
     )
     group = parser.add_argument_group("training")
+    group.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        help="other defaults, over which flags win. fast: 0.0000 test accuracy, in 0 minutes on 2 CPU cores",
+    )
+    group.add_argument(
+        "--model", choices=MODELS, default="baseline", help="improved: three stages of two convolutions, BatchNorm"
+    )
     group.add_argument("--epochs", type=number(int, "[1, inf)"), default=50, metavar="N", help="epochs at most")
     group.add_argument(
         "--batch-size", type=number(int, "[1, 1000000]"), default=64, metavar="N", help="images per step"
     )
     group.add_argument(
-        "--lr", type=number(float, "(0, 1e9]"), default=1e-3, metavar="RATE", help="Adam's first learning rate"
+        "--lr",
+        type=number(float, "(0, 1e9]"),
+        default=1e-3,
+        metavar="RATE",
+        help="learning rate: the first one, but onecycle's highest",
+    )
+    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="sgd has Nesterov momentum of 0.9")
+    group.add_argument(
+        "--weight-decay",
+        type=number(float, "[0, 1000]"),
+        metavar="PART",
+        help="part of each kernel that a step takes off, times the learning rate (decoupled; not for adam); "
+        f"None: {KERAS_ADAMW_DECAY} for adamw as in Keras, 0 for sgd",
+    )
+    group.add_argument("--lookahead", action="store_true", help="every 5 steps go back half of the way (Zhang et al.)")
+    group.add_argument(
+        "--label-smoothing", type=number(float, "[0, 1)"), default=0.0, metavar="PART", help="in every loss"
+    )
+    group.add_argument(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        help="mirror and shift training images by chance; None: with improved, not with baseline",
     )
     group.add_argument(
         "--l2",
@@ -134,7 +201,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="L2 penalty on convolution kernels",
     )
     group.add_argument(
-        "--dropout", type=number(float, "[0, 1)"), default=0.5, metavar="PART", help="part of the dense units dropped"
+        "--dropout",
+        type=number(float, "[0, 1)"),
+        default=0.5,
+        metavar="PART",
+        help="part of the last dense layer's inputs dropped",
     )
     group.add_argument(
         "--no-shuffle", action="store_true", help="take the training images in the same order each epoch"
@@ -147,6 +218,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--threads", type=number(int, "[1, 256]"), metavar="N", help="CPU threads; None leaves the choice to torch"
     )
     group.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of weights and images")
+    group.add_argument(
+        "--mixed-precision",
+        action="store_true",
+        help="convolutions in bfloat16: faster where the hardware has it, slower elsewhere",
+    )
 
     group = parser.add_argument_group("callbacks, all watching the validation loss with its L2 penalty")
     group.add_argument(
@@ -155,6 +231,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=5,
         metavar="EPOCHS",
         help="stop after so many without a better one",
+    )
+    group.add_argument(
+        "--schedule",
+        choices=SCHEDULE_STATE,
+        default=PLATEAU,
+        help="cosine falls to --min-lr, onecycle rises for a quarter and falls to 0: step by step over all epochs",
     )
     group.add_argument(
         "--lr-patience", type=number(int, "[0, inf)"), default=3, metavar="EPOCHS", help="cut the rate after so many"
@@ -195,17 +277,26 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--out",
         type=path_type,
-        default="runs/baseline-seed<seed>",
+        default="runs/<name>-seed<seed>",
         metavar="DIR",
-        help="the run's directory; <seed> stands for the seed",
+        help="the run's directory; <seed> stands for the seed, <name> for the recipe or else the model",
     )
     group.add_argument(
         "--resume", action="store_true", help="go on with the run in --out if there is one, after its last whole epoch"
     )
     group.add_argument("--quiet", action="store_true", help="one line per epoch and no progress bar")
     group.add_argument("--json", action="store_true", help="end with the figures as a JSON object in one line")
+    parser.set_defaults(**RECIPES.get(parser.parse_args(argv).recipe, {}))
     args = parser.parse_args(argv)
-    args.out = Path(args.out.replace("<seed>", str(args.seed)))
+    if args.augment is None:
+        args.augment = args.model == "improved"
+    if args.weight_decay is None:
+        args.weight_decay = KERAS_ADAMW_DECAY if args.optimizer == "adamw" else 0.0
+    if args.weight_decay and args.optimizer == "adam":
+        parser.error(f"--weight-decay {args.weight_decay} is not for adam: pass --optimizer adamw, or --l2")
+    if args.mixed_precision and args.dtype != "float32":
+        parser.error(f"--mixed-precision does not go with --dtype {args.dtype}: pass one of the two")
+    args.out = Path(args.out.replace("<seed>", str(args.seed)).replace("<name>", args.recipe or args.model))
     args.init_weights = args.init_weights and Path(args.init_weights)
     return args
 
@@ -226,7 +317,7 @@ def run(args: argparse.Namespace) -> None:
     seed_torch(args.seed, 0)
     # Drawn on the CPU and in float32, so that a seed means the same initial weights on every device. In channels_last
     # memory convolution and pooling are vectorised over channels, and the stored images need no copy.
-    model = build_model("baseline", args.dropout)
+    model = build_model(args.model, args.dropout)
     model.to(device, getattr(torch, args.dtype), memory_format=torch.channels_last)
     if args.init_weights is not None:
         load_initial_weights(model, args.init_weights)
@@ -244,16 +335,17 @@ def run(args: argparse.Namespace) -> None:
             return report_finished(args, finished)
         checkpoint = None
         if (args.out / runs.CHECKPOINT).exists():
-            checkpoint = runs.read_checkpoint(args.out / runs.CHECKPOINT, checkpoint_like(model))
+            like = checkpoint_like(model, make_optimizer(model, args), args.schedule)
+            checkpoint = runs.read_checkpoint(args.out / runs.CHECKPOINT, like)
             if args.init_weights is not None and checkpoint["initial_weights"] != runs.fingerprint(initial_weights):
                 raise runs.RunError(
                     f"--init-weights {args.init_weights}: not the weights that the run in {args.out} started from; "
                     "pass those or another --out"
                 )
         environment = runs.environment(device)
-        config = {"model": "baseline", "data": data.describe(args.data), "data_sha256": data_sha256, "flags": flags}
+        config = {"model": args.model, "data": data.describe(args.data), "data_sha256": data_sha256, "flags": flags}
         runs.write_json(args.out / runs.CONFIG, config | environment)
-        for stale in (runs.ERROR, runs.METRICS, runs.CURVES):
+        for stale in (runs.ERROR, runs.METRICS, runs.CURVES, runs.CONFUSION):
             (args.out / stale).unlink(missing_ok=True)
         if checkpoint is None:
             runs.write_arrays(args.out / runs.INITIAL_WEIGHTS, initial_weights)
@@ -277,13 +369,14 @@ def train(
     """Train from the start or from `checkpoint`, and write what is to be known of the finished run."""
     training, validation, test = parts
     source = data.describe(args.data)
+    name = args.model if args.recipe is None else f"recipe {args.recipe}, {args.model}"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     bits = {"device": args.device.type, "dtype": args.dtype, "torch": environment["versions"]["torch"]} | {
         name: environment[name] for name in ("device_name", "cpu_capability", "threads")
     }
     origin = {"bits": bits, "bits_changed": [], "initial_weights": initial_weights}
     say(
-        f"baseline, {parameters:,} parameters, seed {args.seed}, {bits['device_name']}, {bits['threads']} threads",
+        f"{name}, {parameters:,} parameters, seed {args.seed}, {bits['device_name']}, {bits['threads']} threads",
         f"{source}: {len(training):,} training, {len(validation):,} validation, {len(test):,} test images",
         f"Run directory: {args.out}",
     )
@@ -299,30 +392,42 @@ def train(
 
     history, learning_rates, seconds, early_stopping = fit(model, training, validation, args, origin, checkpoint)
 
-    figures = evaluate(model, test, args.l2)
-    cuts = runs.learning_rate_cuts(history, learning_rates)
+    objective = objective_of(args)
+    figures, confusion = evaluate(model, test, objective)
+    # A network that was trained on mirror images knows them too.
+    mirrored = evaluate(model, test, objective, mirrored=True)[0]["accuracy"] if args.augment else None
+    names = data.class_names(args.data)
+    cuts = runs.learning_rate_cuts(history, learning_rates) if args.schedule == PLATEAU else []
     metrics = {
-        "model": "baseline",
+        "model": args.model,
         "data": source,
         "seed": args.seed,
         "initial_weights": origin["initial_weights"],
         "parameters": parameters,
         "test_loss": figures["loss"],
         "test_accuracy": figures["accuracy"],
+        "test_accuracy_mirrored": mirrored,
+        "test_per_class": runs.per_class(confusion, names),
+        "test_confusion": confusion,
         "epochs": len(history),
         "best_epoch": early_stopping.best_epoch + 1,
         "stopped": runs.EARLY_STOPPING if early_stopping.should_stop else runs.ALL_EPOCHS,
+        "schedule": args.schedule,
         "learning_rate_cuts": cuts,
         "learning_rate_after_epoch": learning_rates,
         "seconds_per_epoch": seconds,
         "images_per_second": len(training) * len(history) / sum(seconds),
         "bits_changed": origin["bits_changed"],
     }
-    title = f"baseline, seed {args.seed}, {source}: test accuracy {figures['accuracy']:.4f}"
+    title = f"{name}, seed {args.seed}, {source}: test accuracy {figures['accuracy']:.4f}"
     picture = plots.curves(history, learning_rates, metrics["best_epoch"], [cut["epoch"] for cut in cuts], title)
     runs.write_bytes(args.out / runs.CURVES, picture)
+    runs.write_bytes(args.out / runs.CONFUSION, plots.confusion(confusion, names, title))
     runs.write_json(args.out / runs.METRICS, metrics)
-    say("", runs.reading(history, metrics, args.epochs), f"Test accuracy: {figures['accuracy']:.4f}")
+    say("", runs.reading(history, metrics, args.epochs), runs.most_confused(confusion, names))
+    if args.augment:
+        say(f"Test accuracy, logits averaged with the mirror image's: {mirrored:.4f}")
+    say(f"Test accuracy: {figures['accuracy']:.4f}")
     if args.json:
         say(json.dumps(metrics))
 
@@ -339,17 +444,27 @@ def load_initial_weights(model: nn.Module, path: Path) -> None:
         ) from None
 
 
-def checkpoint_like(model: nn.Module) -> dict:
-    """What a checkpoint of `model` must look like, as `runs.read_checkpoint` takes it."""
+def objective_of(args: argparse.Namespace) -> Objective:
+    return Objective(args.l2, args.label_smoothing, args.mixed_precision)
+
+
+def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
+    # Difference 9: a float32 Keras model keeps its rates in float32, so that 0.001 is 0.0010000000474974513.
+    lr = rounded(args.lr, getattr(torch, args.dtype))
+    return OPTIMIZERS[args.optimizer](parameter_groups(model, args.l2, args.weight_decay), lr, args.lookahead)
+
+
+def checkpoint_like(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: str) -> dict:
+    """What a checkpoint of such a run must look like, as `runs.read_checkpoint` takes it."""
     weights, parameters = model.state_dict(), dict(model.named_parameters())
     logs = dict.fromkeys(("accuracy", "loss", "val_accuracy", "val_loss", "learning_rate"), float)
     return {
         "epoch": int,
         "weights": weights,
         "best_weights": weights,
-        "optimizer": {"steps": int} | dict.fromkeys(MOMENTS, parameters),
+        "optimizer": {"steps": int} | dict.fromkeys(optimizer.moment_names, parameters),
         "early_stopping": EarlyStopping.STATE,
-        "plateau": PLATEAU_STATE,
+        "schedule": SCHEDULE_STATE[schedule],
         "history": [logs],
         "learning_rates": [float],
         "seconds": [float],
@@ -371,17 +486,19 @@ def fit(
 
     Each epoch's end is kept in the run's checkpoint together with `origin`.
     """
-    # Difference 9: a float32 Keras model keeps its rates in float32, so that 0.001 is 0.0010000000474974513.
-    dtype = getattr(torch, args.dtype)
-    optimizer = Adam(parameter_groups(model, args.l2), lr=rounded(args.lr, dtype))
-    early_stopping = EarlyStopping(args.patience)
-    plateau = reduce_lr_on_plateau(optimizer, args.lr_factor, args.lr_patience, rounded(args.min_lr, dtype))
+    objective, optimizer, early_stopping = objective_of(args), make_optimizer(model, args), EarlyStopping(args.patience)
+    steps, min_lr = math.ceil(len(training) / args.batch_size), rounded(args.min_lr, dtype_of(model))
+    per_step = None
+    if args.schedule == PLATEAU:
+        schedule = reduce_lr_on_plateau(optimizer, args.lr_factor, args.lr_patience, min_lr)
+    else:
+        schedule = per_step = per_step_schedule(args.schedule, optimizer, args.epochs * steps, min_lr)
     history, learning_rates, seconds = [], [], []
     if checkpoint is not None:
         history, learning_rates, seconds = (checkpoint[name] for name in ("history", "learning_rates", "seconds"))
         best = checkpoint["best_weights"]
         early_stopping.load_state_dict(checkpoint["early_stopping"])
-        plateau.load_state_dict(checkpoint["plateau"])
+        schedule.load_state_dict(checkpoint["schedule"])
         optimizer.set_moments(model, checkpoint["optimizer"])
         for group in optimizer.param_groups:
             group["lr"] = learning_rates[-1]
@@ -389,7 +506,6 @@ def fit(
         runs.write_history(args.out / runs.HISTORY, history)
         write_best(model, best, args.out)
         model.load_state_dict(checkpoint["weights"])
-    steps = math.ceil(len(training) / args.batch_size)
     hide = args.quiet or not sys.stderr.isatty()
 
     for epoch in range(len(history), args.epochs):
@@ -400,12 +516,16 @@ def fit(
             seed_torch(args.seed, epoch + 1)
             # Drawn on the CPU: one order for every device.
             order = None if args.no_shuffle else torch.randperm(len(training)).to(args.device)
+            views = data.random_views(len(training)).to(args.device) if args.augment else None
             title = f"Epoch {epoch + 1}/{args.epochs}"
             rate = optimizer.param_groups[0]["lr"]
             try:
                 with tqdm(total=steps, desc=title, unit="step", leave=False, disable=hide) as bar:
-                    logs = train_epoch(model, optimizer, training, order, args.batch_size, args.l2, bar)
-                logs |= {f"val_{name}": value for name, value in evaluate(model, validation, args.l2).items()}
+                    logs = train_epoch(
+                        model, optimizer, training, order, args.batch_size, objective, bar, views, per_step
+                    )
+                figures, _ = evaluate(model, validation, objective)
+                logs |= {f"val_{name}": value for name, value in figures.items()}
             except DivergedError as error:
                 raise DivergedError(
                     f"the loss is not finite in epoch {epoch + 1}, {error}, learning rate {rate:g}; "
@@ -417,7 +537,8 @@ def fit(
             is_best = early_stopping.update(epoch, logs)
             if is_best:
                 best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-            plateau.step(logs["val_loss"])
+            if args.schedule == PLATEAU:
+                schedule.step(logs["val_loss"])
             # As in the notebook, the rate is logged after the cut: it is the next epoch's.
             learning_rates.append(optimizer.param_groups[0]["lr"])
             seconds.append(time.perf_counter() - started)
@@ -428,7 +549,7 @@ def fit(
                 "best_weights": best,
                 "optimizer": optimizer.moments(model),
                 "early_stopping": early_stopping.state_dict(),
-                "plateau": {name: getattr(plateau, name) for name in PLATEAU_STATE},
+                "schedule": {name: getattr(schedule, name) for name in SCHEDULE_STATE[args.schedule]},
                 "history": history,
                 "learning_rates": learning_rates,
                 "seconds": seconds,
@@ -439,7 +560,7 @@ def fit(
             if is_best:
                 write_best(model, best, args.out)
             say(f"{title} - {keras_line(steps, seconds[-1], logs)}")
-            if learning_rates[-1] != logs["learning_rate"]:
+            if args.schedule == PLATEAU and learning_rates[-1] != logs["learning_rate"]:
                 say(f"Epoch {epoch + 1}: ReduceLROnPlateau reducing learning rate to {learning_rates[-1]}.")
             if early_stopping.should_stop:
                 say(f"Epoch {epoch + 1}: early stopping")
@@ -457,7 +578,15 @@ def write_best(model: nn.Module, best: dict[str, Tensor], out: Path) -> None:
 
 
 def train_epoch(
-    model: nn.Module, optimizer: Adam, training: data.Split, order: Tensor | None, batch_size: int, l2: float, bar: tqdm
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    training: data.Split,
+    order: Tensor | None,
+    batch_size: int,
+    objective: Objective,
+    bar: tqdm,
+    views: data.Views | None = None,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
 ) -> dict[str, float]:
     """Take one step per batch; return loss and accuracy as each batch had them, dropout on, before its own step.
 
@@ -466,31 +595,37 @@ def train_epoch(
     model.train()
     sums = 0
     every = 1 if training.labels.device.type == "cpu" else CHECK_EVERY
-    for step, (images, labels) in enumerate(data.batches(training, batch_size, order, dtype_of(model)), start=1):
+    batches = data.batches(training, batch_size, order, dtype_of(model), views)
+    for step, (images, labels) in enumerate(batches, start=1):
         signals.check()
-        logits = model(images)
-        loss = F.cross_entropy(logits, labels)
-        sums += batch_sums(model, logits, labels, loss, l2)
+        logits, loss = objective(model, images, labels)
+        sums += batch_sums(model, logits, labels, loss, objective.l2)
         if step % every == 0:
             check_finite(sums)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if schedule is not None:
+            schedule.step()
         bar.update()
     return means(sums, len(training), dtype_of(model))
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, part: data.Split, l2: float) -> dict[str, float]:
-    """Return loss and accuracy on `part`, dropout off."""
+def evaluate(
+    model: nn.Module, part: data.Split, objective: Objective, mirrored: bool = False
+) -> tuple[dict[str, float], list[list[int]]]:
+    """Return loss and accuracy on `part`, dropout off, and `[true class][predicted class]` counts of its images."""
     model.eval()
-    sums = 0
+    sums = pairs = 0
+    classes = len(data.CLASSES)
     for images, labels in data.batches(part, EVALUATION_BATCH, dtype=dtype_of(model)):
         signals.check()
-        logits = model(images)
-        sums += batch_sums(model, logits, labels, F.cross_entropy(logits, labels), l2)
+        logits, loss = objective(model, images, labels, mirrored)
+        sums += batch_sums(model, logits, labels, loss, objective.l2)
+        pairs += (labels * classes + logits.argmax(1)).bincount(minlength=classes**2)
     try:
-        return means(sums, len(part), dtype_of(model))
+        return means(sums, len(part), dtype_of(model)), pairs.reshape(classes, classes).tolist()
     except DivergedError as error:
         raise DivergedError(f"evaluation {error}") from None
 

@@ -41,8 +41,8 @@ def this_project(training: data.Split, validation: data.Split, device: torch.dev
 
     def epoch() -> None:
         order = torch.randperm(len(training)).to(device)
-        train.train_epoch(model, optimizer, training, order, BATCH, L2, train.tqdm(disable=True))
-        train.evaluate(model, validation, L2)
+        train.train_epoch(model, optimizer, training, order, BATCH, train.Objective(L2), train.tqdm(disable=True))
+        train.evaluate(model, validation, train.Objective(L2))
 
     return epoch
 

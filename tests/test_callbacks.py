@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from callbacks import EarlyStopping, reduce_lr_on_plateau
+from callbacks import EarlyStopping, per_step_schedule, reduce_lr_on_plateau
 
 # Losses are whole multiples of 1/16384: float32 holds them exactly, neighbours are 6.1e-5 apart (less than
 # min_delta) and next neighbours 1.2e-4 (more), and ties are common.
@@ -139,3 +139,36 @@ def test_early_stopping_watches_the_metric_it_is_told_to():
     early_stopping = EarlyStopping(patience=1, monitor="loss")
     assert early_stopping.update(0, {"loss": 2.0, "val_loss": 1.0})
     assert early_stopping.update(1, {"loss": 1.0, "val_loss": 9.0})
+
+
+def rates_of(schedule, steps, lr=1e-2, min_lr=1e-4):
+    """The rates that `steps` optimizer steps are taken with, and the one after them."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr)
+    scheduler = per_step_schedule(schedule, optimizer, steps, min_lr)
+    rates = [optimizer.param_groups[0]["lr"]]
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def test_the_cosine_schedule_is_keras_s_cosine_decay():
+    decay = keras.optimizers.schedules.CosineDecay(1e-2, decay_steps=40, alpha=1e-2)
+    # Keras computes it in float32.
+    np.testing.assert_allclose(rates_of("cosine", 40), [float(decay(step)) for step in range(41)], rtol=2e-5)
+
+
+@pytest.mark.parametrize("steps", [39, 40, 1000])
+def test_the_onecycle_schedule_rises_for_a_quarter_and_falls_to_nothing_in_straight_lines(steps):
+    corners = [0, 0.25 * (steps + 1) - 1, steps]
+    expected = np.interp(range(steps + 1), corners, [1e-2 / 25, 1e-2, 1e-2 / 25 / 1e4])
+    np.testing.assert_allclose(rates_of("onecycle", steps), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
+def test_a_schedule_of_a_few_steps_has_finite_rates_above_nothing(schedule, steps):
+    rates = rates_of(schedule, steps)
+    assert np.isfinite(rates).all()
+    assert min(rates) > 0

@@ -7,6 +7,7 @@ import pickle
 import tarfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,59 @@ def test_batches_are_channels_last_in_memory_and_leave_the_stored_images_alone(s
     for order in (None, torch.arange(150)):
         for images, _ in data.batches(split, 64, order):
             assert images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(split.images, before)
+
+
+# --- augmentation ---------------------------------------------------------------------------------------------------
+
+
+def legal_views(image):
+    """Every view of an image, the slow and obvious way: mirrored or not, padded by mirroring, cut out."""
+    views = {}
+    for flip in (False, True):
+        padded = np.pad(image[:, ::-1] if flip else image, ((4, 4), (4, 4), (0, 0)), mode="reflect")
+        for y in range(9):
+            for x in range(9):
+                views[padded[y : y + 32, x : x + 32].tobytes()] = (flip, y, x)
+    return views
+
+
+def augmented(split, views, order=None):
+    batches = [images for images, _ in data.batches(split, 64, order, views=views)]
+    return (torch.cat(batches) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def test_every_augmented_image_is_one_of_its_legal_views_and_a_function_of_the_seed(split):
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    views = data.random_views(150)
+    torch.manual_seed(1)
+    again = data.random_views(150)
+    assert all(map(torch.equal, views, again))
+    in_order = augmented(split, views, order)
+    for image, seen in zip(split.images[order].numpy(), in_order, strict=True):
+        assert seen.tobytes() in legal_views(image)
+    # An image's view is the image's: the order in which they come does not matter.
+    assert np.array_equal(augmented(split, views)[order], in_order)
+    assert not np.array_equal(augmented(split, data.random_views(150)), augmented(split, views))
+
+
+def test_all_162_views_are_equally_likely(split):
+    count = 162 * 200
+    one = data.Split(split.images[:1].expand(count, -1, -1, -1), torch.zeros(count, dtype=torch.long))
+    table = legal_views(split.images[0].numpy())
+    assert len(table) == 162
+    torch.manual_seed(0)
+    seen = Counter(table[image.tobytes()] for image in augmented(one, data.random_views(count)))
+    # Chi-squared with 161 degrees of freedom: 161 on average, above 242 once in 40,000 times.
+    assert sum((seen[view] - 200) ** 2 / 200 for view in table.values()) < 242
+
+
+def test_augmentation_leaves_labels_layout_and_the_stored_images_alone(split):
+    before = split.images.clone()
+    for images, labels in data.batches(split, 150, views=data.random_views(150)):
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(labels, split.labels)
     assert torch.equal(split.images, before)
 
 

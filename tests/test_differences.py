@@ -15,6 +15,7 @@ import train
 from callbacks import reduce_lr_on_plateau
 from data import synthetic
 from model import build_model
+from optim import Adam
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +49,12 @@ def last_epoch(data_file, out, *flags):
     return np.genfromtxt(out / "history.csv", delimiter=",", names=True)[-1]
 
 
-class TorchsAdam(train.Adam):
-    def step(self, closure=None):
-        return torch.optim.Adam.step(self, closure)
+class TorchsAdam(Adam):
+    def _update(self):
+        torch.optim.Adam.step(self)
 
 
-def weight_decay_everywhere(model, l2):
+def weight_decay_everywhere(model, l2, decay):
     return [{"params": list(model.parameters()), "weight_decay": l2}]
 
 
@@ -78,7 +79,7 @@ def torch_s_initialisers(name, dropout):
 @pytest.mark.parametrize(
     ("number", "name", "replacement"),
     [
-        (1, "Adam", TorchsAdam),
+        (1, "OPTIMIZERS", {"adam": TorchsAdam}),
         (2, "parameter_groups", weight_decay_everywhere),
         (3, "l2_penalty", no_penalty),
         (6, "build_model", torch_s_initialisers),

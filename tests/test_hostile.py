@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import data
 import runs
 import train
+from optim import Adam
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
@@ -293,8 +294,8 @@ RUN = {
         ["weights.conv1.bias is a Tensor", ANOTHER],
     ),
     "checkpoint: a text for a number": (
-        damaged(lambda state: state["plateau"].update(best="low")),
-        ["plateau.best is 'low'", ANOTHER],
+        damaged(lambda state: state["schedule"].update(best="low")),
+        ["schedule.best is 'low'", ANOTHER],
     ),
     "checkpoint: fewer epochs than it says": (
         damaged(lambda state: state["history"].pop()),
@@ -349,6 +350,14 @@ def test_a_hostile_run_is_not_resumed(prepare, words, place, capsys):
 
 
 OTHER_FLAGS = {
+    "--model": "improved",
+    "--weight-decay": "0.1 --optimizer=sgd",
+    "--optimizer": "sgd",
+    "--lookahead": None,
+    "--label-smoothing": "0.1",
+    "--augment": None,
+    "--mixed-precision": None,
+    "--schedule": "cosine",
     "--batch-size": "32",
     "--lr": "0.002",
     "--l2": "0.1",
@@ -367,9 +376,7 @@ OTHER_FLAGS = {
 
 def test_every_flag_that_changes_the_result_is_refused_on_resuming_with_both_values(place, capsys):
     for flag, value in OTHER_FLAGS.items():
-        refuses(
-            place, capsys, ["--out", "run", "--resume", flag, *[value] * (value is not None)], [flag, "was ", ANOTHER]
-        )
+        refuses(place, capsys, ["--out", "run", "--resume", flag, *(value or "").split()], [flag, "was ", ANOTHER])
     free = {f"--{name}" for name in runs.FREE_FLAGS}
     assert free | set(OTHER_FLAGS) == {f"--{name.replace('_', '-')}" for name in vars(train.parse_arguments([]))}
 
@@ -478,16 +485,16 @@ def test_any_bytes_as_npz_are_read_or_refused(content, tmp_path):
 def small_checkpoint():
     """A checkpoint of the smallest model, and what it must look like."""
     model = torch.nn.Linear(1, 1)
-    like = train.checkpoint_like(model)
+    like = train.checkpoint_like(model, Adam(model.parameters(), 1e-3), "plateau")
     parameters = dict(model.named_parameters())
     logs = dict.fromkeys(like["history"][0], 0.5)
     state = {
         "epoch": 1,
         "weights": model.state_dict(),
         "best_weights": model.state_dict(),
-        "optimizer": {"steps": 3} | {name: {k: v.detach() for k, v in parameters.items()} for name in train.MOMENTS},
+        "optimizer": {"steps": 3} | {name: {k: v.detach() for k, v in parameters.items()} for name in Adam.MOMENTS},
         "early_stopping": {"best": 0.5, "best_epoch": 0, "stopped_epoch": None, "wait": 0},
-        "plateau": {"best": 0.5, "num_bad_epochs": 0},
+        "schedule": {"best": 0.5, "num_bad_epochs": 0},
         "history": [logs],
         "learning_rates": [0.001],
         "seconds": [1.0],

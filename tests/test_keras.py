@@ -366,3 +366,75 @@ def test_the_reference_sees_another_order_each_epoch_and_the_same_ones_with_the_
     assert orders("b", "--seed", "1") == (first, second)
     assert orders("c", "--seed", "2") != (first, second)
     assert orders("d", "--no-shuffle") == (list(range(80)), list(range(80)))
+
+
+# --- the second experiment's network ----------------------------------------------------------------------------------
+
+
+def keras_improved():
+    """`ImprovedCNN` without dropout, in Keras."""
+    layers, penalty = keras.layers, keras.regularizers.L2(0.001)
+    sequence = [keras.Input((32, 32, 3))]
+    for width in (48, 96, 192):
+        for pool in (True, False):
+            sequence += [layers.Conv2D(width, 3, padding="same", use_bias=False, kernel_regularizer=penalty)]
+            sequence += [layers.MaxPooling2D(2)] * pool
+            sequence += [layers.BatchNormalization(), layers.ReLU()]
+    model = keras.Sequential([*sequence, layers.GlobalMaxPooling2D(), layers.Dense(10, activation="softmax")])
+    keras_notebook.compile_model(model)
+    return model
+
+
+def test_the_improved_network_goes_five_steps_as_keras_s_does_running_statistics_included(float64):
+    torch.manual_seed(0)
+    network = build_model("improved", dropout=0.0).double()
+    reference = keras_improved()
+    weights = to_keras_weights(network)
+    random = np.random.RandomState(0)
+    weights = [
+        w + 0.1 * random.random_sample(w.shape) * (w.ndim == 1) for w in weights
+    ]  # gamma, beta, statistics, bias
+    from_keras_weights(network, weights)
+    reference.set_weights(weights)
+    assert all(map(np.array_equal, to_keras_weights(network), reference.get_weights()))
+
+    images, labels, keras_images, one_hot = next(image_batches(torch.float64, 1))
+    assert_close([network.eval()(images).softmax(1).detach()], [reference(keras_images).detach()], 1e-12)
+
+    # Gradients of the loss with its penalty, through the statistics of the batch.
+    twin = keras.models.clone_model(reference)
+    twin.set_weights(weights)
+    keras_notebook.compile_model(twin)
+    theirs = twin.compute_loss(keras_images, keras.ops.convert_to_tensor(one_hot), twin(keras_images, training=True))
+    theirs.backward()
+    ours = F.cross_entropy(network.train()(images), labels) + l2_penalty(network, 1e-3)
+    ours.backward()
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
+    gradients = [variable.value.grad for variable in twin.trainable_variables]
+    transposed = [p.grad.permute(2, 3, 1, 0) if p.ndim == 4 else p.grad.T for p in network.parameters() if p.ndim > 1]
+    assert_close(transposed, [gradient for gradient in gradients if gradient.ndim > 1], 1e-11)
+    flat = [p.grad for p in network.parameters() if p.ndim == 1]
+    assert_close(flat, [gradient for gradient in gradients if gradient.ndim == 1], 1e-11)
+
+    from_keras_weights(network, weights)  # the forward pass has moved the statistics
+    np.testing.assert_allclose(
+        our_steps(network, torch.float64, 5), keras_steps(reference, torch.float64, 5), rtol=1e-10
+    )
+    names = [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
+    for name, start, one, other in zip(names, weights, to_keras_weights(network), reference.get_weights(), strict=True):
+        if name.endswith("running_var"):
+            # Keras averages the biased variance, torch the unbiased one, n / (n - 1) times as large.
+            size = {"norm1": 16, "norm2": 16}[name.split(".")[2]] >> int(name.split(".")[1])
+            n = 32 * size**2
+            kept = 0.99**5 * start
+            other = kept + (other - kept) * n / (n - 1)
+        assert_close([one], [other], 1e-9)
+
+
+def test_labels_are_smoothed_as_keras_smooths_them():
+    logits = torch.randn(20, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.arange(20) % 10
+    _, ours = train.Objective(l2=0.0, label_smoothing=0.1)(lambda images: images, logits, labels)
+    smoothing = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    one_hot = np.eye(10)[labels]
+    assert ours.item() == pytest.approx(float(smoothing(one_hot, logits.numpy())), rel=1e-6)  # Keras's is float32

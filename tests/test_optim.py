@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from callbacks import reduce_lr_on_plateau
-from optim import Adam
+from optim import SGD, Adam
 
 STEPS = 60
 
@@ -116,3 +116,55 @@ def test_the_step_count_survives_a_state_dict_so_that_going_on_gives_the_same_bi
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     resumed = trajectory(second, second_parameter, gradients(np.float32, 20)[10:])
     assert np.array_equal(resumed, whole[10:])
+
+
+def in_keras(optimizer, dtype=np.float32):
+    variable = keras.Variable(start(torch.float32).detach().numpy())
+    expected = []
+    for gradient in gradients(dtype):
+        optimizer.apply([keras.ops.convert_to_tensor(gradient)], [variable])
+        expected.append(variable.numpy().copy())
+    return np.array(expected)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(Adam, keras.optimizers.AdamW), (SGD, lambda *a, **k: keras.optimizers.SGD(*a, momentum=0.9, nesterov=True, **k))],
+    ids=["adamw", "sgd"],
+)
+def test_each_optimizer_with_decoupled_decay_follows_real_keras(ours, theirs, decay):
+    parameter = start(torch.float32)
+    optimizer = ours([{"params": [parameter], "decay": decay}], lr=float(np.float32(1e-2)))
+    # float32 both: weights up to 1 round by 6e-8 a step, 60 steps.
+    np.testing.assert_allclose(
+        trajectory(optimizer, parameter, gradients(np.float32)), in_keras(theirs(1e-2, weight_decay=decay)), atol=2e-6
+    )
+
+
+def test_sgd_has_nesterov_s_momentum_written_out_in_numpy():
+    parameter = start(torch.float64)
+    weights, velocity, expected = parameter.detach().numpy().copy(), 0.0, []
+    for gradient in gradients(np.float64):
+        velocity = 0.9 * velocity - 0.01 * gradient
+        weights = weights + 0.9 * velocity - 0.01 * gradient
+        expected.append(weights)
+    ours = trajectory(SGD([parameter], lr=0.01), parameter, gradients(np.float64))
+    np.testing.assert_allclose(ours, np.array(expected), rtol=0, atol=1e-14)  # rounding
+
+
+@pytest.mark.parametrize("kind", [Adam, SGD])
+def test_lookahead_goes_half_of_the_way_back_every_five_steps(kind):
+    """Zhang et al. 2019, algorithm 1: an optimizer's weights restart from the slow ones, its moments go on."""
+    grads = gradients(np.float64, 23)
+    inner, looking = start(torch.float64), start(torch.float64)
+    plain, slow, expected = kind([inner], lr=0.01), inner.detach().clone(), []
+    for number, gradient in enumerate(grads, start=1):
+        inner.grad = torch.from_numpy(gradient.copy())
+        plain.step()
+        if number % 5 == 0:
+            slow = slow + 0.5 * (inner.detach() - slow)
+            inner.data.copy_(slow)
+        expected.append(inner.detach().numpy().copy())
+    ours = trajectory(kind([looking], lr=0.01, lookahead=True), looking, grads)
+    np.testing.assert_allclose(ours, np.array(expected), rtol=0, atol=1e-15)

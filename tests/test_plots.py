@@ -94,3 +94,16 @@ def test_an_overlay_of_runs_of_several_lengths_goes_as_far_as_half_of_them():
 def test_an_overlay_has_a_colour_for_each_of_many_groups():
     groups = {str(number): [falling(1.0 + number)] for number in range(12)}
     assert Image.open(io.BytesIO(plots.overlay(groups))).size == (1400, 450)
+
+
+def test_the_confusion_is_darkest_where_most_images_of_a_class_went():
+    matrix = [[100, 0], [300, 100]]
+    grey = np.asarray(Image.open(io.BytesIO(plots.confusion(matrix, ("a", "b"), "t"))).convert("L")).astype(int)
+    assert grey.shape == (700, 800)
+    inside = grey[100:600, 150:600]  # the panel
+    first, second = np.median(inside[:200, :150]), np.median(inside[-200:, -150:])
+    assert first < 80 < second  # 100 of 100 on the diagonal, then 100 of 400
+
+
+def test_a_class_without_images_is_drawn_white():
+    assert plots.confusion([[0, 0], [0, 5]], ("a", "b"), "t")

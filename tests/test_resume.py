@@ -264,3 +264,45 @@ def test_a_diverging_run_names_epoch_batch_and_rate_and_keeps_the_last_good_epoc
         assert words in err
     assert (copy / runs.CHECKPOINT).read_bytes() == good
     assert "not finite" in (copy / runs.ERROR).read_text()
+
+
+TOGETHER = [
+    "--model improved --schedule onecycle --optimizer adamw --lookahead --label-smoothing 0.1",
+    "--model baseline --schedule cosine --optimizer sgd --lr 0.01 --augment --weight-decay 0.1",
+    "--model improved --schedule plateau --optimizer sgd --lookahead --no-augment",
+    "--model baseline --schedule onecycle --optimizer adamw --dtype float64 --lookahead",
+    "--model improved --schedule cosine --no-shuffle --mixed-precision",
+    "--recipe fast --seed 2",
+]
+
+
+@pytest.mark.parametrize("flags", TOGETHER)
+def test_all_options_work_together_and_a_run_that_broke_off_resumes_to_the_same_bits(flags, npz, tmp_path, monkeypatch):
+    arguments = ["--data", str(npz), "--epochs", "4", "--batch-size", "32", *flags.split(), "--quiet", "--out"]
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert train.main([*arguments, str(whole)]) == 0
+    history = runs.read(whole).history
+    assert len(history["loss"]) == 4
+    assert history["loss"][-1] < history["loss"][0]
+
+    train_epoch, epochs = train.train_epoch, iter(range(3))
+
+    def breaking(*rest):
+        if next(epochs) == 2:
+            raise train.DivergedError("not really")
+        return train_epoch(*rest)
+
+    monkeypatch.setattr(train, "train_epoch", breaking)
+    assert train.main([*arguments, str(out)]) == 1
+    monkeypatch.undo()
+    assert train.main([*arguments, str(out), "--resume"]) == 0
+    assert_same(out, whole)
+    assert (out / "confusion.png").read_bytes() == (whole / "confusion.png").read_bytes()
+
+
+def test_a_schedule_over_all_epochs_fixes_their_number_on_resuming(npz, tmp_path, capsys):
+    arguments = ["--data", str(npz), "--schedule", "cosine", "--out", str(tmp_path / "run")]
+    assert train.main([*arguments, "--epochs", "2"]) == 0
+    for epochs in ("1", "3"):
+        assert train.main([*arguments, "--epochs", epochs, "--resume"]) == 2
+        assert f"--epochs {epochs} (was 2, which its schedule fixes)" in capsys.readouterr().err

@@ -114,6 +114,7 @@ def test_the_reading_says_what_the_curves_show():
         "best_epoch": 2,
         "learning_rate_cuts": [{"epoch": 3, "learning_rate": 5e-4}],
         "stopped": runs.EARLY_STOPPING,
+        "schedule": "plateau",
     }
     assert runs.reading(history, metrics, 50).splitlines() == [
         "Accuracy          training  validation",
@@ -129,10 +130,23 @@ def test_the_reading_says_what_the_curves_show():
 
 def test_the_reading_of_a_run_that_was_still_improving():
     history = [{"accuracy": 0.4, "val_accuracy": 0.5, "loss": 1.8, "val_loss": 1.4}]
-    metrics = {"best_epoch": 1, "learning_rate_cuts": [], "stopped": runs.ALL_EPOCHS}
+    metrics = {"best_epoch": 1, "learning_rate_cuts": [], "stopped": runs.ALL_EPOCHS, "schedule": "plateau"}
     assert runs.reading(history, metrics, 1).splitlines()[4:] == [
         "At the best epoch training accuracy is 10.0 points below validation.",
         "The learning rate was never cut.",
         "Validation loss was still improving in the last epoch (1.4000).",
         "Training ended after epoch 1 of 1: all epochs used.",
     ]
+
+
+def test_confused_pairs_are_counted_either_way_and_classes_without_images_have_no_accuracy():
+    names = ("cat", "dog", "ship", "frog")
+    confusion = [[5, 3, 1, 0], [2, 6, 0, 0], [0, 0, 9, 0], [0, 0, 0, 0]]
+    assert runs.most_confused(confusion, names) == "Most confused: cat and dog (5), cat and ship (1)."
+    assert runs.most_confused([[3, 0], [0, 4]], names[:2]) == "No image was taken for another class."
+    assert runs.per_class(confusion, names) == {
+        "cat": {"images": 9, "accuracy": 5 / 9},
+        "dog": {"images": 8, "accuracy": 6 / 8},
+        "ship": {"images": 9, "accuracy": 1.0},
+        "frog": {"images": 0, "accuracy": None},
+    }

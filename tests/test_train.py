@@ -18,7 +18,9 @@ from PIL import Image
 import data
 import train
 from model import build_model, l2_penalty, to_keras_weights
+from optim import Adam
 
+OBJECTIVE = train.Objective(l2=1e-3)
 HEADER = "epoch,accuracy,learning_rate,loss,val_accuracy,val_loss"
 
 
@@ -42,6 +44,7 @@ def test_a_synthetic_run_leaves_every_file_and_exits_with_0(synthetic_run):
         "best_weights.npz",
         "checkpoint.pt",
         "config.json",
+        "confusion.png",
         "curves.png",
         "history.csv",
         "initial_weights.npz",
@@ -124,6 +127,15 @@ def test_the_configuration_names_every_flag_and_what_fixes_the_bits(synthetic_ru
     _, out = synthetic_run
     config = json.loads((out / "config.json").read_text())
     assert config["flags"] == {
+        "model": "baseline",
+        "recipe": None,
+        "optimizer": "adam",
+        "weight_decay": 0.0,
+        "lookahead": False,
+        "label_smoothing": 0.0,
+        "augment": False,
+        "schedule": "plateau",
+        "mixed_precision": False,
         "epochs": 50,
         "batch_size": 64,
         "lr": 1e-3,
@@ -232,23 +244,23 @@ def test_training_figures_are_per_image_and_of_the_weights_before_each_step(npz)
     with torch.inference_mode():
         logits = network(part.images.permute(0, 3, 1, 2) / 255)
         loss = F.cross_entropy(logits, part.labels) + l2_penalty(network, 1e-3)
-    still = train.Adam(network.parameters(), lr=0.0)  # no step moves, so batches of 64, 64 and 22 make up the whole
-    figures = train.train_epoch(network, still, part, torch.arange(150), 64, 1e-3, train.tqdm(disable=True))
+    still = Adam(network.parameters(), lr=0.0)  # no step moves, so batches of 64, 64 and 22 make up the whole
+    figures = train.train_epoch(network, still, part, torch.arange(150), 64, OBJECTIVE, train.tqdm(disable=True))
     assert figures["loss"] == pytest.approx(loss.item(), rel=1e-5)  # float32, another order of summation
     assert figures["accuracy"] == pytest.approx((logits.argmax(1) == part.labels).double().mean().item(), abs=1e-7)
-    assert figures == pytest.approx(train.evaluate(network, part, 1e-3), rel=1e-5)
+    assert figures == pytest.approx(train.evaluate(network, part, OBJECTIVE)[0], rel=1e-5)
 
 
 def test_dropout_is_on_in_training_and_off_in_evaluation_whatever_came_before(npz):
     arrays = data.load(str(npz))
     part = data.as_split(arrays.x_train, arrays.y_train)
     network = build_model(dropout=0.5)
-    still = train.Adam(network.parameters(), lr=0.0)
+    still = Adam(network.parameters(), lr=0.0)
     trained, evaluated = set(), set()
     for _ in range(3):
         order = torch.arange(len(part))
-        trained.add(train.train_epoch(network, still, part, order, 64, 1e-3, train.tqdm(disable=True))["loss"])
-        evaluated.add(train.evaluate(network, part, 1e-3)["loss"])
+        trained.add(train.train_epoch(network, still, part, order, 64, OBJECTIVE, train.tqdm(disable=True))["loss"])
+        evaluated.add(train.evaluate(network, part, OBJECTIVE)[0]["loss"])
     assert len(trained) == 3  # other masks, other loss
     assert len(evaluated) == 1
 
@@ -347,6 +359,12 @@ BAD_FLAGS = {
     "--seed": ["-1", "0.5"],
     "--threads": ["0", "257", "two"],
     "--dtype": ["float16", "int"],
+    "--model": ["resnet"],
+    "--recipe": ["slow"],
+    "--optimizer": ["rmsprop"],
+    "--schedule": ["step"],
+    "--label-smoothing": ["1", "-0.1"],
+    "--weight-decay": ["-1", "nan", "0.25"],  # the last one without --optimizer
     "--device": ["gpu", "cuda:x", "tpu", "cuda:99"],
     "--data": ["none.npz", "notes.txt"],
     "--out": ["notes.txt"],
@@ -381,6 +399,15 @@ def test_without_cuda_auto_says_that_it_takes_the_cpu_and_explicit_cuda_is_an_er
 
 
 DEFAULTS = {
+    "--recipe": "None",
+    "--model": "baseline",
+    "--optimizer": "adam",
+    "--weight-decay": "None",
+    "--lookahead": "False",
+    "--label-smoothing": "0.0",
+    "--augment,": "None",
+    "--schedule": "plateau",
+    "--mixed-precision": "False",
     "--epochs": "50",
     "--batch-size": "64",
     "--lr": "0.001",
@@ -398,7 +425,7 @@ DEFAULTS = {
     "--dtype": "float32",
     "--init-weights": "None",
     "--data": "data",
-    "--out": "runs/baseline-seed<seed>",
+    "--out": "runs/<name>-seed<seed>",
     "--resume": "False",
     "--quiet": "False",
     "--json": "False",
@@ -490,3 +517,90 @@ def test_initial_weights_that_do_not_fit_are_refused_before_anything_is_written(
     assert message in error
     assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_mixed_precision_in_float64_is_refused(npz, capsys):
+    assert train.main(["--data", str(npz), "--mixed-precision", "--dtype", "float64"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--mixed-precision does not go with --dtype float64" in line
+
+
+def test_a_recipe_is_a_set_of_defaults_over_which_flags_win():
+    for name, recipe in train.RECIPES.items():
+        resolved = vars(train.parse_arguments(["--recipe", name]))
+        assert {flag: resolved[flag] for flag in recipe} == recipe
+        assert str(resolved["out"]) == f"runs/{name}-seed0"
+        changed = vars(train.parse_arguments(["--lr", "0.125", "--recipe", name, "--model", "baseline"]))
+        assert (changed["lr"], changed["model"]) == (0.125, "baseline")
+        # What a recipe sets is legal, and not what it would be anyway.
+        notebook = vars(train.parse_arguments([]))
+        assert all(notebook[flag] != value for flag, value in recipe.items())
+
+
+def test_the_help_lists_each_recipe(capsys):
+    assert train.main(["--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert all(re.search(rf"{name}: 0\.\d+ test accuracy", printed) for name in train.RECIPES)
+
+
+def test_augmentation_is_on_for_improved_off_for_baseline_and_either_can_be_asked_for():
+    for model, flags, expected in (
+        ("improved", [], True),
+        ("baseline", [], False),
+        ("improved", ["--no-augment"], False),
+        ("baseline", ["--augment"], True),
+    ):
+        assert train.parse_arguments(["--model", model, *flags]).augment is expected
+
+
+def test_augmentation_reaches_training_images_and_no_others(npz, tmp_path, monkeypatch):
+    seen, batches = [], train.data.batches
+
+    def spy(split, *rest, **options):
+        views = rest[3] if len(rest) > 3 else options.get("views")
+        seen.append((len(split), views and views.rows.tolist()))
+        return batches(split, *rest, **options)
+
+    monkeypatch.setattr(train.data, "batches", spy)
+    assert train.main(["--data", str(npz), "--epochs", "2", "--augment", "--out", str(tmp_path / "run")]) == 0
+    drawn = [views for count, views in seen if count == 256]
+    assert None not in drawn
+    assert drawn[0] != drawn[1]  # another view each epoch
+    assert {views for count, views in seen if count != 256} == {None}
+
+
+def test_the_confusion_adds_up_to_the_test_figures(synthetic_run):
+    process, out = synthetic_run
+    metrics = json.loads((out / "metrics.json").read_text())
+    confusion = np.array(metrics["test_confusion"])
+    labels = data.load("synthetic").y_test
+    assert confusion.sum(1).tolist() == np.bincount(labels).tolist()
+    assert np.trace(confusion) / len(labels) == pytest.approx(metrics["test_accuracy"], abs=1e-7)
+    accuracies = [figures["accuracy"] for figures in metrics["test_per_class"].values()]
+    assert accuracies == (np.diag(confusion) / confusion.sum(1)).tolist()
+    assert any(line.startswith("Most confused: class ") for line in process.stdout.splitlines())
+    assert Image.open(out / "confusion.png").size == (800, 700)
+
+
+def test_a_mirrored_evaluation_averages_the_logits_of_image_and_mirror_image(npz):
+    arrays = data.load(str(npz))
+    part = data.as_split(arrays.x_test, arrays.y_test)
+    network = build_model().eval()
+    images = part.images.permute(0, 3, 1, 2) / 255
+    with torch.inference_mode():
+        expected = F.cross_entropy((network(images) + network(images.flip(3))) / 2, part.labels)
+    figures, _ = train.evaluate(network, part, train.Objective(l2=0.0), mirrored=True)
+    assert figures["loss"] == pytest.approx(expected.item(), rel=1e-5)  # float32, another order of summation
+
+
+def test_mixed_precision_rounds_to_bfloat16_and_keeps_weights_and_figures_in_float32(npz):
+    arrays = data.load(str(npz))
+    part = data.as_split(arrays.x_test, arrays.y_test)
+    torch.manual_seed(0)
+    network = build_model("improved")
+    figures = [train.evaluate(network, part, train.Objective(0.0, 0.0, mixed))[0]["loss"] for mixed in (False, True)]
+    assert figures[0] != figures[1] == pytest.approx(figures[0], rel=0.02)  # bfloat16 has 8 bits, so 0.4 % a product
+    optimizer = Adam(network.parameters(), lr=1e-3)
+    objective = train.Objective(0.0, 0.0, mixed_precision=True)
+    train.train_epoch(network, optimizer, part, None, 64, objective, train.tqdm(disable=True))
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}

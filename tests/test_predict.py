@@ -1,0 +1,138 @@
+"""predict.py, as a user runs it."""
+
+import io
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import predict
+import runs
+from model import build_model
+
+
+@pytest.fixture
+def pictures(arrays, tmp_path, monkeypatch):
+    """A current folder with test images of several kinds and sizes in `pictures`."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    image = Image.fromarray(arrays["x_test"][3])
+    image.save(folder / "a.png")
+    image.resize((200, 100)).convert("L").save(folder / "b.jpg")
+    image.resize((10, 7)).convert("RGBA").save(folder / "c.PNG")
+    image.resize((64, 64)).convert("P").save(folder / "d.gif")
+    (folder / "notes.txt").write_text("no image, and not taken for one")
+    return folder
+
+
+def test_the_three_likeliest_classes_are_the_network_s(finished, pictures, arrays, capsys):
+    assert predict.main([str(finished), "pictures/a.png"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    network = build_model()
+    network.load_state_dict(torch.load(finished / "best.pt", weights_only=True))
+    with torch.inference_mode():
+        image = torch.from_numpy(arrays["x_test"][3:4]).permute(0, 3, 1, 2) / 255
+        expected = network.eval()(image).softmax(1)[0]
+    found = re.findall(r"(\w+) ([\d.]+)%", line.split(": ")[1])
+    assert [name for name, _ in found] == [predict.data.CLASSES[i] for i in expected.argsort(descending=True)[:3]]
+    # Printed to a tenth of a per cent.
+    assert [float(part) / 100 for _, part in found] == pytest.approx(expected.topk(3).values.tolist(), abs=6e-4)
+
+
+def test_a_folder_stands_for_its_images_whatever_their_size_and_kind(finished, pictures, capsys):
+    assert predict.main([str(finished), "pictures"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        f"pictures/{name}" for name in ("a.png", "b.jpg", "c.PNG", "d.gif")
+    ]
+
+
+def test_an_image_is_turned_upright_and_its_middle_square_taken(tmp_path):
+    wide = np.zeros((32, 96, 3), np.uint8)
+    wide[:, 32:64] = 200  # the middle
+    wide[:16, 32:64, 0] = 0  # whose upper half has no red
+    rotated = Image.fromarray(np.rot90(wide, 1).copy())
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees clockwise
+    rotated.save(tmp_path / "photo.png", exif=exif)
+    assert np.array_equal(predict.read_image(tmp_path / "photo.png"), wide[:, 32:64])
+
+
+def cut(path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (50, 50)).save(buffer, "png")
+    path.write_bytes(buffer.getvalue()[:60])
+
+
+BAD_IMAGES = {
+    "missing": (lambda path: None, "no such file"),
+    "a text": (lambda path: path.write_text("hello"), "not a readable image"),
+    "empty": (lambda path: path.write_text(""), "not a readable image"),
+    "cut off": (cut, "not a readable image"),
+    "a pipe would wait for ever": (os.mkfifo, "not a readable image"),
+    "huge": (lambda path: Image.new("1", (12_000, 12_000)).save(path), "not a readable image"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_IMAGES.values(), ids=BAD_IMAGES)
+def test_a_bad_image_is_one_line_and_the_others_are_answered(make, message, finished, pictures, capsys):
+    make(pictures / "bad.png")
+    assert predict.main([str(finished), "pictures/bad.png", "pictures/a.png"]) == 2
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"predict.py: error: pictures/bad.png: {message}")
+    assert "; pass " in line
+    assert printed.out.startswith("pictures/a.png: ")
+
+
+def spoil_config(run, **change):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | change))
+
+
+BAD_RUNS = {
+    "no run": (shutil.rmtree, "config.json: cannot be read"),
+    "no weights": (lambda run: (run / "best.pt").unlink(), "best.pt: not the weights of this run (not a file)"),
+    "weights cut off": (lambda run: os.truncate(run / "best.pt", 1000), "best.pt: not the weights of this run"),
+    "of another network": (lambda run: spoil_config(run, model="improved"), "best.pt: not the weights of this run"),
+    "an unknown network": (lambda run: spoil_config(run, model="resnet"), "no model 'resnet' here"),
+    "no flags": (lambda run: spoil_config(run, flags=None), "lacks model, data or dtype"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD_RUNS.values(), ids=BAD_RUNS)
+def test_a_bad_run_is_one_line(spoil, message, finished, pictures, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    spoil(run)
+    assert predict.main([str(run), "pictures"]) == 2
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert message in line
+    assert "; pass " in line
+    assert printed.out == ""
+
+
+def test_an_empty_folder_and_a_missing_argument_are_one_line(finished, pictures, capsys):
+    (pictures / "empty").mkdir()
+    for arguments, message in (
+        ([str(finished), "pictures/empty"], "no image in that folder"),
+        ([str(finished)], "IMAGE"),
+    ):
+        assert predict.main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+
+
+def test_a_run_of_the_stand_in_names_no_cifar_classes(finished, pictures, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    flags = json.loads((finished / runs.CONFIG).read_text())["flags"]
+    spoil_config(tmp_path / "run", flags=flags | {"data": "synthetic"})
+    assert predict.main(["run", "pictures/a.png"]) == 0
+    assert "airplane" not in capsys.readouterr().out
