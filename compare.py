@@ -169,8 +169,11 @@ def run_figures(run: runs.Run) -> dict[str, float | list[int] | None]:
 
 
 def learning_rate_cuts(run: runs.Run) -> list[int] | None:
-    """The epochs, from 1, after which the rate was lower; of the last epoch only metrics.json can tell."""
-    if "learning_rate" not in run.history:
+    """The epochs, from 1, after which the rate was lower; of the last epoch only metrics.json can tell.
+
+    None without rates, or where a schedule changed the rate with each step.
+    """
+    if "learning_rate" not in run.history or run.metrics.get("schedule", "plateau") != "plateau":
         return None
     rates = run.history["learning_rate"] + metric_values(run, "learning_rate_after_epoch")[-1:]
     return [epoch for epoch, (before, after) in enumerate(itertools.pairwise(rates), start=1) if after < before]

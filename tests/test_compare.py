@@ -8,6 +8,7 @@ from PIL import Image
 from scipy import stats
 
 import compare
+import runs
 
 HEADER = "epoch,accuracy,learning_rate,loss,val_accuracy,val_loss"
 EPOCHS = [
@@ -271,3 +272,9 @@ def test_a_metric_that_is_no_number_is_one_clear_line(value, make_run, tmp_path,
     error = capsys.readouterr().err
     assert "metrics.json has" in error
     assert error.count("\n") == 1
+
+
+def test_a_rate_that_a_schedule_lowers_with_each_step_is_no_cut():
+    history = {"loss": [2.0, 1.0, 0.5], "learning_rate": [1e-3, 5e-4, 2e-4]}
+    assert compare.learning_rate_cuts(runs.Run("r", history, {"schedule": "plateau"})) == [1, 2]
+    assert compare.learning_rate_cuts(runs.Run("r", history, {"schedule": "cosine"})) is None
