@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from data import synthetic
 from model import build_model, from_keras_weights, l2_penalty, l2_weights, parameter_groups, to_keras_weights
 from reference import keras_notebook
 
@@ -166,3 +167,23 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_copied(spoil, message,
     with pytest.raises(ValueError, match=message):
         from_keras_weights(network, spoil([array + 1 for array in before]))
     assert all(map(np.array_equal, to_keras_weights(network), before))
+
+
+def test_the_whitening_layer_gives_patches_of_unit_variance_without_correlation_and_their_negatives():
+    images = torch.from_numpy(synthetic().x_train[:500])
+    network = build_model("whitened").double()
+    network.whiten(images)
+    seen = F.conv2d(images.permute(0, 3, 1, 2).double() / 255, network.kernel, network.bias)
+    first, second = seen.transpose(0, 1).flatten(1).split(12)
+    # The bias cancels the mean; what is added to small variances leaves the rest within 2 % of 1.
+    torch.testing.assert_close(first.mean(1), torch.zeros(12, dtype=torch.float64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(first.cov(), torch.eye(12, dtype=torch.float64), rtol=0, atol=0.02)
+    assert torch.equal(first, -second)
+
+
+def test_the_whitening_layer_is_saved_and_not_trained():
+    network = build_model("whitened")
+    assert "kernel" in network.state_dict()
+    assert "kernel" not in dict(network.named_parameters())
+    assert len(l2_weights(network)) == 6
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)

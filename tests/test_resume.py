@@ -269,7 +269,7 @@ def test_a_diverging_run_names_epoch_batch_and_rate_and_keeps_the_last_good_epoc
 TOGETHER = [
     "--model improved --schedule onecycle --optimizer adamw --lookahead --label-smoothing 0.1",
     "--model baseline --schedule cosine --optimizer sgd --lr 0.01 --augment --weight-decay 0.1",
-    "--model improved --schedule plateau --optimizer sgd --lookahead --no-augment",
+    "--model whitened --schedule plateau --optimizer sgd --lookahead --no-augment",
     "--model baseline --schedule onecycle --optimizer adamw --dtype float64 --lookahead",
     "--model improved --schedule cosine --no-shuffle --mixed-precision",
     "--recipe fast --seed 2",
