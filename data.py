@@ -24,7 +24,6 @@ from torch import Tensor
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SYNTHETIC = "synthetic"
 NPZ_LIMIT = 8 << 30  # bytes: 40 times CIFAR-10
-SHIFT = 4  # pixels, at most, by which augmentation moves an image each way
 DOWNLOAD_TIMEOUT = 60  # seconds without a byte
 
 
@@ -270,11 +269,11 @@ class Views(NamedTuple):
         return Views(self.rows.to(device), self.columns.to(device))
 
 
-def random_views(count: int) -> Views:
-    """Draw a view of each of `count` images from torch's CPU generator, all 162 equally likely: mirrored or not, and
-    shifted by up to 4 pixels each way, where the pixels next to the edge, mirrored at it, fill the gap.
+def random_views(count: int, shift: int = 4) -> Views:
+    """Draw a view of each of `count` images from torch's CPU generator, all equally likely (162 of them for 4): mirrored
+    or not, and moved by up to `shift` pixels each way, where the pixels next to the edge, mirrored at it, fill the gap.
     """
-    shifts = torch.randint(-SHIFT, SHIFT + 1, (2, count, 1))
+    shifts = torch.randint(-shift, shift + 1, (2, count, 1))
     rows, columns = 31 - (31 - (torch.arange(32) + shifts).abs()).abs()  # mirrored at 0, then at 31
     flipped = torch.randint(0, 2, (count, 1), dtype=torch.bool)
     return Views(rows, torch.where(flipped, columns.flip(1), columns))

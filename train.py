@@ -59,6 +59,7 @@ RECIPES = {
         "l2": 0.0,
         "dropout": 0.0,
         "label_smoothing": 0.1,
+        "shift": 2,
         "schedule": "onecycle",
         "patience": 10,
         "mixed_precision": True,
@@ -203,6 +204,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--augment",
         action=argparse.BooleanOptionalAction,
         help="mirror and shift training images by chance; None: not with baseline",
+    )
+    group.add_argument(
+        "--shift", type=number(int, "[0, 31]"), default=4, metavar="PIXELS", help="how far --augment moves an image"
     )
     group.add_argument(
         "--l2",
@@ -529,7 +533,7 @@ def fit(
             seed_torch(args.seed, epoch + 1)
             # Drawn on the CPU: one order for every device.
             order = None if args.no_shuffle else torch.randperm(len(training)).to(args.device)
-            views = data.random_views(len(training)).to(args.device) if args.augment else None
+            views = data.random_views(len(training), args.shift).to(args.device) if args.augment else None
             title = f"Epoch {epoch + 1}/{args.epochs}"
             rate = optimizer.param_groups[0]["lr"]
             try:

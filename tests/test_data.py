@@ -119,6 +119,15 @@ def test_all_162_views_are_equally_likely(split):
     assert sum((seen[view] - 200) ** 2 / 200 for view in table.values()) < 242
 
 
+def test_a_shift_of_nothing_leaves_the_image_and_its_mirror_image(split):
+    torch.manual_seed(0)
+    seen = augmented(split, data.random_views(150, shift=0))
+    flipped = [not np.array_equal(image, original) for image, original in zip(seen, split.images.numpy(), strict=True)]
+    assert 40 < sum(flipped) < 110  # 75 on average, 6 standard deviations
+    stored = [image[:, ::-1] if flip else image for image, flip in zip(split.images.numpy(), flipped, strict=True)]
+    assert np.array_equal(seen, stored)
+
+
 def test_augmentation_leaves_labels_layout_and_the_stored_images_alone(split):
     before = split.images.clone()
     for images, labels in data.batches(split, 150, views=data.random_views(150)):

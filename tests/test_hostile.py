@@ -356,6 +356,7 @@ OTHER_FLAGS = {
     "--lookahead": None,
     "--label-smoothing": "0.1",
     "--augment": None,
+    "--shift": "2",
     "--mixed-precision": None,
     "--schedule": "cosine",
     "--batch-size": "32",

@@ -134,6 +134,7 @@ def test_the_configuration_names_every_flag_and_what_fixes_the_bits(synthetic_ru
         "lookahead": False,
         "label_smoothing": 0.0,
         "augment": False,
+        "shift": 4,
         "schedule": "plateau",
         "mixed_precision": False,
         "epochs": 50,
@@ -363,6 +364,7 @@ BAD_FLAGS = {
     "--recipe": ["slow"],
     "--optimizer": ["rmsprop"],
     "--schedule": ["step"],
+    "--shift": ["-1", "32", "1.5"],
     "--label-smoothing": ["1", "-0.1"],
     "--weight-decay": ["-1", "nan", "0.25"],  # the last one without --optimizer
     "--device": ["gpu", "cuda:x", "tpu", "cuda:99"],
@@ -406,6 +408,7 @@ DEFAULTS = {
     "--lookahead": "False",
     "--label-smoothing": "0.0",
     "--augment,": "None",
+    "--shift": "4",
     "--schedule": "plateau",
     "--mixed-precision": "False",
     "--epochs": "50",
