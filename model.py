@@ -86,7 +86,10 @@ class WhitenedCNN(ImprovedCNN):
 
     @torch.no_grad()
     def whiten(self, images: Tensor) -> None:
-        """Set the layer from the 2x2 patches of `images`, uint8 (N, 32, 32, 3): all but the faintest directions get unit variance."""
+        """Set the layer from the 2x2 patches of `images`, uint8 (N, 32, 32, 3).
+
+        All but the faintest directions get unit variance.
+        """
         # In float64 on the CPU, and eigenvectors with their greatest entry positive: the same on every device.
         pixels = images.cpu().double().permute(0, 3, 1, 2) / 255
         patches = F.unfold(pixels, 2).transpose(1, 2).reshape(-1, PATCH)
