@@ -272,7 +272,7 @@ class Views(NamedTuple):
 def random_views(count: int, shift: int = 4) -> Views:
     """Draw a view of each of `count` images from torch's CPU generator, all equally likely (162 for a shift of 4).
 
-    Mirrored or not, and moved by up to `shift` pixels each way; the pixels next to the edge, mirrored at it, fill the gap.
+    Mirrored or not, and moved by up to `shift` pixels each way; pixels next to the edge, mirrored at it, fill the gap.
     """
     shifts = torch.randint(-shift, shift + 1, (2, count, 1))
     rows, columns = 31 - (31 - (torch.arange(32) + shifts).abs()).abs()  # mirrored at 0, then at 31
