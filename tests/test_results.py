@@ -1,6 +1,8 @@
 """The runs kept under results/, and what README says of them."""
 
 import json
+import re
+import statistics
 
 import keras
 import pytest
@@ -9,11 +11,12 @@ from test_callbacks import in_keras, in_ours
 
 import compare
 import runs
+import train
 
 NOTEBOOK = {"lr": 1e-3, "patience": 5, "lr_patience": 3, "factor": 0.5, "min_lr": 1e-6}
 
 
-@pytest.mark.parametrize("folder", sorted(path.parent for path in (ROOT / "results").glob("*/metrics.json")), ids=str)
+@pytest.mark.parametrize("folder", sorted((ROOT / "results").glob("[bik]*-seed*")), ids=lambda folder: folder.name)
 def test_a_kept_run_was_cut_and_stopped_where_both_libraries_callbacks_say(folder, keras_model):
     run = runs.read(folder)
     metrics = run.metrics
@@ -40,3 +43,18 @@ def test_readme_shows_what_compare_prints_for_the_kept_runs(tmp_path, capsys, mo
         assert line in readme
     kept = json.loads((ROOT / "results" / "comparison.json").read_text())
     assert kept == json.loads((tmp_path / "comparison.json").read_text())
+
+
+def test_readme_s_table_of_what_it_reaches_is_of_the_kept_runs():
+    readme = (ROOT / "README.md").read_text()
+    kept = [runs.read(folder).metrics for folder in sorted((ROOT / "results").glob("fast-seed*"))]
+    (row,) = re.findall(
+        r"^\| `python train.py --recipe fast` \| (\d) \| (\S+) ± (\S+) \| (\S+) ± (\S+) \|", readme, re.M
+    )
+    expected = [len(kept)]
+    for name in ("test_accuracy", "test_accuracy_mirrored"):
+        values = [metrics[name] for metrics in kept]
+        expected += [round(statistics.mean(values), 4), round(statistics.stdev(values), 4)]
+    assert [float(figure) for figure in row] == expected
+    (mirrored,) = re.findall(r"([\d.]+) % test accuracy with mirror images", train.RECIPES["fast"].result)
+    assert float(mirrored) == round(100 * expected[3], 1)
