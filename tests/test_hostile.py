@@ -423,7 +423,7 @@ def test_a_path_with_signs_that_mean_something_to_others_is_just_a_path(place):
 
 # --- fuzzing the readers ----------------------------------------------------------------------------------------------
 
-FUZZ = settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def refused_in_one_line(path, read, error):

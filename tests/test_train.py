@@ -444,12 +444,12 @@ def test_help_lists_every_flag_with_its_default(cli):
 
 
 @pytest.mark.real
-def test_two_epochs_on_real_images_pass_52_percent_validation_accuracy(cli, real_npz, tmp_path):
+def test_an_epoch_on_real_images_passes_45_percent_validation_accuracy(cli, real_npz, tmp_path):
     out = tmp_path / "run"
-    process = cli("--data", real_npz, "--epochs", 2, "--out", out)
+    process = cli("--data", real_npz, "--epochs", 1, "--out", out)
     assert process.returncode == 0, process.stderr
-    assert rows(out)["val_accuracy"].max() > 0.52
-    assert json.loads((out / "metrics.json").read_text())["test_accuracy"] > 0.5
+    assert rows(out)["val_accuracy"].max() > 0.45  # Keras: 0.48 to 0.53
+    assert json.loads((out / "metrics.json").read_text())["test_accuracy"] > 0.45
 
 
 def test_a_run_started_from_its_own_initial_weights_is_the_same_run_to_the_bit(npz, tmp_path):
