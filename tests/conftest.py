@@ -5,6 +5,7 @@ import os
 os.environ["KERAS_BACKEND"] = "torch"  # read when keras is imported
 
 import multiprocessing
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and runs would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
