@@ -286,14 +286,18 @@ def batches(
     order: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     views: Views | None = None,
+    rank: int = 0,
+    size: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (images, labels) in `order` (int64 indices; None: as stored), the short last batch included.
 
     Images come as `dtype` (B, 3, 32, 32) in [0, 1], channels_last in memory: the stored layout seen through a permute.
-    With `views` (one per stored image) each is seen through its own.
+    With `views` (one per stored image) each is seen through its own. With a `size` above 1 each batch is cut into so
+    many slices, as even as can be and some of them empty if need be, and slice number `rank` comes.
     """
     for start in range(0, len(split), batch_size):
-        stop = min(start + batch_size, len(split))
+        count = min(batch_size, len(split) - start)
+        start, stop = start + count * rank // size, start + count * (rank + 1) // size
         if order is None:
             images, labels = (part[start:stop] for part in split)
         else:

@@ -57,12 +57,14 @@ class _Optimizer:
         }
 
     def set_moments(self, model: nn.Module, moments: dict) -> None:
-        """Take up where `moments` was called; each tensor must lie in memory as its parameter does."""
+        """Take up where `moments` was called; each tensor must lie in memory as its parameter does, on any device."""
         for group in self.param_groups:
             group["steps"] = moments["steps"]
         for name, parameter in model.named_parameters():
             step = torch.tensor(float(moments["steps"]), device=parameter.device)
-            self.state[parameter] = {"step": step} | {moment: moments[moment][name] for moment in self.moment_names}
+            self.state[parameter] = {"step": step} | {
+                moment: moments[moment][name].to(parameter.device) for moment in self.moment_names
+            }
 
 
 class Adam(_Optimizer, torch.optim.Adam):

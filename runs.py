@@ -28,7 +28,7 @@ CONFUSION = "confusion.png"
 INITIAL_WEIGHTS, BEST_WEIGHTS = "initial_weights.npz", "best_weights.npz"  # as Keras's get_weights() orders them
 CHECKPOINT, ERROR, LOCK = "checkpoint.pt", "error.txt", ".lock"
 FILES = (CONFIG, HISTORY, METRICS, WEIGHTS, INITIAL_WEIGHTS, BEST_WEIGHTS, CURVES, CONFUSION, CHECKPOINT, ERROR)
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 # Flags that a resumed run may change: they move no figure, or are looked at apart.
 FREE_FLAGS = {"epochs", "recipe", "data", "device", "threads", "out", "quiet", "json", "resume"}
 PACKAGES = ("torchvision", "numpy", "matplotlib", "tqdm")

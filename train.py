@@ -3,14 +3,17 @@
     python train.py --epochs 50 --batch-size 64
     python train.py --model improved --epochs 50 --batch-size 64
     python train.py --recipe fast
+    torchrun --nproc-per-node 2 train.py --epochs 50 --batch-size 64
 
 Exit codes: 0 done, 1 failed (training diverged, disk full), 2 bad input, 3 data not available, 130 and 143 interrupted.
 """
 
 import argparse
+import contextlib
 import ctypes
 import json
 import math
+import os
 import platform
 import re
 import shlex
@@ -26,6 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import data
+import distributed
 import plots
 import runs
 import signals
@@ -43,7 +47,7 @@ from model import (
 from optim import OPTIMIZERS
 
 INITIAL_WEIGHTS_LIMIT = 256 << 20  # bytes: 60 times this network in float64
-CHECK_EVERY = 100  # steps between two looks at a GPU's loss: each look waits for it
+CHECK_EVERY = {"cpu": 1, "cuda": 100}  # steps between two looks at the loss: each look waits for a GPU
 EVALUATION_BATCH = 256  # fits a CPU's cache: 1,000 images at once take twice as long there
 KERAS_ADAMW_DECAY = 0.004  # what keras.optimizers.AdamW takes off by default
 
@@ -89,12 +93,12 @@ class Objective(NamedTuple):
     mixed_precision: bool = False
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, mirrored: bool = False):
-        """Return logits and cross-entropy without the penalty; `mirrored` averages logits with the mirror image's."""
+        """Return logits and the sum of the losses; `mirrored` averages logits with those of the mirror image."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed_precision):
             logits = model(images).to(images.dtype)
             if mirrored:
                 logits = (logits + model(images.flip(3)).to(images.dtype)) / 2
-        return logits, F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return logits, F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,27 +109,40 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as stop:  # argparse's, after --help or one line on stderr
         return stop.code
     try:
-        with signals.handled():
-            run(args)
+        with signals.handled(), distributed.joined(args.device):
+            try:
+                run(args)
+            except distributed.LostError:
+                signals.check()  # it has gone because all were asked to
+                raise
+    except distributed.FirstError:  # said there
+        return 1
     except (data.DataError, runs.RunError) as error:
         return fail(2, error)
     except data.DataUnavailableError as error:
         return fail(3, error)
     except DivergedError as error:
-        return fail(1, error)
+        return fail(1, error, shared=True)
     except runs.WriteError as error:
         return fail(1, f"{error}; what was finished before stands: make room there, then go on with --resume")
     except OSError as error:
         return fail(1, error)
     except torch.OutOfMemoryError as error:
         return fail(1, f"{str(error).splitlines()[0]} Pass a smaller --batch-size, or --device cpu")
+    except torch.AcceleratorError as error:
+        return fail(1, f"the device failed ({str(error).splitlines()[0]}); {going_on(argv, args)}")
+    except distributed.LostError as error:
+        return fail(1, f"{error}; {going_on(argv, args)}", shared=True)
     except signals.Interrupted as error:
-        command = [*(sys.orig_argv if argv is None else ["train.py", *argv]), *["--resume"] * (not args.resume)]
-        return fail(
-            error.exit_code,
-            f"interrupted by {error}; the epochs that were finished are kept, to go on: {shlex.join(command)}",
-        )
+        return fail(error.exit_code, f"interrupted by {error}; {going_on(argv, args)}", shared=True)
     return 0
+
+
+def going_on(argv: list[str] | None, args: argparse.Namespace) -> str:
+    """Say how the run that `argv` started can be resumed."""
+    command = [*(sys.orig_argv if argv is None else ["train.py", *argv]), *["--resume"] * (not args.resume)]
+    how = "the same torchrun command with --resume" if distributed.launched() else shlex.join(command)
+    return f"the epochs that were finished are kept, to go on: {how}"
 
 
 def prepare_cpu() -> None:
@@ -140,12 +157,17 @@ def prepare_cpu() -> None:
         libc.mallopt(-1, 2**31 - 1)
 
 
-def fail(code: int, message: object) -> int:
-    print(f"train.py: error: {message}", file=sys.stderr)
+def fail(code: int, message: object, shared: bool = False) -> int:
+    """Say why the run ends, once for a reason that all processes have; return `code`."""
+    if not (shared and distributed.rank()):
+        which = f"process {distributed.rank()}: " if distributed.rank() else ""
+        print(f"train.py: error: {which}{message}", file=sys.stderr)
     return code
 
 
 def say(*lines: object) -> None:
+    if distributed.rank():
+        return
     try:
         print(*lines, sep="\n", flush=True)  # a log file shows each epoch when it ends
     except OSError as error:  # a log on a full disk, a pipe whose reader has gone
@@ -159,7 +181,7 @@ def device_type(text: str) -> torch.device:
         raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:N")
     if text == "auto":
         text = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(text)
+    device = distributed.local(torch.device(text))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise argparse.ArgumentTypeError(
             f"{text!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; pass cpu or auto"
@@ -250,6 +272,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=False,
         help="convolutions in bfloat16: faster where the hardware has it, slower elsewhere",
     )
+    group.add_argument(
+        "--tf32", action="store_true", help="shorten products' mantissa to 10 bits on newer GPUs, which is faster"
+    )
+    group.add_argument(
+        "--deterministic", action="store_true", help="the same bits from each run on a GPU too; a CPU's always are"
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="torch.compile, for CUDA; a CPU is slower with it, and needs a compiler"
+    )
 
     group = parser.add_argument_group("callbacks, all watching the validation loss with its L2 penalty")
     group.add_argument(
@@ -333,15 +364,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Do the whole job: data, network, training, test figures, and the files of the run's directory."""
     flags = {name: value if isinstance(value, int | float | None) else str(value) for name, value in vars(args).items()}
-    if finished := runs.check(args.out, flags, args.resume):
+    if finished := distributed.first(lambda: runs.check(args.out, flags, args.resume)):
         return report_finished(args, finished)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
     device = args.device
+    set_up_torch(device, args)
     if device.type == "cpu" and not torch.cuda.is_available():
         say("No CUDA device: training on the CPU.")
-    # TF32 would shorten the mantissa of convolutions on newer GPUs; neither Keras's figures nor the CPU's have it.
-    torch.backends.cudnn.allow_tf32 = False
 
     seed_torch(args.seed, 0)
     # Drawn on the CPU and in float32, so that a seed means the same initial weights on every device. In channels_last
@@ -358,30 +386,53 @@ def run(args: argparse.Namespace) -> None:
     training, validation, test = (part.to(device) for part in (training, validation, test))
     if args.model == "whitened" and args.init_weights is None:
         model.whiten(training.images[:WHITENING_IMAGES])
+    distributed.unify(model)
     initial_weights = to_keras_weights(model)
 
-    with runs.claimed(args.out):
-        # Once more: another process may have been at work here while the data were read.
-        if finished := runs.check(args.out, flags, args.resume, data_sha256, own=True):
+    environment = runs.environment(device) | {"processes": distributed.size()}
+    config = {"model": args.model, "data": data.describe(args.data), "data_sha256": data_sha256, "flags": flags}
+    with contextlib.ExitStack() as stack:
+
+        def open_directory() -> tuple[dict | None, dict | None]:
+            """Return the metrics of a finished run, the checkpoint of an unfinished one."""
+            stack.enter_context(runs.claimed(args.out))
+            # Once more: another process may have been at work here while the data were read.
+            if finished := runs.check(args.out, flags, args.resume, data_sha256, own=True):
+                return finished, None
+            checkpoint = None
+            if (args.out / runs.CHECKPOINT).exists():
+                like = checkpoint_like(model, make_optimizer(model, args), args.schedule)
+                checkpoint = runs.read_checkpoint(args.out / runs.CHECKPOINT, like)
+                if args.init_weights is not None and checkpoint["initial_weights"] != runs.fingerprint(initial_weights):
+                    raise runs.RunError(
+                        f"--init-weights {args.init_weights}: not the weights that the run in {args.out} started from; "
+                        "pass those or another --out"
+                    )
+            runs.write_json(args.out / runs.CONFIG, config | environment)
+            for stale in (runs.ERROR, runs.METRICS, runs.CURVES, runs.CONFUSION):
+                (args.out / stale).unlink(missing_ok=True)
+            if checkpoint is None:
+                runs.write_arrays(args.out / runs.INITIAL_WEIGHTS, initial_weights)
+            return None, checkpoint
+
+        finished, checkpoint = distributed.first(open_directory)
+        if finished:
             return report_finished(args, finished)
-        checkpoint = None
-        if (args.out / runs.CHECKPOINT).exists():
-            like = checkpoint_like(model, make_optimizer(model, args), args.schedule)
-            checkpoint = runs.read_checkpoint(args.out / runs.CHECKPOINT, like)
-            if args.init_weights is not None and checkpoint["initial_weights"] != runs.fingerprint(initial_weights):
-                raise runs.RunError(
-                    f"--init-weights {args.init_weights}: not the weights that the run in {args.out} started from; "
-                    "pass those or another --out"
-                )
-        environment = runs.environment(device)
-        config = {"model": args.model, "data": data.describe(args.data), "data_sha256": data_sha256, "flags": flags}
-        runs.write_json(args.out / runs.CONFIG, config | environment)
-        for stale in (runs.ERROR, runs.METRICS, runs.CURVES, runs.CONFUSION):
-            (args.out / stale).unlink(missing_ok=True)
-        if checkpoint is None:
-            runs.write_arrays(args.out / runs.INITIAL_WEIGHTS, initial_weights)
         train(args, model, (training, validation, test), checkpoint, runs.fingerprint(initial_weights), environment)
     return None
+
+
+def set_up_torch(device: torch.device, args: argparse.Namespace) -> None:
+    """Take threads, TF32 and determinism from the flags: torch's settings for the whole process."""
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Convolutions on newer GPUs would have it by default; neither Keras's figures nor the CPU's do.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.tf32
+    if args.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(args.deterministic)
 
 
 def report_finished(args: argparse.Namespace, metrics: dict) -> None:
@@ -403,11 +454,12 @@ def train(
     name = args.model if args.recipe is None else f"recipe {args.recipe}, {args.model}"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     bits = {"device": args.device.type, "dtype": args.dtype, "torch": environment["versions"]["torch"]} | {
-        name: environment[name] for name in ("device_name", "cpu_capability", "threads")
+        name: environment[name] for name in ("device_name", "cpu_capability", "threads", "processes")
     }
     origin = {"bits": bits, "bits_changed": [], "initial_weights": initial_weights}
     say(
-        f"{name}, {parameters:,} parameters, seed {args.seed}, {bits['device_name']}, {bits['threads']} threads",
+        f"{name}, {parameters:,} parameters, seed {args.seed}, {bits['device_name']}, {bits['threads']} threads"
+        + f" in each of {bits['processes']} processes" * distributed.launched(),
         f"{source}: {len(training):,} training, {len(validation):,} validation, {len(test):,} test images",
         f"Run directory: {args.out}",
     )
@@ -451,6 +503,8 @@ def train(
         "bits_changed": origin["bits_changed"],
     }
     title = f"{name}, seed {args.seed}, {source}: test accuracy {figures['accuracy']:.4f}"
+    if distributed.rank():
+        return
     picture = plots.curves(history, learning_rates, metrics["best_epoch"], [cut["epoch"] for cut in cuts], title)
     runs.write_bytes(args.out / runs.CURVES, picture)
     runs.write_bytes(args.out / runs.CONFUSION, plots.confusion(confusion, names, title))
@@ -487,7 +541,9 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Op
 
 def checkpoint_like(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: str) -> dict:
     """What a checkpoint of such a run must look like, as `runs.read_checkpoint` takes it."""
-    weights, parameters = model.state_dict(), dict(model.named_parameters())
+    # On the CPU, from where all processes get it, whatever their device.
+    weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    parameters = {name: weights[name] for name, _ in model.named_parameters()}
     logs = dict.fromkeys(("accuracy", "loss", "val_accuracy", "val_loss", "learning_rate"), float)
     return {
         "epoch": int,
@@ -499,7 +555,8 @@ def checkpoint_like(model: nn.Module, optimizer: torch.optim.Optimizer, schedule
         "history": [logs],
         "learning_rates": [float],
         "seconds": [float],
-        "bits": {"device": str, "dtype": str, "torch": str, "device_name": str, "cpu_capability": str, "threads": int},
+        "bits": dict.fromkeys(("device", "dtype", "torch", "device_name", "cpu_capability"), str)
+        | {"threads": int, "processes": int},
         "bits_changed": [str],
         "initial_weights": str,
     }
@@ -533,11 +590,15 @@ def fit(
         optimizer.set_moments(model, checkpoint["optimizer"])
         for group in optimizer.param_groups:
             group["lr"] = learning_rates[-1]
-        # The process before may have ended between its checkpoint and these.
-        runs.write_history(args.out / runs.HISTORY, history)
-        write_best(model, best, args.out)
+        if not distributed.rank():
+            # The process before may have ended between its checkpoint and these.
+            runs.write_history(args.out / runs.HISTORY, history)
+            write_best(model, best, args.out)
         model.load_state_dict(checkpoint["weights"])
-    hide = args.quiet or not sys.stderr.isatty()
+    hide = args.quiet or not sys.stderr.isatty() or distributed.rank() > 0
+    # The weights keep their names in `model`, whose evaluation is left alone: other shapes would be compiled anew.
+    mode = "reduce-overhead" if args.device.type == "cuda" else None
+    network = torch.compile(model, mode=mode) if args.compile else model
 
     for epoch in range(len(history), args.epochs):
         if early_stopping.should_stop:
@@ -548,12 +609,14 @@ def fit(
             # Drawn on the CPU: one order for every device.
             order = None if args.no_shuffle else torch.randperm(len(training)).to(args.device)
             views = data.random_views(len(training), args.shift).to(args.device) if args.augment else None
+            if distributed.rank():
+                seed_torch(args.seed, epoch + 1, distributed.rank())  # for dropout masks of its own
             title = f"Epoch {epoch + 1}/{args.epochs}"
             rate = optimizer.param_groups[0]["lr"]
             try:
                 with tqdm(total=steps, desc=title, unit="step", leave=False, disable=hide) as bar:
                     logs = train_epoch(
-                        model, optimizer, training, order, args.batch_size, objective, bar, views, per_step
+                        network, optimizer, training, order, args.batch_size, objective, bar, views, per_step
                     )
                 figures, _ = evaluate(model, validation, objective)
                 logs |= {f"val_{name}": value for name, value in figures.items()}
@@ -585,11 +648,12 @@ def fit(
                 "learning_rates": learning_rates,
                 "seconds": seconds,
             }
-            # First of all files: what the others say can be had from it, when the process ends before they are written.
-            runs.write_checkpoint(args.out / runs.CHECKPOINT, state | origin)
-            runs.write_history(args.out / runs.HISTORY, history)
-            if is_best:
-                write_best(model, best, args.out)
+            if not distributed.rank():
+                # First of all files: what the others say can be had from it, when the process ends before they are.
+                runs.write_checkpoint(args.out / runs.CHECKPOINT, state | origin)
+                runs.write_history(args.out / runs.HISTORY, history)
+                if is_best:
+                    write_best(model, best, args.out)
             say(f"{title} - {keras_line(steps, seconds[-1], logs)}")
             if args.schedule == PLATEAU and learning_rates[-1] != logs["learning_rate"]:
                 say(f"Epoch {epoch + 1}: ReduceLROnPlateau reducing learning rate to {learning_rates[-1]}.")
@@ -625,21 +689,24 @@ def train_epoch(
     """
     model.train()
     sums = 0
-    every = 1 if training.labels.device.type == "cpu" else CHECK_EVERY
-    batches = data.batches(training, batch_size, order, dtype_of(model), views)
+    every = CHECK_EVERY[training.labels.device.type]
+    rank, size = distributed.rank(), distributed.size()
+    batches = data.batches(training, batch_size, order, dtype_of(model), views, rank, size)
     for step, (images, labels) in enumerate(batches, start=1):
         signals.check()
         logits, loss = objective(model, images, labels)
         sums += batch_sums(model, logits, labels, loss, objective.l2)
         if step % every == 0:
-            check_finite(sums)
+            check_finite(distributed.total(sums))
         optimizer.zero_grad()
-        loss.backward()
+        # The mean over the whole batch: the short last one is smaller, and this process's slice may be empty.
+        (loss / min(batch_size, len(training) - (step - 1) * batch_size)).backward()
+        distributed.total_gradients(model)
         optimizer.step()
         if schedule is not None:
             schedule.step()
         bar.update()
-    return means(sums, len(training), dtype_of(model))
+    return means(distributed.total(sums), len(training), dtype_of(model))
 
 
 @torch.inference_mode()
@@ -648,13 +715,15 @@ def evaluate(
 ) -> tuple[dict[str, float], list[list[int]]]:
     """Return loss and accuracy on `part`, dropout off, and `[true class][predicted class]` counts of its images."""
     model.eval()
-    sums = pairs = 0
-    classes = len(data.CLASSES)
-    for images, labels in data.batches(part, EVALUATION_BATCH, dtype=dtype_of(model)):
+    sums, classes = 0, len(data.CLASSES)
+    pairs = part.labels.new_zeros(classes**2)
+    rank, size = distributed.rank(), distributed.size()
+    for images, labels in data.batches(part, EVALUATION_BATCH, None, dtype_of(model), None, rank, size):
         signals.check()
         logits, loss = objective(model, images, labels, mirrored)
         sums += batch_sums(model, logits, labels, loss, objective.l2)
-        pairs += (labels * classes + logits.argmax(1)).bincount(minlength=classes**2)
+        pairs.index_add_(0, labels * classes + logits.argmax(1), torch.ones_like(labels))  # bincount waits for a GPU
+    sums, pairs = distributed.total(sums), distributed.total(pairs)
     try:
         return means(sums, len(part), dtype_of(model)), pairs.reshape(classes, classes).tolist()
     except DivergedError as error:
@@ -663,16 +732,16 @@ def evaluate(
 
 @torch.no_grad()
 def batch_sums(model: nn.Module, logits: Tensor, labels: Tensor, loss: Tensor, l2: float) -> Tensor:
-    """Return (3,) float64 on the device: loss times images, correct answers, 1 if the loss is finite."""
+    """Return (3,) float64 on the device: sum of losses, correct answers, 1 if the loss is finite."""
     # Difference 3: weight decay gives the gradient of the penalty, but Keras's loss shows the penalty itself.
-    loss = (loss + l2_penalty(model, l2)).double() * len(labels)
+    loss = loss.double() + l2_penalty(model, l2).double() * len(labels)
     return torch.stack([loss, (logits.argmax(1) == labels).sum(), loss.isfinite()])
 
 
 def check_finite(sums: Tensor) -> None:
     total, _, finite_batches = sums.tolist()
     if not math.isfinite(total):
-        raise DivergedError(f"batch {finite_batches + 1:.0f}")
+        raise DivergedError(f"batch {finite_batches // distributed.size() + 1:.0f}")
 
 
 def means(sums: Tensor, count: int, dtype: torch.dtype) -> dict[str, float]:

@@ -499,7 +499,7 @@ def small_checkpoint():
         "history": [logs],
         "learning_rates": [0.001],
         "seconds": [1.0],
-        "bits": dict.fromkeys(like["bits"], "x") | {"threads": 1},
+        "bits": dict.fromkeys(like["bits"], "x") | {"threads": 1, "processes": 1},
         "bits_changed": [],
         "initial_weights": "x",
     }

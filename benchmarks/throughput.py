@@ -1,0 +1,75 @@
+"""Measure how many training images a second several runs on one machine, or one GPU, get through together.
+
+    python benchmarks/throughput.py --processes 1 2 4 8 16 --device cuda --data data/cifar10.npz
+
+Each run is a process of its own (on CUDA with a context of its own); on a CPU they share its cores out. All begin
+their timed epochs together.
+"""
+
+import argparse
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path += [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+
+
+def work(file: str, args: argparse.Namespace, threads: int, barrier, seconds) -> None:
+    """Train after the others are ready; put the time that it took into `seconds`."""
+    import epoch
+    import torch
+
+    torch.set_num_threads(threads)
+    learn, _ = epoch.our_epoch(file, args)
+    learn()
+    barrier.wait()
+    started = time.perf_counter()
+    for _ in range(args.epochs):
+        learn()
+    seconds.put(time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="(default: 1 2 4 8 16)")
+    parser.add_argument("--data", default="synthetic", help="as for train.py (default: %(default)s)")
+    parser.add_argument("--model", choices=("baseline", "improved"), default="baseline", help="(default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=3, help="timed ones, after one to warm up (default: 3)")
+    args = parser.parse_args()
+
+    import torch
+
+    import data
+
+    arrays = data.load(args.data)
+    training, _ = data.split_validation(arrays.x_train, arrays.y_train, 0.2)
+    cores, context, base = torch.get_num_threads(), multiprocessing.get_context("spawn"), None
+    print("| processes | threads each | images per second, together | times the first row |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        file = f"{folder}/images.npz"
+        np.savez(file, **arrays._asdict())
+        for count in args.processes:
+            threads = max(1, cores // count)
+            barrier, seconds = context.Barrier(count, timeout=600), context.Queue()
+            processes = [
+                context.Process(target=work, args=(file, args, threads, barrier, seconds)) for _ in range(count)
+            ]
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join()
+            if any(process.exitcode for process in processes):
+                sys.exit(f"{count} processes: one of them failed, see above")
+            slowest = max(seconds.get() for _ in processes)
+            rate = count * args.epochs * len(training) / slowest
+            base = base or rate
+            print(f"| {count} | {threads} | {rate:,.0f} | {rate / base:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

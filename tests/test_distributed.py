@@ -1,0 +1,180 @@
+"""Several processes give what one gives: as torchrun starts them, and by torchrun itself."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import runs
+import train
+
+# Nothing random but order and augmentation, which are functions of seed and epoch; 76 images in batches of 15, so that
+# slices differ in size and the last batch is one image, which leaves a process with none.
+EXACT = ["--epochs", "2", "--batch-size", "15", "--dropout", "0", "--dtype", "float64", "--quiet"]
+# float64 sums in another order, some 1e-16 apart; training multiplies that.
+TOLERANCE = 1e-9
+
+
+@pytest.fixture(scope="module")
+def few(arrays, tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "few.npz"
+    np.savez(path, **{name: array[: 95 if "train" in name else 25] for name, array in arrays.items()})
+    return path
+
+
+@pytest.fixture
+def group(start, tmp_path):
+    """Start a group of processes as torchrun does; returns them, and one log each."""
+
+    def run(size, arguments, name="group"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        logs = [tmp_path / f"{name}-{rank}.log" for rank in range(size)]
+        processes = []
+        for rank, log in enumerate(logs):
+            own = {key: str(value) for key, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+            processes.append(start(arguments, log, **own))
+        return processes, logs
+
+    return run
+
+
+def finish(processes, seconds=120):
+    for process in processes:
+        process.join(seconds)
+    return [process.exitcode for process in processes]
+
+
+def assert_equal_runs(one, other):
+    first, second = runs.read(one), runs.read(other)
+    for column, values in first.history.items():
+        np.testing.assert_allclose(second.history[column], values, rtol=TOLERANCE, atol=0, err_msg=column)
+    for figure in ("test_loss", "test_accuracy"):
+        assert second.metrics[figure] == pytest.approx(first.metrics[figure], rel=TOLERANCE)
+    assert second.metrics["test_confusion"] == first.metrics["test_confusion"]
+    with np.load(one / runs.BEST_WEIGHTS) as ours, np.load(other / runs.BEST_WEIGHTS) as theirs:
+        for name, array in ours.items():
+            np.testing.assert_allclose(theirs[name], array, rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("size", "flags"),
+    [
+        (2, "--model baseline --l2 0.01"),
+        (2, "--model improved"),
+        (3, "--model whitened --schedule onecycle --optimizer adamw --lookahead --label-smoothing 0.1"),
+    ],
+)
+def test_several_processes_train_what_one_trains(size, flags, group, few, tmp_path):
+    arguments = ["--data", str(few), *EXACT, *flags.split(), "--out"]
+    processes, logs = group(size, [*arguments, tmp_path / "several"])
+    assert finish(processes) == [0] * size, logs[0].read_text()
+    assert train.main([*arguments, str(tmp_path / "one")]) == 0
+    assert_equal_runs(tmp_path / "one", tmp_path / "several")
+    assert json.loads((tmp_path / "several" / runs.CONFIG).read_text())["processes"] == size
+    # One process writes and prints.
+    assert len(re.findall(r"^Epoch \d/2 - 6/6", logs[0].read_text(), re.MULTILINE)) == 2
+    assert [log.read_text() for log in logs[1:]] == [""] * (size - 1)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(group, few, tmp_path):
+    arguments = ["--data", str(few), *EXACT, "--model", "improved", "--patience", "9"]
+    for epochs, size in ((1, 2), (2, 1), (3, 3)):
+        now = [*arguments, "--epochs", str(epochs), "--out", str(tmp_path / "run"), "--resume"]
+        processes, logs = group(size, now, f"to-{epochs}") if size > 1 else ([], [])
+        assert finish(processes) == [0] * len(processes), logs[0].read_text()
+        assert size > 1 or train.main(now) == 0
+    assert train.main([*arguments, "--epochs", "3", "--out", str(tmp_path / "whole")]) == 0
+    assert_equal_runs(tmp_path / "whole", tmp_path / "run")
+    changed = runs.read(tmp_path / "run").metrics["bits_changed"]
+    assert "processes 1 instead of 2" in changed[0]
+    assert "processes 3 instead of 1" in changed[1]
+
+
+LONG = ["--epochs", "500", "--patience", "500", "--quiet"]
+
+
+def wait_for(path, processes, seconds=60):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert all(process.is_alive() for process in processes)
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_process_that_dies_ends_the_others_within_30_seconds_and_the_run_can_go_on(group, npz, tmp_path):
+    out = tmp_path / "run"
+    processes, logs = group(3, ["--data", npz, *LONG, "--out", out])
+    wait_for(out / runs.CHECKPOINT, processes)
+    processes[1].kill()
+    killed = time.monotonic()
+    assert finish(processes, 30) == [1, -signal.SIGKILL, 1]
+    assert time.monotonic() - killed < 30
+    *_, message = logs[0].read_text().splitlines()
+    assert "another process has ended or does not answer" in message
+    assert "to go on: the same torchrun command with --resume" in message
+    assert logs[2].read_text() == ""
+    assert "LostError" in (out / runs.ERROR).read_text()
+    finished = runs.read(out).history["loss"]
+    arguments = ["--data", npz, "--epochs", len(finished) + 1, "--patience", "500", "--quiet", "--out", out, "--resume"]
+    processes, _ = group(2, arguments, "again")
+    assert finish(processes) == [2, 1]  # refused: --epochs may only grow
+    processes, logs = group(2, ["--data", npz, *LONG, "--out", out, "--resume"], "on")
+    end = time.monotonic() + 60
+    while not re.search(r"^Epoch \d+/500 - ", logs[0].read_text() if logs[0].exists() else "", re.MULTILINE):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    for process in processes:
+        os.kill(process.pid, signal.SIGTERM)
+    assert finish(processes, 30) == [143, 143]
+    *_, message = logs[0].read_text().splitlines()
+    assert "interrupted by SIGTERM" in message
+    assert logs[1].read_text() == ""
+    assert runs.read(out).history["loss"][: len(finished)] == finished
+
+
+def test_bad_input_and_a_diverging_loss_end_all_processes_with_one_line(group, npz, finished, tmp_path):
+    processes, logs = group(2, ["--data", npz, "--out", finished], "taken")
+    assert finish(processes) == [2, 1]
+    assert "already holds a run" in logs[0].read_text()
+    assert len("".join(log.read_text() for log in logs).splitlines()) == 1
+    processes, logs = group(2, ["--data", npz, "--lr", "1e9", "--out", tmp_path / "run"], "diverged")
+    assert finish(processes) == [1, 1]
+    assert re.search(r"not finite in epoch \d+, (batch \d+|evaluation)", logs[0].read_text())
+    assert logs[1].read_text() == ""
+
+
+def test_each_process_draws_dropout_masks_of_its_own(npz, tmp_path, monkeypatch):
+    seeds, seed_torch = [], train.seed_torch
+    monkeypatch.setattr(train, "seed_torch", lambda *entropy: seeds.append(entropy) or seed_torch(*entropy))
+    monkeypatch.setattr(train.distributed, "rank", lambda: 1)
+    monkeypatch.setattr(train.distributed, "size", lambda: 2)
+    assert train.main(["--data", str(npz), "--epochs", "2", "--seed", "7", "--out", str(tmp_path / "run")]) == 0
+    assert seeds == [(7, 0), (7, 1), (7, 1, 1), (7, 2), (7, 2, 1)]
+
+
+def test_torchrun_runs_the_command(npz, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", ROOT / "train.py", "--data", npz]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.run(
+        [*command, "--epochs", "1", "--out", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "1 threads in each of 2 processes" in process.stdout
+    assert process.stdout.count("Test accuracy: ") == 1
+    assert (tmp_path / "run" / runs.METRICS).exists()
