@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -354,6 +355,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         args.weight_decay = KERAS_ADAMW_DECAY if args.optimizer == "adamw" else 0.0
     if args.weight_decay and args.optimizer == "adam":
         parser.error(f"--weight-decay {args.weight_decay} is not for adam: pass --optimizer adamw, or --l2")
+    if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        parser.error("--compile needs a C++ compiler, and there is no g++: install one, or leave --compile out")
     if args.mixed_precision and args.dtype != "float32":
         parser.error(f"--mixed-precision does not go with --dtype {args.dtype}: pass one of the two")
     args.out = Path(args.out.replace("<seed>", str(args.seed)).replace("<name>", args.recipe or args.model))

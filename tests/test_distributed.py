@@ -178,3 +178,14 @@ def test_torchrun_runs_the_command(npz, tmp_path):
     assert "1 threads in each of 2 processes" in process.stdout
     assert process.stdout.count("Test accuracy: ") == 1
     assert (tmp_path / "run" / runs.METRICS).exists()
+
+
+def test_a_run_on_two_processes_is_resumed_to_the_same_bits(group, few, tmp_path):
+    arguments = ["--data", few, "--model", "improved", "--quiet"]
+    for epochs, name in ((2, "whole"), (1, "run"), (2, "run")):
+        now = [*arguments, "--epochs", epochs, "--out", tmp_path / name, "--resume"]
+        processes, logs = group(2, now, f"{name}-{epochs}")
+        assert finish(processes) == [0, 0], logs[0].read_text()
+    for name in (runs.HISTORY, runs.WEIGHTS):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert runs.read(tmp_path / "run").metrics["bits_changed"] == []
