@@ -3,6 +3,8 @@
 import os
 
 os.environ["KERAS_BACKEND"] = "torch"  # read when keras is imported
+if "PYTEST_XDIST_WORKER" in os.environ:  # of two threads each, two workers would wait for each other on two cores
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 
 import multiprocessing
 import signal

@@ -262,8 +262,8 @@ RUN = {
         ["run/checkpoint.pt", "its format is None", ANOTHER],
     ),
     "checkpoint: from a future version": (
-        damaged(lambda state: state.update(format=3)),
-        ["its format is 3, this version of the project reads 2", ANOTHER],
+        damaged(lambda state: state.update(format=runs.CHECKPOINT_FORMAT + 1)),
+        ["its format is 4, this version of the project reads 3", ANOTHER],
     ),
     "checkpoint: a pickled payload": (
         damaged(lambda state: state.update(bits=Payload())),
