@@ -376,27 +376,33 @@ def picture(told: dict, title: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="synthetic", help="as for train.py (default: %(default)s)")
-    parser.add_argument("--model", choices=("baseline", "improved"), default="baseline", help="(default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds, after one to warm up (default: 5)")
-    parser.add_argument("--images", type=int, help="so many training images at most, validation's among them")
-    parser.add_argument("--workers", type=int, default=0, help="the DataLoaders' (default: 0)")
-    parser.add_argument("--only", nargs="+", metavar="PEER", help=f"of: {', '.join(PEERS)} (default: all)")
-    parser.add_argument("--profile", action="store_true", help="print the ten costliest operations of our step instead")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the bars there")
-    args = parser.parse_args()
-
     import torch
 
     import data
     import runs
+    import train
+    from flags import Parser, number
 
-    arrays = data.load(args.data)
-    arrays = arrays._replace(x_train=arrays.x_train[: args.images], y_train=arrays.y_train[: args.images])
-    training, _ = data.split_validation(arrays.x_train, arrays.y_train, 0.2)
+    whole = number(int, "[1, 1000000]")
+    parser = Parser(prog="epoch.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="synthetic", help="as for train.py")
+    parser.add_argument("--model", choices=("baseline", "improved"), default="baseline", help="network")
+    parser.add_argument("--device", type=train.device_type, default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--rounds", type=whole, default=5, help="timed rounds, after one to warm up")
+    parser.add_argument("--images", type=whole, help="so many training images at most, validation's among them")
+    parser.add_argument("--workers", type=number(int, "[0, 256]"), default=0, help="the DataLoaders'")
+    parser.add_argument("--only", nargs="+", choices=PEERS, metavar="PEER", help=f"of: {', '.join(PEERS)}; None: all")
+    parser.add_argument("--profile", action="store_true", help="print the ten costliest operations of our step instead")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the bars there")
+    args = parser.parse_args()
+    args.device = str(args.device)
+    try:
+        arrays = data.load(args.data)
+        arrays = arrays._replace(x_train=arrays.x_train[: args.images], y_train=arrays.y_train[: args.images])
+        training, _ = data.split_validation(arrays.x_train, arrays.y_train, 0.2)
+    except (data.DataError, data.DataUnavailableError) as error:
+        parser.error(str(error))
     steps = -(-len(training) // BATCH)
     environment = runs.environment(torch.device(args.device))
     with tempfile.TemporaryDirectory() as folder:
