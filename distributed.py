@@ -45,6 +45,8 @@ def local(device: torch.device) -> torch.device:
 def joined(device: torch.device) -> Iterator[None]:
     """Be one of torchrun's processes within the block; raises LostError if the others cannot be reached."""
     if launched():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # else nccl would take the first GPU for every process
         with _talking():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     yield

@@ -370,7 +370,7 @@ def run(args: argparse.Namespace) -> None:
     if finished := distributed.first(lambda: runs.check(args.out, flags, args.resume)):
         return report_finished(args, finished)
     device = args.device
-    set_up_torch(device, args)
+    set_up_torch(args)
     if device.type == "cpu" and not torch.cuda.is_available():
         say("No CUDA device: training on the CPU.")
 
@@ -425,12 +425,10 @@ def run(args: argparse.Namespace) -> None:
     return None
 
 
-def set_up_torch(device: torch.device, args: argparse.Namespace) -> None:
+def set_up_torch(args: argparse.Namespace) -> None:
     """Take threads, TF32 and determinism from the flags: torch's settings for the whole process."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     # Convolutions on newer GPUs would have it by default; neither Keras's figures nor the CPU's do.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.tf32
     if args.deterministic:
