@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
 import data
 import runs
@@ -92,9 +93,16 @@ def test_tf32_is_off_unless_asked_for(npz, tmp_path):
 
 def test_a_deterministic_run_on_the_cpu_is_the_usual_run_to_the_bit(npz, tmp_path):
     arguments = ["--data", str(npz), "--model", "improved", "--epochs", "1", "--device", "cpu", "--out"]
-    assert train.main([*arguments, str(tmp_path / "usual")]) == 0
-    assert train.main([*arguments, str(tmp_path / "deterministic"), "--deterministic"]) == 0
-    torch.use_deterministic_algorithms(False)
+    seen = []
+    handle = register_module_forward_hook(lambda *_: seen.append(torch.are_deterministic_algorithms_enabled()))
+    try:
+        for name, flags in (("usual", []), ("deterministic", ["--deterministic"])):
+            seen.clear()
+            assert train.main([*arguments, str(tmp_path / name), *flags]) == 0
+            assert {*seen} == {bool(flags)}
+    finally:
+        handle.remove()
+        torch.use_deterministic_algorithms(False)
     for name in (runs.HISTORY, runs.WEIGHTS):
         assert (tmp_path / "usual" / name).read_bytes() == (tmp_path / "deterministic" / name).read_bytes()
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_hook
 
 import predict
 import runs
+import train
 from model import build_model
 
 
@@ -43,6 +45,20 @@ def test_the_three_likeliest_classes_are_the_network_s(finished, pictures, array
     assert [name for name, _ in found] == [predict.data.CLASSES[i] for i in expected.argsort(descending=True)[:3]]
     # Printed to a tenth of a per cent.
     assert [float(part) / 100 for _, part in found] == pytest.approx(expected.topk(3).values.tolist(), abs=6e-4)
+
+
+def test_a_run_in_float64_predicts_in_float64(npz, pictures, tmp_path, capsys):
+    flags = ["--epochs", "1", "--dtype", "float64", "--out", str(tmp_path / "run")]
+    assert train.main(["--data", str(npz), *flags]) == 0
+    capsys.readouterr()
+    seen = set()
+    handle = register_module_forward_hook(lambda layer, _, output: seen.add(output.dtype))
+    try:
+        assert predict.main(["run", "pictures/a.png"]) == 0
+    finally:
+        handle.remove()
+    assert seen == {torch.float64}
+    assert capsys.readouterr().out.startswith("pictures/a.png: ")
 
 
 def test_a_folder_stands_for_its_images_whatever_their_size_and_kind(finished, pictures, capsys):

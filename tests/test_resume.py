@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from torch.nn.modules.module import register_module_forward_hook
 
 import runs
 import train
@@ -179,6 +180,85 @@ def test_the_same_data_from_another_place_are_accepted_and_other_data_refused(co
     assert resume(tmp_path / "other.npz", copy) == 2
     assert "other images or labels" in capsys.readouterr().err
     assert resume(tmp_path / "moved.npz", copy) == 0
+
+
+def test_a_finished_run_answers_for_its_own_data_from_any_place_and_for_no_others(copy, npz, arrays, tmp_path, capsys):
+    shutil.copy(npz, tmp_path / "moved.npz")
+    before = {file.name: file.read_bytes() for file in copy.iterdir()}
+    arguments = ["--epochs", "2", "--out", str(copy), "--resume", "--data"]
+    assert train.main([*arguments, str(tmp_path / "moved.npz")]) == 0
+    assert "finished already, after epoch 2" in capsys.readouterr().out
+    for name, array in arrays.items():  # one value in one of the four is another
+        array = array.copy()
+        array[-1] = array[-1] ^ 1
+        np.savez(tmp_path / f"{name}.npz", **arrays | {name: array})
+        assert train.main([*arguments, str(tmp_path / f"{name}.npz")]) == 2
+        assert "other images or labels" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
+
+
+def test_a_checkpoint_is_in_its_place_before_the_files_that_can_be_had_from_it(npz, tmp_path, monkeypatch):
+    renamed, replace = [], os.replace
+
+    def noting(source, target, **options):
+        replace(source, target, **options)
+        renamed.append(Path(target).name)
+
+    monkeypatch.setattr(os, "replace", noting)
+    out = tmp_path / "run"
+    assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(out)]) == 0
+    assert runs.read(out).metrics["best_epoch"] == 2  # so that each epoch has all four to write
+    written = [name for name in renamed if name in ("checkpoint.pt", "history.csv", "best.pt", "best_weights.npz")]
+    assert written[::4] == ["checkpoint.pt"] * 2
+    assert sorted(written[:4]) == sorted(written[4:]) == sorted({*written})
+
+
+@pytest.mark.parametrize("epochs", ["2", "3"])
+def test_files_older_than_the_checkpoint_are_made_anew_on_resuming(epochs, finished, npz, tmp_path):
+    # No weight moves, so the first epoch is the best one, and what follows after resuming writes no best weights.
+    arguments = ["--data", str(npz), "--lr", "1e-30", "--min-lr", "0", "--dropout", "0", "--out", str(tmp_path / "run")]
+    assert train.main([*arguments, "--epochs", "2"]) == 0
+    names = ("history.csv", "best.pt", "best_weights.npz")
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in names}
+    (tmp_path / "run" / "metrics.json").unlink()  # as if killed right after the checkpoint
+    for name in names:
+        assert (finished / name).read_bytes() != before[name]
+        shutil.copy(finished / name, tmp_path / "run" / name)
+    assert train.main([*arguments, "--epochs", epochs, "--resume"]) == 0
+    after = {name: (tmp_path / "run" / name).read_bytes() for name in names}
+    assert after["history.csv"].startswith(before["history.csv"])
+    assert after["best.pt"] == before["best.pt"]
+    assert after["best_weights.npz"] == before["best_weights.npz"]
+
+
+def test_while_a_run_goes_on_the_figures_of_its_earlier_end_are_not_there(copy, npz):
+    names, seen = ("metrics.json", "curves.png", "confusion.png"), set()
+    assert all((copy / name).exists() for name in names)
+    handle = register_module_forward_hook(lambda *_: seen.update(name for name in names if (copy / name).exists()))
+    try:
+        assert resume(npz, copy) == 0
+    finally:
+        handle.remove()
+    assert not seen
+    assert runs.read(copy).metrics["epochs"] == 3
+
+
+def contiguous(tree):
+    """The saved `tree` with its kernels in plain memory layout, which is not the network's; the values stay."""
+    if isinstance(tree, dict):
+        return {name: contiguous(part) for name, part in tree.items()}
+    return tree.contiguous() if isinstance(tree, torch.Tensor) else tree
+
+
+@pytest.mark.parametrize("flags", ["--model baseline", "--model improved --optimizer sgd --lookahead"])
+def test_how_tensors_lay_in_memory_when_they_were_saved_does_not_matter(flags, npz, tmp_path):
+    arguments = ["--data", str(npz), *flags.split(), "--out"]
+    assert train.main([*arguments, str(tmp_path / "whole"), "--epochs", "2"]) == 0
+    assert train.main([*arguments, str(tmp_path / "run"), "--epochs", "1"]) == 0
+    path = tmp_path / "run" / "checkpoint.pt"
+    torch.save(contiguous(torch.load(path, weights_only=True)), path)
+    assert train.main([*arguments, str(tmp_path / "run"), "--epochs", "2", "--resume"]) == 0
+    assert_same(tmp_path / "run", tmp_path / "whole")
 
 
 def test_other_threads_are_accepted_with_one_line(copy, npz, capsys):

@@ -167,6 +167,13 @@ def test_the_configuration_names_every_flag_and_what_fixes_the_bits(synthetic_ru
     assert config["device_name"]
 
 
+def test_the_configuration_names_the_commit_of_the_code(finished):
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    expected = head.stdout.strip() if head.returncode == 0 else None  # unpacked without git
+    found = json.loads((finished / "config.json").read_text())["git_commit"]
+    assert (found and found.removesuffix("-dirty")) == expected
+
+
 @pytest.mark.parametrize(
     ("flag", "value"),
     [("--batch-size", "32"), ("--lr", "0.002"), ("--l2", "0.1"), ("--dropout", "0.1"), ("--validation-split", "0.3")],
@@ -218,6 +225,21 @@ def test_running_out_of_epochs_restores_the_best_weights_too(npz, tmp_path, caps
     assert (
         f"Restoring model weights from the end of the best epoch: {metrics['best_epoch']}." in capsys.readouterr().out
     )
+    # The test figures are the best weights', not the last epoch's.
+    losses = []
+    for weights in (
+        torch.load(out / "best.pt", weights_only=True),
+        torch.load(out / "checkpoint.pt", weights_only=True)["weights"],
+    ):
+        network = build_model()
+        network.load_state_dict(weights)
+        part = data.as_split(*data.load(str(npz))[2:])
+        with torch.inference_mode():
+            logits = network.eval()(part.images.permute(0, 3, 1, 2) / 255)
+            losses.append((F.cross_entropy(logits, part.labels) + l2_penalty(network, 1e-3)).item())
+    best, last = losses
+    assert metrics["test_loss"] == pytest.approx(best, rel=1e-5)  # float32, another order of summation
+    assert metrics["test_loss"] != pytest.approx(last, rel=1e-2)
 
 
 def test_each_epoch_has_another_order_and_seed_and_epoch_alone_decide_it(npz, tmp_path, monkeypatch):
@@ -281,13 +303,14 @@ def test_the_epoch_line_is_keras_s_verbose_2_line(capsys, monkeypatch):
         monkeypatch.undo()
 
 
-def test_a_terminal_gets_a_bar_and_a_log_file_or_quiet_none(npz, tmp_path):
+def test_a_terminal_gets_a_bar_that_moves_and_a_log_file_or_quiet_none(npz, tmp_path):
     started = []
     for quiet in (False, True):
         controller, terminal = os.openpty()
         termios.tcsetwinsize(terminal, (24, 100))  # tqdm draws nothing on a terminal of no size
         command = [sys.executable, ROOT / "train.py", "--data", npz, "--epochs", "2", "--out", tmp_path / f"run{quiet}"]
-        command += ["--threads", "1", *["--quiet"] * quiet]
+        # Small batches, so that an epoch lasts longer than the tenth of a second after which tqdm draws again.
+        command += ["--threads", "1", "--batch-size", "8", *["--quiet"] * quiet]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=terminal, text=True, env=os.environ | {"COLUMNS": "80"}
         )
@@ -303,8 +326,10 @@ def test_a_terminal_gets_a_bar_and_a_log_file_or_quiet_none(npz, tmp_path):
         os.close(controller)
         out = process.stdout.read()
         assert process.wait() == 0
-        assert (b"Epoch 1/2:" in seen and b"/4 [" in seen) == (not quiet)
-        assert len(re.findall(r"^Epoch \d/2 - 4/4 - ", out, re.MULTILINE)) == 2
+        counts = [int(count) for count in re.findall(rb"Epoch 1/2: [^\r]*? (\d+)/32 \[", seen)]
+        assert counts == sorted(counts)
+        assert bool(counts and counts[-1] > 0) == (not quiet)
+        assert len(re.findall(r"^Epoch \d/2 - 32/32 - ", out, re.MULTILINE)) == 2
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(npz, tmp_path, capsys):
@@ -600,6 +625,55 @@ def test_a_mirrored_evaluation_averages_the_logits_of_image_and_mirror_image(npz
         expected = F.cross_entropy((network(images) + network(images.flip(3))) / 2, part.labels)
     figures, _ = train.evaluate(network, part, train.Objective(l2=0.0), mirrored=True)
     assert figures["loss"] == pytest.approx(expected.item(), rel=1e-5)  # float32, another order of summation
+
+
+def test_the_mirrored_test_accuracy_is_that_of_the_mean_logits_of_image_and_mirror_image(arrays, tmp_path):
+    # Noise for images, on which a network says one thing of an image and another of its mirror image.
+    random = np.random.default_rng(0)
+    noise = {"x_test": random.integers(0, 256, (300, 32, 32, 3), np.uint8), "y_test": random.integers(0, 10, 300)}
+    np.savez(tmp_path / "noise.npz", **arrays | noise)
+    out = tmp_path / "run"
+    arguments = ["--data", str(tmp_path / "noise.npz"), "--augment", "--epochs", "1", "--dtype", "float64"]
+    assert train.main([*arguments, "--out", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    network = build_model().double().eval()
+    network.load_state_dict(torch.load(out / "best.pt", weights_only=True))
+    images, labels = torch.from_numpy(noise["x_test"]).permute(0, 3, 1, 2).double() / 255, torch.tensor(noise["y_test"])
+    with torch.inference_mode():
+        plain, other = network(images), network(images.flip(3))
+    accuracies = [(logits.argmax(1) == labels).double().mean().item() for logits in (plain, plain + other, other)]
+    assert accuracies[1] not in (accuracies[0], accuracies[2])
+    assert metrics["test_accuracy"] == accuracies[0]
+    assert metrics["test_accuracy_mirrored"] == accuracies[1]
+
+
+def test_whitening_looks_at_training_images_alone(arrays, tmp_path):
+    few = {name: array[:40] for name, array in arrays.items()}
+    images = few["x_train"]  # 32 for training, the last 8 for validation
+    changed = {
+        "same": {},
+        "validation": {"x_train": np.concatenate([images[:32], 255 - images[32:]])},
+        "test": {"x_test": 255 - few["x_test"]},
+        "training": {"x_train": np.concatenate([255 - images[:32], images[32:]])},
+    }
+    started = {}
+    for name, change in changed.items():
+        np.savez(tmp_path / f"{name}.npz", **few | change)
+        arguments = ["--data", str(tmp_path / f"{name}.npz"), "--model", "whitened", "--epochs", "1"]
+        assert train.main([*arguments, "--out", str(tmp_path / name)]) == 0
+        started[name] = (tmp_path / name / "initial_weights.npz").read_bytes()
+    assert started["same"] == started["validation"] == started["test"] != started["training"]
+
+
+def test_whitening_leaves_given_initial_weights_alone(npz, tmp_path):
+    random = np.random.default_rng(0)
+    shapes = [array.shape for array in to_keras_weights(build_model("whitened"))]
+    given = [random.uniform(0.1, 0.2, shape).astype(np.float32) for shape in shapes]
+    np.savez(tmp_path / "w.npz", *given)
+    arguments = ["--data", str(npz), "--model", "whitened", "--epochs", "1", "--batch-size", "256"]
+    assert train.main([*arguments, "--init-weights", str(tmp_path / "w.npz"), "--out", str(tmp_path / "run")]) == 0
+    with np.load(tmp_path / "run" / "initial_weights.npz") as file:
+        assert all(map(np.array_equal, file.values(), given))
 
 
 def test_mixed_precision_rounds_to_bfloat16_and_keeps_weights_and_figures_in_float32(npz):

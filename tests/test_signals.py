@@ -1,0 +1,128 @@
+"""Signals while a run trains: between two steps, between two files, ignored ones, and what is left when it is over.
+
+In this process, whose own handlers stand for those of whoever calls `train.main`.
+"""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.modules.module import register_module_forward_hook
+
+import train
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@pytest.fixture
+def reached():
+    """Handlers of the caller's own for all of SIGNALS; the list of the signals that got to them."""
+    signals = []
+    before = {signum: signal.signal(signum, lambda signum, frame: signals.append(signum)) for signum in SIGNALS}
+    yield signals
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.fixture
+def begin(npz, tmp_path):
+    """Run `train.main` with some flags on the small data set, 8 steps an epoch, in tmp_path / "run"."""
+    return lambda *flags: train.main(
+        ["--data", str(npz), "--epochs", "3", "--batch-size", "32", "--out", str(tmp_path / "run"), *flags]
+    )
+
+
+@contextlib.contextmanager
+def at_step(number, act):
+    """Within the block `act()` is called in the middle of training step `number`; yields a list of the steps' layers.
+
+    The list grows by "begun" and "through" with each step's first and last layer.
+    """
+    seen = []
+
+    def look(layer, *_):
+        if not layer.training:
+            return
+        if isinstance(layer, torch.nn.Conv2d) and layer.in_channels == 3:
+            seen.append("begun")
+            if seen.count("begun") == number:
+                act()
+        if isinstance(layer, torch.nn.Linear) and layer.out_features == 10:
+            seen.append("through")
+
+    handle = register_module_forward_hook(look)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def send(*signums):
+    def act():
+        for signum in signums:
+            os.kill(os.getpid(), signum)
+
+    return act
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+def test_a_signal_in_a_step_waits_for_its_end_and_no_other_step_is_begun(
+    signum, code, begin, reached, tmp_path, capsys
+):
+    with at_step(11, send(signum)) as seen:  # the third step of the second epoch
+        assert begin() == code
+    assert seen == ["begun", "through"] * 11
+    assert f"interrupted by {signum.name}" in capsys.readouterr().err
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["epoch"] == 1
+    assert reached == []
+
+
+def test_a_second_signal_does_not_wait(begin, reached, capsys):
+    with at_step(3, send(signal.SIGTERM, signal.SIGINT)) as seen:
+        assert begin() == 130
+    assert seen == ["begun", "through"] * 2 + ["begun"]
+    assert "interrupted by SIGINT" in capsys.readouterr().err
+
+
+def test_a_signal_between_two_files_of_an_epoch_waits_for_all_of_them(begin, reached, tmp_path, monkeypatch):
+    out, replace = tmp_path / "run", os.replace
+
+    def interrupted(source, target, **options):
+        replace(source, target, **options)
+        if Path(target).name == "checkpoint.pt":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    assert begin() == 143
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert state["epoch"] == 1
+    assert len((out / "history.csv").read_text().splitlines()) == 2  # the header, the epoch
+    best = torch.load(out / "best.pt", weights_only=True)
+    assert all(torch.equal(best[name], tensor) for name, tensor in state["best_weights"].items())
+    with np.load(out / "best_weights.npz") as file:
+        assert len(file.files) == 8
+    assert "SIGTERM" in (out / "error.txt").read_text()
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_that_the_caller_ignores_stays_ignored(signum, begin, reached):
+    signal.signal(signum, signal.SIG_IGN)  # as nohup or a shell's & does
+    with at_step(3, send(signum)) as seen:
+        assert begin("--epochs", "1") == 0
+    assert len(seen) == 16
+    assert signal.getsignal(signum) is signal.SIG_IGN
+
+
+def test_the_caller_s_handlers_are_put_back_however_the_run_ends(begin, reached, tmp_path):
+    before = [signal.getsignal(signum) for signum in SIGNALS]
+    ends = {0: ["--epochs", "1"], 2: [], 143: ["--out", str(tmp_path / "interrupted")]}
+    for code, flags in ends.items():  # done, refused for what stands there, interrupted
+        with at_step(1, send(signal.SIGTERM) if code == 143 else send()):
+            assert begin(*flags) == code
+        assert [signal.getsignal(signum) for signum in SIGNALS] == before
+    send(*SIGNALS)()
+    assert reached == list(SIGNALS)
