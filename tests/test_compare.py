@@ -4,6 +4,7 @@ import statistics
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
@@ -85,9 +86,18 @@ def test_one_run_of_each_is_described_figure_by_figure(make_run, result):
     assert "No interval: it takes two runs or pairs; a difference of 1 point cannot be excluded." in text
 
 
-def test_the_picture_is_there(make_run, result, tmp_path):
-    result(make_run("k", 0.7), make_run("t", 0.7))
+def test_the_picture_shows_the_histories_of_all_groups(make_run, result, tmp_path, monkeypatch):
+    figures, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: figures.append(figure) or savefig(figure, *a, **k))
+    result(f"k={make_run('k', 0.7)}", f"t={make_run('t', 0.7)}")
     assert Image.open(tmp_path / "comparison" / "comparison.png").size == (1400, 450)
+    (figure,) = figures
+    accuracy, loss, rate = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["k", "t"]
+    columns = {accuracy: [[0.4, 0.5, 0.6, 0.6], [0.5, 0.6, 0.58, 0.59]], rate: [[0.001, 0.001, 0.001, 0.0005]]}
+    columns[loss] = [[1.8, 1.5, 1.3, 1.2], [1.5, 1.2, 1.3, 1.25]]
+    for axes, values in columns.items():
+        assert [[*line.get_ydata()] for line in axes.get_lines()] == values * 2
 
 
 def test_a_group_has_mean_standard_deviation_and_interval_as_scipy_computes_them(make_run, result, tmp_path):
@@ -148,9 +158,10 @@ def test_a_seed_given_twice_in_a_group_makes_no_pairs(make_run, result):
     assert "Welch's method, 2 and 1 independent runs" in result(*runs)[1]
 
 
-def test_runs_without_a_partner_are_left_out_and_counted(make_run, result, tmp_path):
+@pytest.mark.parametrize("greater", ["k", "t"])
+def test_runs_without_a_partner_are_left_out_and_counted(greater, make_run, result, tmp_path):
     groups = groups_of(make_run, tmp_path, {"seed": ""})
-    make_run("t9", 0.1, seed="9")
+    make_run(f"{greater}9", 0.1, seed="9")
     _, text, content = result(*groups)
     assert "4 pairs with the same seed, 1 without a partner left out" in text
     assert content["test_accuracy_difference"]["mean"] == pytest.approx(np.subtract(SECOND, FIRST).mean())

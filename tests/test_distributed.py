@@ -32,9 +32,12 @@ def few(arrays, tmp_path_factory):
 
 @pytest.fixture
 def group(start, tmp_path):
-    """Start a group of processes as torchrun does; returns them, and one log each."""
+    """Start a group of processes as torchrun does; returns them, and one log each.
 
-    def run(size, arguments, name="group"):
+    All but the first are given the arguments `others`, if there are any.
+    """
+
+    def run(size, arguments, name="group", others=None):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -43,7 +46,7 @@ def group(start, tmp_path):
         processes = []
         for rank, log in enumerate(logs):
             own = {key: str(value) for key, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-            processes.append(start(arguments, log, **own))
+            processes.append(start(arguments if others is None or rank == 0 else others, log, **own))
         return processes, logs
 
     return run
@@ -152,6 +155,35 @@ def test_bad_input_and_a_diverging_loss_end_all_processes_with_one_line(group, n
     assert finish(processes) == [1, 1]
     assert re.search(r"not finite in epoch \d+, (batch \d+|evaluation)", logs[0].read_text())
     assert logs[1].read_text() == ""
+
+
+def test_all_processes_start_from_the_first_one_s_weights(group, few, tmp_path):
+    arguments = ["--data", str(few), *EXACT, "--epochs", "1"]
+    for name, seed in (("one", "1"), ("other", "2")):
+        assert train.main([*arguments, "--seed", seed, "--out", str(tmp_path / name)]) == 0
+    several = [*arguments, "--seed", "1", "--out", str(tmp_path / "several"), "--init-weights"]
+    first, second = (str(tmp_path / name / runs.INITIAL_WEIGHTS) for name in ("one", "other"))
+    processes, logs = group(2, [*several, first], others=[*several, second])
+    assert finish(processes) == [0, 0], logs[0].read_text()
+    assert_equal_runs(tmp_path / "one", tmp_path / "several")
+
+
+def test_the_others_end_where_the_first_one_fails(group, npz, finished, tmp_path):
+    # Data that are not there would be the next thing to complain of.
+    missing = str(tmp_path / "none.npz")
+    processes, logs = group(2, ["--data", npz, "--out", finished], others=["--data", missing, "--out", finished])
+    assert finish(processes) == [2, 1]
+    assert "already holds a run" in logs[0].read_text()
+    assert logs[1].read_text() == ""
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_loss_that_is_not_finite_is_placed_in_the_batch_of_the_whole(size, group, npz, tmp_path):
+    # The first step makes the weights so large that the second loss overflows.
+    flags = ["--lr", "1e9", "--dropout", "0", "--batch-size", "32", "--out", tmp_path / "run"]
+    processes, logs = group(size, ["--data", npz, *flags])
+    assert finish(processes) == [1] * size
+    assert "the loss is not finite in epoch 1, batch 2, " in logs[0].read_text()
 
 
 def test_each_process_draws_dropout_masks_of_its_own(npz, tmp_path, monkeypatch):

@@ -3,8 +3,10 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from conftest import ROOT
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 
 import plots
@@ -16,9 +18,34 @@ HISTORY = [
 RATES = [1e-3] * 5 + [5e-4] * 4
 
 
-def draw(**changes):
+def curves(**changes):
     given = {"history": HISTORY, "learning_rates": RATES, "best_epoch": 4, "cuts": [6], "title": "a run"} | changes
-    return Image.open(io.BytesIO(plots.curves(**given)))
+    return plots.curves(**given)
+
+
+def draw(**changes):
+    return Image.open(io.BytesIO(curves(**changes)))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What matplotlib is given to draw, and does not draw, which takes its time: the figures in their order."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **options: figures.append(figure))
+    return figures
+
+
+def lines(axes):
+    """The lines of a panel by their names in the legend: numbers along x, along y, and the style."""
+    return {
+        line.get_label(): ([*line.get_xdata()], [*line.get_ydata()], line.get_linestyle()) for line in axes.get_lines()
+    }
+
+
+def upright(axes, style):
+    """Where upright lines of this style stand."""
+    found = [line.get_xdata() for line in axes.get_lines() if line.get_linestyle() == style]
+    return [x[0] for x in found if len(x) == 2 and x[0] == x[1]]
 
 
 def test_the_picture_is_14_by_4_inches_with_three_panels_that_are_not_empty():
@@ -29,14 +56,37 @@ def test_the_picture_is_14_by_4_inches_with_three_panels_that_are_not_empty():
         assert (grey[60:350, panel * 467 + 80 : panel * 467 + 440] < 200).sum() > 500
 
 
-def test_best_epoch_and_cuts_are_marked():
-    plain = np.asarray(draw(cuts=[]))
-    assert (np.asarray(draw()) != plain).any()
-    assert (np.asarray(draw(cuts=[], best_epoch=7)) != plain).any()
+def test_the_curves_are_the_history_s_training_dashed_and_validation_drawn_through(drawn):
+    curves()
+    accuracy, loss, rate = drawn[0].axes
+    epochs = [*range(1, 10)]
+    for axes, name in ((accuracy, "accuracy"), (loss, "loss")):
+        assert axes.get_title() == name.capitalize()
+        found = lines(axes)
+        assert found["training"] == (epochs, [logs[name] for logs in HISTORY], "--")
+        assert found["validation"] == (epochs, [logs[f"val_{name}"] for logs in HISTORY], "-")
+        assert {"training", "validation"} < {text.get_text() for text in axes.get_legend().get_texts()}
+    assert lines(rate)["after the epoch"][:2] == (epochs, RATES)
 
 
-def test_one_epoch_is_enough_for_a_picture():
-    assert draw(history=HISTORY[:1], learning_rates=RATES[:1], best_epoch=1, cuts=[]).size == (1400, 400)
+def test_best_epoch_and_cuts_are_marked_where_they_were(drawn):
+    curves(best_epoch=4, cuts=[6, 8])
+    curves(best_epoch=7, cuts=[])
+    for figure, best, cuts in zip(drawn, (4, 7), ([6, 8], []), strict=True):
+        assert len(figure.axes) == 3
+        for axes in figure.axes:
+            assert lines(axes)[f"best epoch ({best})"][0] == [best, best]
+            assert upright(axes, ":") == [best]
+            assert upright(axes, "-.") == cuts
+            named = [text.get_text() for text in axes.get_legend().get_texts()]
+            assert named.count("learning rate cut") == bool(cuts)
+
+
+def test_one_epoch_is_enough_for_a_picture(drawn):
+    curves(history=HISTORY[:1], learning_rates=RATES[:1], best_epoch=1, cuts=[])
+    accuracy, _, rate = drawn[0].axes
+    assert lines(accuracy)["training"][:2] == ([1], [0.4])
+    assert lines(rate)["after the epoch"][:2] == ([1], [1e-3])
 
 
 def test_training_and_validation_stay_apart_without_colour():
@@ -78,22 +128,74 @@ def test_an_overlay_draws_each_group_in_its_colour_and_a_band_only_for_several_r
     assert bands[0] < 500  # the rims of lines and letters
 
 
-def test_an_overlay_leaves_out_what_a_history_lacks():
-    whole, _ = painted({"one": [falling(1.0)]})
-    part, _ = painted({"one": [{"loss": falling(1.0)["loss"]}]})
-    assert 50 < part[0] < whole[0]
+def test_an_overlay_s_line_is_the_mean_of_the_runs_and_its_band_from_the_least_to_the_greatest(drawn):
+    runs = [falling(1.0), falling(0.5), falling(0.7)]
+    plots.overlay({"one": [falling(2.0)], "three": runs})
+    accuracy, loss, rate = drawn[0].axes
+    assert (accuracy.get_title(), loss.get_title(), rate.get_title()) == ("Accuracy", "Loss", "Learning rate")
+    assert not rate.get_lines()
+    for axes, name in ((accuracy, "accuracy"), (loss, "loss")):
+        found = {(line.get_color(), line.get_linestyle()): line for line in axes.get_lines()}
+        for style, column in (("--", name), ("-", f"val_{name}")):
+            single, mean = (found[plots.GROUPS[number], style] for number in (0, 1))
+            assert [*single.get_ydata()] == falling(2.0)[column]
+            assert [*mean.get_xdata()] == [*range(1, 13)]
+            np.testing.assert_allclose(mean.get_ydata(), np.mean([run[column] for run in runs], axis=0))
+        assert len(found) == len(axes.get_lines()) == 4
+        for band, values in zip(axes.collections, (runs[0][name], runs[0][f"val_{name}"]), strict=True):
+            corners = band.get_paths()[0].vertices
+            for epoch, greatest in enumerate(values, start=1):
+                there = corners[corners[:, 0] == epoch, 1]
+                assert (there.min(), there.max()) == pytest.approx((greatest / 2, greatest))
 
 
-def test_an_overlay_of_runs_of_several_lengths_goes_as_far_as_half_of_them():
-    short, long = falling(1.0, 4), falling(1.0, 12)
-    assert plots.overlay({"g": [short, short, short, long]}) != plots.overlay({"g": [short, short, long, long]})
-    three = {name: values[:4] for name, values in long.items()}
-    assert plots.overlay({"g": [short, short, short, long]}) == plots.overlay({"g": [short, short, short, three]})
+def test_an_overlay_leaves_out_what_a_history_lacks(drawn):
+    plots.overlay({"one": [{"loss": [2.0, 1.0]}]})
+    accuracy, loss, rate = drawn[0].axes
+    assert not accuracy.get_lines()
+    assert not rate.get_lines()
+    (line,) = loss.get_lines()
+    assert ([*line.get_xdata()], [*line.get_ydata()], line.get_linestyle()) == ([1, 2], [2.0, 1.0], "--")
 
 
-def test_an_overlay_has_a_colour_for_each_of_many_groups():
-    groups = {str(number): [falling(1.0 + number)] for number in range(12)}
-    assert Image.open(io.BytesIO(plots.overlay(groups))).size == (1400, 450)
+@pytest.mark.parametrize(
+    ("lengths", "end"), [((4, 4, 4, 12), 4), ((4, 4, 12, 12), 12), ((4, 6, 12), 6), ((12, 4), 12), ((5,), 5)]
+)
+def test_an_overlay_of_runs_of_several_lengths_goes_as_far_as_half_of_them(lengths, end, drawn):
+    runs = [falling(1.0 + number, length) for number, length in enumerate(lengths)]
+    plots.overlay({"g": runs})
+    (dashed,) = [line for line in drawn[0].axes[1].get_lines() if line.get_linestyle() == "--"]
+    assert [*dashed.get_xdata()] == [*range(1, end + 1)]
+    # The mean of those runs that went so far.
+    last = [run["loss"][end - 1] for run in runs if len(run["loss"]) >= end]
+    assert dashed.get_ydata()[-1] == pytest.approx(np.mean(last))
+    for band in drawn[0].axes[1].collections:
+        assert band.get_paths()[0].vertices[:, 0].max() == end
+
+
+def test_an_overlay_has_a_colour_for_each_of_many_groups(drawn):
+    plots.overlay({str(number): [falling(1.0 + number)] for number in range(12)})
+    colours = [to_rgb(line.get_color()) for line in drawn[0].axes[1].get_lines()]
+    assert len(colours) == 24
+    assert len({*colours}) == 12
+    named = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert named[:12] == [str(number) for number in range(12)]
+
+
+def test_the_confusion_has_true_classes_down_and_what_they_were_taken_for_across(drawn):
+    matrix = [[3, 1, 0], [0, 2, 2], [0, 0, 5]]
+    plots.confusion(matrix, ("a", "b", "c"), "t")
+    axes = drawn[0].axes[0]
+    (image,) = axes.images
+    assert image.get_array().tolist() == [[0.75, 0.25, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0]]
+    assert image.get_clim() == (0, 1)
+    assert image.origin == "upper"
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {
+        (across, down): str(matrix[down][across]) for down in range(3) for across in range(3)
+    }
+    assert axes.get_xlabel() == "taken for"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a  75.0%", "b  50.0%", "c  100.0%"]
 
 
 def test_the_confusion_is_darkest_where_most_images_of_a_class_went():
@@ -105,5 +207,8 @@ def test_the_confusion_is_darkest_where_most_images_of_a_class_went():
     assert first < 80 < second  # 100 of 100 on the diagonal, then 100 of 400
 
 
-def test_a_class_without_images_is_drawn_white():
-    assert plots.confusion([[0, 0], [0, 5]], ("a", "b"), "t")
+def test_a_class_without_images_is_drawn_white(drawn):
+    plots.confusion([[0, 0], [0, 5]], ("a", "b"), "t")
+    (image,) = drawn[0].axes[0].images
+    assert image.get_array().tolist() == [[0, 0], [0, 1]]
+    assert to_rgb(image.cmap(image.norm(0))[:3]) == pytest.approx((1, 1, 1), abs=0.04)

@@ -630,7 +630,7 @@ def test_a_mirrored_evaluation_averages_the_logits_of_image_and_mirror_image(npz
 def test_the_mirrored_test_accuracy_is_that_of_the_mean_logits_of_image_and_mirror_image(arrays, tmp_path):
     # Noise for images, on which a network says one thing of an image and another of its mirror image.
     random = np.random.default_rng(0)
-    noise = {"x_test": random.integers(0, 256, (300, 32, 32, 3), np.uint8), "y_test": random.integers(0, 10, 300)}
+    noise = {"x_test": random.integers(0, 256, (600, 32, 32, 3), np.uint8), "y_test": random.integers(0, 10, 600)}
     np.savez(tmp_path / "noise.npz", **arrays | noise)
     out = tmp_path / "run"
     arguments = ["--data", str(tmp_path / "noise.npz"), "--augment", "--epochs", "1", "--dtype", "float64"]
