@@ -131,6 +131,11 @@ def test_an_overlay_draws_each_group_in_its_colour_and_a_band_only_for_several_r
 def test_an_overlay_s_line_is_the_mean_of_the_runs_and_its_band_from_the_least_to_the_greatest(drawn):
     runs = [falling(1.0), falling(0.5), falling(0.7)]
     plots.overlay({"one": [falling(2.0)], "three": runs})
+    (legend,) = drawn[0].legends
+    named = {text.get_text(): line for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
+    assert [named[label].get_color() for label in ("one", "three, mean and range of 3 runs")] == [*plots.GROUPS[:2]]
+    assert named["training"].get_linestyle() == "--"
+    assert named["validation and learning rate"].get_linestyle() == "-"
     accuracy, loss, rate = drawn[0].axes
     assert (accuracy.get_title(), loss.get_title(), rate.get_title()) == ("Accuracy", "Loss", "Learning rate")
     assert not rate.get_lines()

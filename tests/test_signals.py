@@ -88,16 +88,27 @@ def test_a_second_signal_does_not_wait(begin, reached, capsys):
     assert "interrupted by SIGINT" in capsys.readouterr().err
 
 
-def test_a_signal_between_two_files_of_an_epoch_waits_for_all_of_them(begin, reached, tmp_path, monkeypatch):
-    out, replace = tmp_path / "run", os.replace
+@pytest.fixture
+def interrupted_by(monkeypatch):
+    """Send SIGTERM as soon as the file of some name is in its place."""
 
-    def interrupted(source, target, **options):
-        replace(source, target, **options)
-        if Path(target).name == "checkpoint.pt":
-            os.kill(os.getpid(), signal.SIGTERM)
+    def arrange(name):
+        replace = os.replace
 
-    monkeypatch.setattr(os, "replace", interrupted)
+        def interrupting(source, target, **options):
+            replace(source, target, **options)
+            if Path(target).name == name:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(os, "replace", interrupting)
+
+    return arrange
+
+
+def test_a_signal_between_two_files_of_an_epoch_waits_for_all_of_them(begin, reached, interrupted_by, tmp_path):
+    interrupted_by("checkpoint.pt")
     assert begin() == 143
+    out = tmp_path / "run"
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     assert state["epoch"] == 1
     assert len((out / "history.csv").read_text().splitlines()) == 2  # the header, the epoch
@@ -106,6 +117,12 @@ def test_a_signal_between_two_files_of_an_epoch_waits_for_all_of_them(begin, rea
     with np.load(out / "best_weights.npz") as file:
         assert len(file.files) == 8
     assert "SIGTERM" in (out / "error.txt").read_text()
+
+
+def test_a_signal_after_the_last_epoch_does_not_wait(begin, reached, interrupted_by, tmp_path):
+    interrupted_by("curves.png")
+    assert begin("--epochs", "1") == 143
+    assert not (tmp_path / "run" / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
