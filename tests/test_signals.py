@@ -8,7 +8,6 @@ import os
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_hook
@@ -77,7 +76,7 @@ def test_a_signal_in_a_step_waits_for_its_end_and_no_other_step_is_begun(
         assert begin() == code
     assert seen == ["begun", "through"] * 11
     assert f"interrupted by {signum.name}" in capsys.readouterr().err
-    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["epoch"] == 1
+    assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 2  # the header, the first epoch
     assert reached == []
 
 
@@ -106,17 +105,12 @@ def interrupted_by(monkeypatch):
 
 
 def test_a_signal_between_two_files_of_an_epoch_waits_for_all_of_them(begin, reached, interrupted_by, tmp_path):
+    assert begin("--epochs", "1", "--out", str(tmp_path / "undisturbed")) == 0
     interrupted_by("checkpoint.pt")
     assert begin() == 143
-    out = tmp_path / "run"
-    state = torch.load(out / "checkpoint.pt", weights_only=True)
-    assert state["epoch"] == 1
-    assert len((out / "history.csv").read_text().splitlines()) == 2  # the header, the epoch
-    best = torch.load(out / "best.pt", weights_only=True)
-    assert all(torch.equal(best[name], tensor) for name, tensor in state["best_weights"].items())
-    with np.load(out / "best_weights.npz") as file:
-        assert len(file.files) == 8
-    assert "SIGTERM" in (out / "error.txt").read_text()
+    for name in ("history.csv", "best.pt", "best_weights.npz"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+    assert "SIGTERM" in (tmp_path / "run" / "error.txt").read_text()
 
 
 def test_a_signal_after_the_last_epoch_does_not_wait(begin, reached, interrupted_by, tmp_path):
