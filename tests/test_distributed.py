@@ -161,7 +161,7 @@ def test_bad_input_and_a_diverging_loss_end_all_processes_with_one_line(group, n
 def test_all_processes_start_from_the_first_one_s_weights(group, few, tmp_path):
     for name in ("first", "second"):
         np.savez(tmp_path / f"{name}.npz", *to_keras_weights(build_model()))
-    arguments = ["--data", str(few), *EXACT, "--epochs", "1"]
+    arguments = ["--data", str(few), *EXACT, "--epochs", "1", "--batch-size", "38"]
     first, second = (["--init-weights", str(tmp_path / f"{name}.npz")] for name in ("first", "second"))
     several = [*arguments, "--out", str(tmp_path / "several")]
     processes, logs = group(2, [*several, *first], others=[*several, *second])

@@ -192,12 +192,12 @@ def optimizer(trained, few, **_):
 def weight_decay(trained, **_):
     for name, flags, decay in (
         ("adamw", "", 0.004),  # Keras's default
-        ("adamw", "--weight-decay 0.5", 0.5),
+        ("adamw", "--model improved --no-augment --weight-decay 0.5", 0.5),
         ("sgd", "", 0.0),
         ("sgd", "--weight-decay 0.5", 0.5),
     ):
-        plain = trained(f"{STEP} --model improved --no-augment --optimizer {name} --weight-decay 0")
-        run = trained(f"{STEP} --model improved --no-augment --optimizer {name} {flags}")
+        run = trained(f"{STEP} --optimizer {name} {flags}")
+        plain = trained(f"{STEP} --optimizer {name} {flags} --weight-decay 0")
         for found, without, before in zip(run.weights(), plain.weights(), run.weights("initial"), strict=True):
             if found.ndim == 1:  # a bias, BatchNorm's factors and figures
                 assert np.array_equal(found, without)
