@@ -1,4 +1,4 @@
-"""Negative controls: each difference of README's table, left out, moves a named figure by the amount stated there.
+"""Negative controls: each difference of docs/keras.md's table, left out, moves a named figure by the amount stated.
 
 The whole port gives Keras's figures to 1e-9 (tests/test_keras.py), so that is how far it would be from Keras.
 """
@@ -29,7 +29,7 @@ def data_file(tmp_path_factory):
     return path
 
 
-# As in README's table: what the figure becomes less what it is in Keras.
+# As in docs/keras.md's table: what the figure becomes less what it is in Keras.
 STATED = {
     1: -0.0011,  # val_loss after two epochs
     2: +0.019,  # val_loss after two epochs
@@ -151,8 +151,8 @@ def test_left_out_keras_s_batchnorm_settings_move_val_loss(data_file, tmp_path, 
     assert without["val_loss"] - whole["val_loss"] == pytest.approx(STATED[10], rel=0.05)
 
 
-def test_readme_states_what_each_difference_costs():
-    _, section = (ROOT / "README.md").read_text().split("## What differs")
+def test_the_documentation_states_what_each_difference_costs():
+    _, section = (ROOT / "docs" / "keras.md").read_text().split("## What differs")
     rows = dict(re.findall(r"^\| (\d+) \|.*\| ([^|]*) \|$", section, re.MULTILINE))
     assert {int(number) for number in rows} == STATED.keys()
     for number, stated in STATED.items():

@@ -1,7 +1,7 @@
 """The proof: real Keras beside the port, in float64 to rounding, in float32 to a measured tolerance.
 
 Keras runs on its torch backend, in float64 with TensorFlow's rules, which it does not have by itself (see `float64`).
-The same equality on TensorFlow itself takes minutes; README says how to see it.
+The same equality on TensorFlow itself takes minutes; docs/keras.md says how to see it.
 """
 
 import csv

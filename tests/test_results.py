@@ -1,4 +1,4 @@
-"""The runs kept under results/, and what README says of them."""
+"""The runs kept under results/, and what README and docs/ say of them."""
 
 import json
 import re
@@ -13,6 +13,7 @@ import compare
 import runs
 import train
 
+DOCS = ROOT / "docs"
 NOTEBOOK = {"lr": 1e-3, "patience": 5, "lr_patience": 3, "factor": 0.5, "min_lr": 1e-6}
 
 
@@ -34,22 +35,27 @@ def keras_model():
     return model
 
 
-def test_readme_shows_what_compare_prints_for_the_kept_runs(tmp_path, capsys, monkeypatch):
+def test_the_documentation_shows_what_compare_prints_for_the_kept_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     groups = ["keras=results/keras-seed*", "torch=results/baseline-seed*"]
     assert compare.main([*groups, "--within", "0.01", "--markdown", "--out", str(tmp_path)]) == 0
-    readme = (ROOT / "README.md").read_text()
+    document = unwrapped((DOCS / "keras.md").read_text())
     for line in capsys.readouterr().out.splitlines():
-        assert line in readme
+        assert unwrapped(line) in document
     kept = json.loads((ROOT / "results" / "comparison.json").read_text())
     assert kept == json.loads((tmp_path / "comparison.json").read_text())
 
 
-def test_readme_s_table_of_what_it_reaches_is_of_the_kept_runs():
-    readme = (ROOT / "README.md").read_text()
+def unwrapped(text):
+    return " ".join(text.split())
+
+
+def test_the_table_of_what_it_reaches_is_of_the_kept_runs():
     kept = [runs.read(folder).metrics for folder in sorted((ROOT / "results").glob("fast-seed*"))]
     (row,) = re.findall(
-        r"^\| `python train.py --recipe fast` \| (\d) \| (\S+) ± (\S+) \| (\S+) ± (\S+) \|", readme, re.M
+        r"^\| `python train.py --recipe fast` \| (\d) \| (\S+) ± (\S+) \| (\S+) ± (\S+) \|",
+        (DOCS / "results.md").read_text(),
+        re.M,
     )
     expected = [len(kept)]
     for name in ("test_accuracy", "test_accuracy_mirrored"):
@@ -58,3 +64,24 @@ def test_readme_s_table_of_what_it_reaches_is_of_the_kept_runs():
     assert [float(figure) for figure in row] == expected
     (mirrored,) = re.findall(r"([\d.]+) % test accuracy with mirror images", train.RECIPES["fast"].result)
     assert float(mirrored) == round(100 * expected[3], 1)
+
+
+def reached(document):
+    """The table of what each command reaches: command to column to figure."""
+    lines = [line for line in document.read_text().splitlines() if re.match(r"\| (command|`python train.py)", line)]
+    header, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
+
+
+def test_readme_says_of_what_it_reaches_what_docs_results_says():
+    short, full = reached(ROOT / "README.md"), reached(DOCS / "results.md")
+    assert len(short) == len(full) == 3
+    for command, figures in short.items():
+        assert figures.items() <= full[command].items()
+
+
+def test_readme_states_the_difference_from_keras_that_compare_found():
+    found = unwrapped((DOCS / "keras.md").read_text())
+    (figures,) = re.findall(r"torch minus keras: (\S+), 95 % interval (\S+) to (\S+) ", found)
+    readme = unwrapped((ROOT / "README.md").read_text())
+    assert "differs by {}, port minus Keras (95 % interval {} to {})".format(*figures) in readme
