@@ -1,16 +1,10 @@
-"""Keras's EarlyStopping and ReduceLROnPlateau, and the other schedules: numbers in, decisions out."""
+"""What Keras's callbacks do between epochs: early stopping, the learning rate, the log of both."""
 
+import math
 from typing import ClassVar
 
 import torch
-
-PLATEAU = "plateau"
-# What torch's schedulers count, of all that their state_dicts hold: the settings are the flags'.
-SCHEDULE_STATE = {
-    PLATEAU: {"best": float, "num_bad_epochs": int},
-    "cosine": {"last_epoch": int},  # torch's word: in steps here
-    "onecycle": {"last_epoch": int},
-}
+from torch.optim import lr_scheduler
 
 
 class EarlyStopping:
@@ -22,11 +16,8 @@ class EarlyStopping:
     STATE: ClassVar = {"best": float, "best_epoch": int, "stopped_epoch": int | None, "wait": int}  # after an epoch
 
     def __init__(self, patience: int, monitor: str = "val_loss"):
-        self.patience = patience
-        self.monitor = monitor
-        self.best: float | None = None
-        self.best_epoch: int | None = None
-        self.stopped_epoch: int | None = None
+        self.patience, self.monitor = patience, monitor
+        self.best = self.best_epoch = self.stopped_epoch = None
         self.wait = 0
 
     def update(self, epoch: int, logs: dict[str, float]) -> bool:
@@ -48,46 +39,130 @@ class EarlyStopping:
         """Return the counters and the best value; settings are not among them."""
         return {name: getattr(self, name) for name in self.STATE}
 
-    def load_state_dict(self, state: dict[str, float | int | None]) -> None:
-        """Take up where `state_dict` was called."""
-        for name in self.STATE:
-            setattr(self, name, state[name])
+    def load_state_dict(self, state_dict: dict[str, float | int | None]) -> None:
+        """Take up where `state_dict` was called, after one epoch at least. Raises ValueError for any other."""
+        for name, kind in self.STATE.items():
+            if not isinstance(state_dict[name], kind):
+                raise ValueError(f"early_stopping.{name} is {state_dict[name]!r:.60}")
+            setattr(self, name, state_dict[name])
 
 
-def reduce_lr_on_plateau(
-    optimizer: torch.optim.Optimizer, factor: float, patience: int, min_lr: float, min_delta: float = 1e-4
-) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
-    """`keras.callbacks.ReduceLROnPlateau` as torch's scheduler: `step(val_loss)` once per epoch."""
-    return torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer,
-        mode="min",
-        factor=factor,
-        # Difference 4: torch cuts when the bad epochs exceed its patience, Keras when they reach it.
-        patience=max(patience, 1) - 1,
-        # Difference 5: Keras's min_delta is absolute, torch's default threshold is relative.
-        threshold=min_delta,
-        threshold_mode="abs",
-        cooldown=0,
-        min_lr=min_lr,
-        eps=0,  # torch skips cuts smaller than eps; Keras takes each one down to min_lr
-    )
+class Schedule:
+    """Mixed in before one of torch's schedulers, which holds the optimizer: what the loop asks of each.
 
-
-def per_step_schedule(
-    name: str, optimizer: torch.optim.Optimizer, steps: int, min_lr: float
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """The `cosine` or `onecycle` schedule over `steps` optimizer steps; `step()` after each. Rates are the groups'.
-
-    cosine falls from the rate to `min_lr` along half a cosine; onecycle rises from 1/25 of the rate to it in a
-    quarter of the steps and falls to nothing (4e-6 of it), both in a straight line.
+    Made by `SCHEDULES[name](optimizer, steps=, min_lr=, factor=, patience=)`, of which it takes what it needs; `steps`
+    are those of all epochs. `state_dict` and `load_state_dict` are torch's.
     """
-    if name == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps, eta_min=min_lr)
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=steps + 1,  # the rates before and after each step
-        pct_start=max(0.25, 1.5 / (steps + 1)),  # torch divides by zero where the rise ends with the first step
-        anneal_strategy="linear",
-        cycle_momentum=False,
-    )
+
+    spans_all_epochs: ClassVar[bool] = True  # their number is fixed then, also when a run is resumed
+    cutting: ClassVar[bool] = False  # does the rate stay as it is but for cuts between epochs?
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def after_step(self) -> None:
+        """Set the rate of the next step."""
+        self.step()
+
+    def after_epoch(self, val_loss: float) -> str | None:
+        """Set the rate of the next epoch; return what Keras would print of it."""
+        return None
+
+
+class Plateau(Schedule, lr_scheduler.ReduceLROnPlateau):
+    """`keras.callbacks.ReduceLROnPlateau`: multiplies the rate by `factor` after `patience` epochs without a gain."""
+
+    spans_all_epochs, cutting = False, True
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, min_lr: float, factor: float, patience: int, **_):
+        super().__init__(
+            optimizer,
+            mode="min",
+            factor=factor,
+            # Difference 4: torch cuts when the bad epochs exceed its patience, Keras when they reach it.
+            patience=max(patience, 1) - 1,
+            # Difference 5: Keras's min_delta of 1e-4 is absolute, torch's default threshold is relative.
+            threshold=1e-4,
+            threshold_mode="abs",
+            cooldown=0,
+            min_lr=min_lr,
+            eps=0,  # torch skips cuts smaller than eps; Keras takes each one down to min_lr
+        )
+
+    def after_step(self) -> None:
+        pass
+
+    def after_epoch(self, val_loss: float) -> str | None:
+        before = self.rate
+        self.step(val_loss)
+        if self.rate == before:
+            return None
+        return f"ReduceLROnPlateau reducing learning rate to {self.rate}."
+
+
+class Cosine(Schedule, lr_scheduler.CosineAnnealingLR):
+    """Falls from the rate to `min_lr` along half a cosine, step by step."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, steps: int, min_lr: float, **_):
+        super().__init__(optimizer, T_max=steps, eta_min=min_lr)
+
+
+class OneCycle(Schedule, lr_scheduler.OneCycleLR):
+    """Rises from 1/25 of the rate to it in a quarter of the steps and falls to 4e-6 of it, both in a straight line."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, steps: int, **_):
+        super().__init__(
+            optimizer,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
+            total_steps=steps + 1,  # the rates before and after each step
+            pct_start=max(0.25, 1.5 / (steps + 1)),  # torch divides by zero where the rise ends with the first step
+            anneal_strategy="linear",
+            cycle_momentum=False,
+        )
+
+
+SCHEDULES = {"plateau": Plateau, "cosine": Cosine, "onecycle": OneCycle}
+
+
+class History:
+    """The log of a run, by epoch: Keras's `history`, the notebook's own list of learning rates, and times.
+
+    In `logs` the `learning_rate` is the one that an epoch began with; `learning_rates` are those after each epoch, as
+    the notebook logs them; `seconds` are wall time.
+    """
+
+    def __init__(self):
+        self.logs, self.learning_rates, self.seconds = [], [], []
+
+    def __len__(self) -> int:
+        return len(self.logs)
+
+    def append(self, logs: dict[str, float], learning_rate: float, seconds: float) -> None:
+        self.logs.append(logs)
+        self.learning_rates.append(learning_rate)
+        self.seconds.append(seconds)
+
+    @property
+    def cuts(self) -> list[dict]:
+        """The epochs that ended with another rate: `[{"epoch": from 1, "learning_rate": after it}]`."""
+        pairs = enumerate(zip(self.logs, self.learning_rates, strict=True), start=1)
+        return [
+            {"epoch": epoch, "learning_rate": after} for epoch, (logs, after) in pairs if after != logs["learning_rate"]
+        ]
+
+    def state_dict(self) -> dict[str, list]:
+        return {"logs": self.logs, "learning_rates": self.learning_rates, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, list]) -> None:
+        """Take up where `state_dict` was called. Raises ValueError unless each epoch has the same finite figures."""
+        logs, rates, seconds = (list(state_dict[name]) for name in ("logs", "learning_rates", "seconds"))
+        if not (logs and len(logs) == len(rates) == len(seconds)):
+            raise ValueError(f"its history has {len(logs)}, {len(rates)} and {len(seconds)} epochs")
+        if not all(isinstance(epoch, dict) and epoch.keys() == logs[0].keys() for epoch in logs):
+            raise ValueError("its history has other figures in some epoch")
+        for value in [*rates, *seconds, *(value for epoch in logs for value in epoch.values())]:
+            if not isinstance(value, float) or not math.isfinite(value):
+                raise ValueError(f"its history has {value!r:.60}, not a finite number")
+        self.logs, self.learning_rates, self.seconds = logs, rates, seconds

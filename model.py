@@ -1,19 +1,41 @@
-"""The network, its initial weights, which of them carry L2, and their exchange with Keras."""
+"""The networks, what each of them wants of the training, and the exchange of weights with Keras."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness import files
+from harness.errors import BadInput
+
 PATCH = 3 * 2 * 2  # values in a patch of 2x2 pixels
 WHITENING_IMAGES = 5000
+INITIAL_WEIGHTS_LIMIT = 256 << 20  # bytes: 60 times the baseline's in float64
 VARIANCE_FLOOR = 3e-5  # airbench's 5e-4, which is for pixels of unit variance; directions of mere rounding stay faint
 
 
-class BaselineCNN(nn.Module):
-    """The notebook's CNN: images (N, 3, 32, 32) float in [0, 1] to logits (N, 10); softmax gives probabilities."""
+class Network(nn.Module):
+    """Images (N, 3, 32, 32) float in [0, 1] to logits (N, 10), made by `MODELS[name](dropout)`.
+
+    What a network wants of its training it says itself, by overriding what stands here.
+    """
+
+    augmented: ClassVar[bool] = False  # are training images mirrored and shifted, if the flags do not say?
+
+    def l2_weights(self) -> list[nn.Parameter]:
+        """The weights that carry the L2 penalty: the convolution kernels, no bias, no dense layer."""
+        return [layer.weight for layer in self.modules() if isinstance(layer, nn.Conv2d)]
+
+    def prepare(self, images: Tensor) -> None:
+        """Set what is computed from the training images, uint8 (N, 32, 32, 3); not called with --init-weights."""
+
+
+class BaselineCNN(Network):
+    """The notebook's CNN; softmax of its logits gives probabilities."""
 
     def __init__(self, dropout: float = 0.5):
         super().__init__()
@@ -35,8 +57,10 @@ class BaselineCNN(nn.Module):
         return self.dense2(self.dropout(F.relu(self.dense1(x))))
 
 
-class ImprovedCNN(nn.Module):
-    """The second experiment's network: three stages of two convolutions with BatchNorm; BaselineCNN's input, output."""
+class ImprovedCNN(Network):
+    """The second experiment's network: three stages of two convolutions with BatchNorm."""
+
+    augmented = True
 
     def __init__(self, dropout: float = 0.5, channels: int = 3):
         super().__init__()
@@ -72,7 +96,7 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 class WhitenedCNN(ImprovedCNN):
-    """ImprovedCNN behind a layer that `whiten` sets and training leaves alone: uncorrelated patches of 2x2 pixels, and
+    """ImprovedCNN behind a layer that `prepare` sets and training leaves alone: uncorrelated patches of 2x2 pixels, and
     their negatives, as K. Jordan's airbench has it (arXiv:2404.00498).
     """
 
@@ -85,13 +109,10 @@ class WhitenedCNN(ImprovedCNN):
         return super().forward(F.relu(F.conv2d(images, self.kernel, self.bias)))  # (N, 24, 31, 31)
 
     @torch.no_grad()
-    def whiten(self, images: Tensor) -> None:
-        """Set the layer from the 2x2 patches of `images`, uint8 (N, 32, 32, 3).
-
-        All but the faintest directions get unit variance.
-        """
+    def prepare(self, images: Tensor) -> None:
+        """Set the layer from the 2x2 patches of the first images; all but the faintest directions get unit variance."""
         # In float64 on the CPU, and eigenvectors with their greatest entry positive: the same on every device.
-        pixels = images.cpu().double().permute(0, 3, 1, 2) / 255
+        pixels = images[:WHITENING_IMAGES].cpu().double().permute(0, 3, 1, 2) / 255
         patches = F.unfold(pixels, 2).transpose(1, 2).reshape(-1, PATCH)
         mean = patches.mean(0)
         variances, directions = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
@@ -105,7 +126,7 @@ class WhitenedCNN(ImprovedCNN):
 MODELS = {"baseline": BaselineCNN, "improved": ImprovedCNN, "whitened": WhitenedCNN}
 
 
-def build_model(name: str = "baseline", dropout: float = 0.5) -> nn.Module:
+def build_model(name: str = "baseline", dropout: float = 0.5) -> Network:
     """Return the network called `name`, freshly initialised from torch's global generator."""
     return MODELS[name](dropout)
 
@@ -119,27 +140,26 @@ def _initialise(layer: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def l2_weights(model: nn.Module) -> list[nn.Parameter]:
-    """The weights that carry the L2 penalty: the convolution kernels, no bias, no dense layer."""
-    return [layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+def l2_penalty(model: Network, l2: float) -> Tensor:
+    """Keras's `l2(l2)` summed over the weights that carry it: a scalar `l2 * sum(W**2)`."""
+    weights = model.l2_weights()
+    if not weights:
+        return next(model.parameters()).new_zeros(())
+    return _in_keras(l2) * torch.stack([weight.square().sum() for weight in weights]).sum()
 
 
-def l2_penalty(model: nn.Module, l2: float) -> Tensor:
-    """Keras's `l2(l2)` summed over the convolution kernels: a scalar `l2 * sum(W**2)`."""
-    return _in_keras(l2) * torch.stack([weight.square().sum() for weight in l2_weights(model)]).sum()
-
-
-def parameter_groups(model: nn.Module, l2: float, decay: float = 0.0) -> list[dict]:
+def parameter_groups(model: Network, l2: float, decay: float = 0.0) -> list[dict]:
     """Optimizer groups in which coupled weight decay has the gradient of `l2_penalty`, and kernels have `decay`."""
-    penalised = l2_weights(model)
+    penalised = model.l2_weights()
     kept = {id(weight) for weight in penalised}
     others = [parameter for parameter in model.parameters() if id(parameter) not in kept]
-    return [
+    groups = [
         # Difference 2: the gradient of l2 * W**2 is 2 * l2 * W, and torch's weight_decay adds weight_decay * W.
         {"params": penalised, "weight_decay": 2 * _in_keras(l2), "decay": decay},
         {"params": [p for p in others if p.ndim > 1], "weight_decay": 0.0, "decay": decay},
-        {"params": [p for p in others if p.ndim == 1], "weight_decay": 0.0, "decay": 0.0},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]
 
 
 def from_keras_weights(model: nn.Module, weights: Sequence[np.ndarray]) -> None:
@@ -164,6 +184,18 @@ def from_keras_weights(model: nn.Module, weights: Sequence[np.ndarray]) -> None:
             raise ValueError(f"{which} has a value that is not finite in {like.dtype}")
     for tensor, array in zip(tensors.values(), fitting, strict=True):
         tensor.copy_(torch.from_numpy(array))
+
+
+def load_keras_weights(model: nn.Module, path: Path) -> None:
+    """Start `model` from the arrays that `np.savez(path, *weights)` wrote. Raises BadInput."""
+    arrays = files.read_npz("--init-weights", path, INITIAL_WEIGHTS_LIMIT)
+    try:
+        from_keras_weights(model, [arrays[f"arr_{number}"] for number in range(len(arrays))])
+    except (KeyError, ValueError) as error:
+        what = f"no array {error}" if isinstance(error, KeyError) else error
+        raise BadInput(
+            f"--init-weights {path}: {what}; write the file with np.savez(FILE, *model.get_weights())"
+        ) from None
 
 
 def to_keras_weights(model: nn.Module) -> list[np.ndarray]:

@@ -14,17 +14,16 @@ import torch
 from PIL import Image, ImageOps
 
 import data
-import runs
-from flags import Parser, path_type
-from model import build_model
+from harness import checkpoint, files
+from harness.console import Parser, command, path_type
+from harness.errors import BadInput
+from harness.run import CONFIG, WEIGHTS
+from model import MODELS, Network, build_model
 
 TOP = 3
 
 
-class ImageError(ValueError):
-    """Not an image that can be read; the message names the file and the remedy."""
-
-
+@command("predict.py")
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit code."""
     parser = Parser(prog="predict.py", description="Name the three likeliest classes of each image.")
@@ -32,37 +31,31 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "images", type=path_type, nargs="+", metavar="IMAGE", help="image files of any size, or folders of them"
     )
-    try:
-        args = parser.parse_args(argv)
-    except SystemExit as stop:  # argparse's, after --help or one line on stderr
-        return stop.code
+    args = parser.parse_args(argv)
+    model, names = load_run(Path(args.run))
     code = 0
-    try:
-        model, names = load_run(Path(args.run))
-        for path in [file for given in args.images for file in image_files(Path(given))]:
-            try:
-                shown = likeliest(model, read_image(path), names)
-                print(f"{path}: {', '.join(f'{name} {probability:.1%}' for name, probability in shown)}")
-            except ImageError as error:
-                code = fail(error)
-    except (ImageError, runs.RunError) as error:
-        code = fail(error)
+    for path in [file for given in args.images for file in image_files(Path(given))]:
+        try:
+            shown = likeliest(model, read_image(path), names)
+            print(f"{path}: {', '.join(f'{name} {probability:.1%}' for name, probability in shown)}")
+        except BadInput as error:  # the others are answered all the same
+            print(f"predict.py: error: {error}", file=sys.stderr)
+            code = error.code
     return code
 
 
-def fail(message: object) -> int:
-    print(f"predict.py: error: {message}", file=sys.stderr)
-    return 2
-
-
-def load_run(run: Path) -> tuple[torch.nn.Module, tuple[str, ...]]:
-    """Return the network of a run's best epoch so far, ready to predict, and its classes' names. Raises RunError."""
-    name, source, dtype = runs.read_model(run)
-    try:
-        model = build_model(name).to(getattr(torch, dtype))
-    except KeyError:
-        raise runs.RunError(f"{run / runs.CONFIG}: no model {name!r:.60} here; pass a run of this version") from None
-    model.load_state_dict(runs.read_weights(run / runs.WEIGHTS, model.state_dict()))
+def load_run(run: Path) -> tuple[Network, tuple[str, ...]]:
+    """Return the network of a run's best epoch so far, ready to predict, and its classes' names. Raises BadInput."""
+    path = run / CONFIG
+    config = files.read_json(path)
+    flags = config.get("flags") if isinstance(config.get("flags"), dict) else {}
+    name, source, dtype = config.get("model"), flags.get("data"), flags.get("dtype")
+    if not all(isinstance(value, str) for value in (name, source, dtype)) or dtype not in ("float32", "float64"):
+        raise BadInput(f"{path}: lacks model, data or dtype; pass a run's directory as train.py left it")
+    if name not in MODELS:
+        raise BadInput(f"{path}: no model {name!r:.60} here; pass a run of this version")
+    model = build_model(name).to(getattr(torch, dtype))
+    model.load_state_dict(checkpoint.read_weights(run / WEIGHTS, model.state_dict()))
     return model.eval(), data.class_names(source)
 
 
@@ -73,7 +66,7 @@ def image_files(given: Path) -> list[Path]:
     known = Image.registered_extensions()
     found = sorted(file for file in given.iterdir() if file.suffix.lower() in known)
     if not found:
-        raise ImageError(f"{given}: no image in that folder; pass one that holds .png or .jpg files")
+        raise BadInput(f"{given}: no image in that folder; pass one that holds .png or .jpg files")
     return found
 
 
@@ -86,18 +79,18 @@ def read_image(path: Path) -> np.ndarray:
             image = ImageOps.exif_transpose(file).convert("RGB")
             return np.asarray(ImageOps.fit(image, (32, 32), Image.Resampling.BICUBIC))
     except FileNotFoundError:
-        raise ImageError(f"{path}: no such file; pass an image that exists") from None
+        raise BadInput(f"{path}: no such file; pass an image that exists") from None
     except Exception as error:  # bytes that are damaged or hostile can raise nearly anything
         reason = " ".join((str(error) or type(error).__name__).split())
-        raise ImageError(f"{path}: not a readable image ({reason:.200}); pass a .png or .jpg file") from None
+        raise BadInput(f"{path}: not a readable image ({reason:.200}); pass a .png or .jpg file") from None
 
 
 @torch.inference_mode()
 def likeliest(model: torch.nn.Module, image: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, float]]:
     """Return the three likeliest classes of an image, uint8 (32, 32, 3), with their probabilities, greatest first."""
     split = data.as_split(image[None].copy(), np.zeros(1, np.int64))
-    ((batch, _),) = data.batches(split, 1, dtype=next(model.parameters()).dtype)
-    probabilities, classes = model(batch).softmax(1)[0].topk(TOP)
+    (batch,) = data.batches(split, 1, dtype=next(model.parameters()).dtype)
+    probabilities, classes = model(batch.images).softmax(1)[0].topk(TOP)
     return [(names[number], value) for number, value in zip(classes.tolist(), probabilities.tolist(), strict=True)]
 
 

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import importlib.util
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -71,19 +72,22 @@ def our_epoch(file: str, args: argparse.Namespace):
 
     import data
     import train
+    from callbacks import Plateau
+    from metrics import Objective
     from model import build_model, parameter_groups
     from optim import Adam
 
-    train.prepare_cpu()
-    torch.backends.cudnn.allow_tf32 = False
+    train.set_up_torch(threads=None, tf32=False, deterministic=False)
     training, validation = parts_on(file, args.device)
     model = build_model(args.model).to(args.device, memory_format=torch.channels_last)
-    optimizer, objective = Adam(parameter_groups(model, L2), RATE), train.Objective(L2)
+    optimizer, objective = Adam(parameter_groups(model, L2), RATE), Objective(L2)
+    schedule = Plateau(optimizer, min_lr=0.0, factor=0.5, patience=3)
+    epochs = itertools.count()
 
     def learn() -> None:
-        order = torch.randperm(len(training)).to(args.device)
-        views = data.random_views(len(training)).to(args.device) if args.model != "baseline" else None
-        train.train_epoch(model, optimizer, training, order, BATCH, objective, train.tqdm(disable=True), views)
+        shift = 4 if model.augmented else None
+        draws = data.draw(len(training), seed=0, epoch=next(epochs), shift=shift)
+        train.train_epoch(model, data.batches(training, BATCH, *draws), objective, optimizer, schedule)
 
     return learn, lambda: train.evaluate(model, validation, objective)
 
@@ -104,7 +108,11 @@ def loaders(file: str, args: argparse.Namespace):
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
 
-    augment = [transforms.RandomCrop(32, padding=4, padding_mode="reflect"), transforms.RandomHorizontalFlip()]
+    from model import MODELS
+
+    augment = []
+    if MODELS[args.model].augmented:
+        augment = [transforms.RandomCrop(32, padding=4, padding_mode="reflect"), transforms.RandomHorizontalFlip()]
 
     class Pictures(Dataset):
         """Images as `torchvision.datasets.CIFAR10` hands them out."""
@@ -119,7 +127,7 @@ def loaders(file: str, args: argparse.Namespace):
             return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
     training, validation = parts_on(file, "cpu")
-    first = transforms.Compose([*augment * (args.model != "baseline"), transforms.ToTensor()])
+    first = transforms.Compose([*augment, transforms.ToTensor()])
     return (
         DataLoader(Pictures(training, first), BATCH, shuffle=True, num_workers=args.workers),
         DataLoader(Pictures(validation, transforms.ToTensor()), BATCH, num_workers=args.workers),
@@ -130,11 +138,14 @@ def tutorial_network(name: str):
     """Return the network as a tutorial writes it: NCHW, ReLU then pool."""
     from torch import nn
 
-    from model import build_model
+    from model import Network, build_model
+
+    class Tutorial(nn.Sequential, Network):
+        """What parameter_groups asks of a network."""
 
     if name != "baseline":
         return build_model(name)
-    return nn.Sequential(
+    return Tutorial(
         nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(4096, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10),
@@ -287,7 +298,9 @@ def profile(file: str, args: argparse.Namespace) -> None:
 
     learn, _ = our_epoch(file, args)
     learn()
-    kinds = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (args.device != "cpu")]
+    kinds = [ProfilerActivity.CPU]
+    if args.device != "cpu":
+        kinds.append(ProfilerActivity.CUDA)
     with profiler(activities=kinds) as recorded:
         learn()
     device = "cpu" if args.device == "cpu" else "cuda"
@@ -379,15 +392,15 @@ def main() -> None:
     import torch
 
     import data
-    import runs
-    import train
-    from flags import Parser, number
+    from harness import environment, files
+    from harness.console import Parser, number
+    from harness.errors import BadInput, Unavailable
 
     whole = number(int, "[1, 1000000]")
     parser = Parser(prog="epoch.py", description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="synthetic", help="as for train.py")
     parser.add_argument("--model", choices=("baseline", "improved"), default="baseline", help="network")
-    parser.add_argument("--device", type=train.device_type, default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--device", type=environment.device, default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--rounds", type=whole, default=5, help="timed rounds, after one to warm up")
     parser.add_argument("--images", type=whole, help="so many training images at most, validation's among them")
     parser.add_argument("--workers", type=number(int, "[0, 256]"), default=0, help="the DataLoaders'")
@@ -401,10 +414,10 @@ def main() -> None:
         arrays = data.load(args.data)
         arrays = arrays._replace(x_train=arrays.x_train[: args.images], y_train=arrays.y_train[: args.images])
         training, _ = data.split_validation(arrays.x_train, arrays.y_train, 0.2)
-    except (data.DataError, data.DataUnavailableError) as error:
+    except (BadInput, Unavailable) as error:
         parser.error(str(error))
     steps = -(-len(training) // BATCH)
-    environment = runs.environment(torch.device(args.device))
+    machine = environment.describe(torch.device(args.device))
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/images.npz"
         np.savez(file, **arrays._asdict())
@@ -429,9 +442,9 @@ def main() -> None:
                 wheels = {package: installed[package][0] for package in PEERS[name]}  # tensorflow's is tensorflow-cpu
                 versions |= {wheel: importlib.metadata.version(wheel) for wheel in wheels.values()}
         contenders[CEILING] = matrix_products
-        versions |= environment["versions"]
+        versions |= machine["versions"]
         said = ", ".join(f"{package} {version}" for package, version in versions.items())
-        where = f"{environment['device_name']}, {environment['threads']} threads"
+        where = f"{machine['device_name']}, {machine['threads']} threads"
         print(f"{args.model}, {data.describe(args.data)}, {len(training):,} training images, batch {BATCH}; {where}")
         print(f"{said}, {args.workers} DataLoader workers", flush=True)
         told = alternate(contenders, file, args)
@@ -439,8 +452,8 @@ def main() -> None:
     flop = flop_per_step(args.model)
     print("", table(told, steps, flop), sep="\n")
     if args.json:
-        figures = {"arguments": vars(args) | {"json": str(args.json), "picture": str(args.picture)}, **environment}
-        runs.write_json(args.json, figures | {"versions": versions, "flop_per_step": flop, "seconds": told})
+        figures = {"arguments": vars(args) | {"json": str(args.json), "picture": str(args.picture)}, **machine}
+        files.write_json(args.json, figures | {"versions": versions, "flop_per_step": flop, "seconds": told})
     if args.picture:
         title = f"{args.model}, {len(training):,} training images, {where}, {args.rounds} alternating rounds"
         picture(told, title, args.picture)

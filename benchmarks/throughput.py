@@ -37,22 +37,23 @@ def main() -> None:
     import torch
 
     import data
-    import train
-    from flags import Parser, number
+    from harness import environment
+    from harness.console import Parser, number
+    from harness.errors import BadInput, Unavailable
 
     whole = number(int, "[1, 1000000]")
     parser = Parser(prog="throughput.py", description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=whole, nargs="+", default=[1, 2, 4, 8, 16], help="how many")
     parser.add_argument("--data", default="synthetic", help="as for train.py")
     parser.add_argument("--model", choices=("baseline", "improved"), default="baseline", help="network")
-    parser.add_argument("--device", type=train.device_type, default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--device", type=environment.device, default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--epochs", type=whole, default=3, help="timed ones, after one to warm up")
     args = parser.parse_args()
     args.device = str(args.device)
     try:
         arrays = data.load(args.data)
         training, _ = data.split_validation(arrays.x_train, arrays.y_train, 0.2)
-    except (data.DataError, data.DataUnavailableError) as error:
+    except (BadInput, Unavailable) as error:
         parser.error(str(error))
     cores, context, base = torch.get_num_threads(), multiprocessing.get_context("spawn"), None
     print("| processes | threads each | images per second, together | times the first row |\n|---|---|---|---|")

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from callbacks import EarlyStopping, per_step_schedule, reduce_lr_on_plateau
+from callbacks import SCHEDULES, EarlyStopping, Plateau
 
 # Losses are whole multiples of 1/16384: float32 holds them exactly, neighbours are 6.1e-5 apart (less than
 # min_delta) and next neighbours 1.2e-4 (more), and ties are common.
@@ -56,13 +56,13 @@ def in_keras(model, losses, lr, patience, lr_patience, factor, min_lr):
 def in_ours(losses, lr, patience, lr_patience, factor, min_lr):
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=float(np.float32(lr)))
     early_stopping = EarlyStopping(patience)
-    plateau = reduce_lr_on_plateau(optimizer, factor, lr_patience, float(np.float32(min_lr)))
+    plateau = Plateau(optimizer, factor=factor, patience=lr_patience, min_lr=float(np.float32(min_lr)))
     rates = []
     for epoch, loss in enumerate(losses):
         if early_stopping.update(epoch, {"val_loss": loss}):
             best = epoch
-        plateau.step(loss)
-        rates.append(optimizer.param_groups[0]["lr"])
+        plateau.after_epoch(loss)
+        rates.append(plateau.rate)
         if early_stopping.should_stop:
             break
     assert best == early_stopping.best_epoch
@@ -144,12 +144,12 @@ def test_early_stopping_watches_the_metric_it_is_told_to():
 def rates_of(schedule, steps, lr=1e-2, min_lr=1e-4):
     """The rates that `steps` optimizer steps are taken with, and the one after them."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr)
-    scheduler = per_step_schedule(schedule, optimizer, steps, min_lr)
-    rates = [optimizer.param_groups[0]["lr"]]
+    scheduler = SCHEDULES[schedule](optimizer, steps=steps, min_lr=min_lr, factor=0.5, patience=3)
+    rates = [scheduler.rate]
     for _ in range(steps):
         optimizer.step()
-        scheduler.step()
-        rates.append(optimizer.param_groups[0]["lr"])
+        scheduler.after_step()
+        rates.append(scheduler.rate)
     return rates
 
 

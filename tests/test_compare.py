@@ -9,7 +9,8 @@ from PIL import Image
 from scipy import stats
 
 import compare
-import runs
+from harness import intervals
+from harness.histories import Training
 
 HEADER = "epoch,accuracy,learning_rate,loss,val_accuracy,val_loss"
 EPOCHS = [
@@ -60,7 +61,7 @@ def row(text, name):
 
 @pytest.mark.parametrize("freedom", [1, 1.3, 2, 2.7, 3, 5, 9, 17.5, 60, 1000, 1e6])
 def test_the_t_quantile_is_scipy_s(freedom):
-    assert compare.t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-8)
+    assert intervals.t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-8)
 
 
 def test_one_run_of_each_is_described_figure_by_figure(make_run, result):
@@ -287,5 +288,5 @@ def test_a_metric_that_is_no_number_is_one_clear_line(value, make_run, tmp_path,
 
 def test_a_rate_that_a_schedule_lowers_with_each_step_is_no_cut():
     history = {"loss": [2.0, 1.0, 0.5], "learning_rate": [1e-3, 5e-4, 2e-4]}
-    assert compare.learning_rate_cuts(runs.Run("r", history, {"schedule": "plateau"})) == [1, 2]
-    assert compare.learning_rate_cuts(runs.Run("r", history, {"schedule": "cosine"})) is None
+    assert compare.learning_rate_cuts(Training("r", history, {"schedule": "plateau"})) == [1, 2]
+    assert compare.learning_rate_cuts(Training("r", history, {"schedule": "cosine"})) is None

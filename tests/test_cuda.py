@@ -9,9 +9,14 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook
 
 import data
-import runs
+import metrics
+import options
 import train
-from model import build_model
+from callbacks import SCHEDULES
+from harness import histories
+from harness.run import CHECKPOINT, ERROR, HISTORY, WEIGHTS
+from model import build_model, parameter_groups
+from optim import OPTIMIZERS
 
 # What makes the host wait for a GPU; bincount looks for the greatest value.
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "bincount", "__bool__", "__int__", "__float__", "__index__")
@@ -38,32 +43,33 @@ def waits(monkeypatch):
 
 @pytest.mark.parametrize("flags", ["", "--model improved --augment --optimizer sgd --lookahead --schedule onecycle"])
 def test_the_host_waits_for_the_device_as_often_in_a_long_epoch_as_in_a_short_one(flags, npz, waits, monkeypatch):
-    args = train.parse_arguments(flags.split())
+    given = options.parse(flags.split())
     arrays = data.load(str(npz))
 
     def counted(images, every):
-        monkeypatch.setitem(train.CHECK_EVERY, "cpu", every)
+        monkeypatch.setitem(metrics.CHECK_EVERY, "cpu", every)
         part = data.as_split(arrays.x_train[:images], arrays.y_train[:images])
-        model = build_model(args.model)
-        optimizer = train.make_optimizer(model, args)
-        schedule = train.per_step_schedule(args.schedule, optimizer, 99, 0.0) if args.schedule != "plateau" else None
-        views = data.random_views(images) if args.augment else None
+        model = build_model(given.model)
+        optimizer = OPTIMIZERS[given.optimizer](parameter_groups(model, given.l2), given.lr, given.lookahead)
+        schedule = SCHEDULES[given.schedule](optimizer, steps=99, min_lr=0.0, factor=0.5, patience=3)
+        draws = data.draw(images, seed=0, epoch=0, shift=given.shift if given.augment else None)
+        objective = metrics.Objective(given.l2)
         waits.clear()
-        bar, objective = train.tqdm(disable=True), train.objective_of(args)
-        train.train_epoch(model, optimizer, part, torch.randperm(images), 16, objective, bar, views, schedule)
+        train.train_epoch(model, data.batches(part, 16, *draws), objective, optimizer, schedule)
         train.evaluate(model, part, objective)
         return dict(waits)
 
     short = counted(32, every=100)
     assert sum(short.values()) < 15  # a few figures, read when the epoch is over
     assert counted(320, every=100) == short
-    assert counted(320, every=1)["tolist"] == short["tolist"] + 20  # that many are seen where there are any
+    # That many are seen where there are any: 20 steps, and the evaluation's two batches.
+    assert counted(320, every=1)["tolist"] == short["tolist"] + 22
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), "Pass a smaller --batch-size"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), "pass a smaller --batch-size"),
         (torch.AcceleratorError("CUDA error: device lost\nmore"), "the device failed (CUDA error: device lost)"),
     ],
 )
@@ -71,7 +77,7 @@ def test_a_device_that_fails_ends_the_run_with_one_line_and_keeps_what_was_finis
     error, message, finished, npz, tmp_path, capsys, monkeypatch
 ):
     out = shutil.copytree(finished, tmp_path / "run")
-    before = (out / runs.CHECKPOINT).read_bytes()
+    before = (out / CHECKPOINT).read_bytes()
 
     def failing(*_):
         raise error
@@ -80,8 +86,8 @@ def test_a_device_that_fails_ends_the_run_with_one_line_and_keeps_what_was_finis
     assert train.main(["--data", str(npz), "--epochs", "3", "--out", str(out), "--resume"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
-    assert (out / runs.CHECKPOINT).read_bytes() == before
-    assert str(error).splitlines()[0] in (out / runs.ERROR).read_text()
+    assert (out / CHECKPOINT).read_bytes() == before
+    assert str(error).splitlines()[0] in (out / ERROR).read_text()
 
 
 def test_tf32_is_off_unless_asked_for(npz, tmp_path):
@@ -103,7 +109,7 @@ def test_a_deterministic_run_on_the_cpu_is_the_usual_run_to_the_bit(npz, tmp_pat
     finally:
         handle.remove()
         torch.use_deterministic_algorithms(False)
-    for name in (runs.HISTORY, runs.WEIGHTS):
+    for name in (HISTORY, WEIGHTS):
         assert (tmp_path / "usual" / name).read_bytes() == (tmp_path / "deterministic" / name).read_bytes()
 
 
@@ -125,7 +131,7 @@ def same_histories(npz, tmp_path, flags, other_flags, tolerance):
     arguments = ["--data", str(npz), "--dropout", "0", "--out"]
     assert train.main([*arguments, str(tmp_path / "one"), *flags]) == 0
     assert train.main([*arguments, str(tmp_path / "other"), *other_flags]) == 0
-    one, other = (runs.read(tmp_path / name).history for name in ("one", "other"))
+    one, other = (histories.read(tmp_path / name).history for name in ("one", "other"))
     for column in ("loss", "val_loss", "learning_rate"):
         assert other[column] == pytest.approx(one[column], rel=tolerance), column
 
@@ -155,7 +161,7 @@ def test_a_deterministic_run_on_cuda_is_resumed_to_the_bit(model, npz, tmp_path)
     for epochs in ("1", "3"):
         assert train.main([*arguments, str(tmp_path / "run"), "--epochs", epochs, "--resume"]) == 0
     assert train.main([*arguments, str(tmp_path / "whole"), "--epochs", "3"]) == 0
-    for name in (runs.HISTORY, runs.WEIGHTS):
+    for name in (HISTORY, WEIGHTS):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 

@@ -19,6 +19,7 @@ from torchvision.datasets import CIFAR10
 
 import data
 import train
+from harness.errors import BadInput, Unavailable
 
 # --- the validation split and the batches ---------------------------------------------------------------------------
 
@@ -31,7 +32,7 @@ def test_the_validation_part_is_keras_s_the_last_images_unshuffled(n, fraction):
     try:
         expected = train_validation_split((images, labels), validation_split=fraction)
     except ValueError:  # one part is empty
-        with pytest.raises(data.DataError, match="--validation-split"):
+        with pytest.raises(BadInput, match="--validation-split"):
             data.split_validation(images, labels, fraction)
         return
     for ours, theirs in zip(data.split_validation(images, labels, fraction), expected, strict=True):
@@ -47,31 +48,31 @@ def split():
 
 def test_batches_hold_the_notebook_s_pixels_to_the_bit(split):
     notebook = split.images.numpy().astype("float32") / 255.0  # (N, 32, 32, 3)
-    ours = torch.cat([images for images, _ in data.batches(split, 64)])
+    ours = torch.cat([batch.images for batch in data.batches(split, 64)])
     assert ours.dtype == torch.float32
     assert np.array_equal(ours.permute(0, 2, 3, 1), notebook)
 
 
 def test_every_pixel_value_is_scaled_as_numpy_does():
     every = np.resize(np.arange(256, dtype=np.uint8), (1, 32, 32, 3))
-    ((images, _),) = data.batches(data.as_split(every, np.array([0])), 1)
-    assert np.array_equal(images.permute(0, 2, 3, 1), every.astype("float32") / 255.0)
+    (batch,) = data.batches(data.as_split(every, np.array([0])), 1)
+    assert np.array_equal(batch.images.permute(0, 2, 3, 1), every.astype("float32") / 255.0)
 
 
 def test_an_epoch_holds_each_image_once_in_the_order_given_and_keeps_the_short_last_batch(split):
     order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
     parts = list(data.batches(split, 64, order))
-    assert [len(labels) for _, labels in parts] == [64, 64, 22]
-    assert torch.equal(torch.cat([labels for _, labels in parts]), split.labels[order])
-    together = torch.cat([images for images, _ in parts])
+    assert [len(batch.labels) for batch in parts] == [batch.size for batch in parts] == [64, 64, 22]
+    assert torch.equal(torch.cat([batch.labels for batch in parts]), split.labels[order])
+    together = torch.cat([batch.images for batch in parts])
     assert torch.equal((together * 255).round().to(torch.uint8).permute(0, 2, 3, 1), split.images[order])
 
 
 def test_batches_are_channels_last_in_memory_and_leave_the_stored_images_alone(split):
     before = split.images.clone()
     for order in (None, torch.arange(150)):
-        for images, _ in data.batches(split, 64, order):
-            assert images.is_contiguous(memory_format=torch.channels_last)
+        for batch in data.batches(split, 64, order):
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(split.images, before)
 
 
@@ -90,7 +91,7 @@ def legal_views(image):
 
 
 def augmented(split, views, order=None):
-    batches = [images for images, _ in data.batches(split, 64, order, views=views)]
+    batches = [batch.images for batch in data.batches(split, 64, order, views)]
     return (torch.cat(batches) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
@@ -100,7 +101,7 @@ def test_every_augmented_image_is_one_of_its_legal_views_and_a_function_of_the_s
     views = data.random_views(150)
     torch.manual_seed(1)
     again = data.random_views(150)
-    assert all(map(torch.equal, views, again))
+    assert torch.equal(views, again)
     in_order = augmented(split, views, order)
     for image, seen in zip(split.images[order].numpy(), in_order, strict=True):
         assert seen.tobytes() in legal_views(image)
@@ -131,7 +132,7 @@ def test_a_shift_of_nothing_leaves_the_image_and_its_mirror_image(split):
 
 def test_augmentation_leaves_labels_layout_and_the_stored_images_alone(split):
     before = split.images.clone()
-    for images, labels in data.batches(split, 150, views=data.random_views(150)):
+    for images, labels, _ in data.batches(split, 150, views=data.random_views(150)):
         assert images.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(labels, split.labels)
     assert torch.equal(split.images, before)
@@ -169,7 +170,7 @@ WRONG_ARRAYS = {
 def test_wrong_arrays_are_refused_by_name(arrays, tmp_path, change, complaint):
     path = tmp_path / "wrong.npz"
     np.savez(path, **arrays | change)
-    with pytest.raises(data.DataError) as error:
+    with pytest.raises(BadInput) as error:
         data.load(str(path))
     assert complaint in str(error.value)
     assert str(path) in str(error.value)
@@ -179,7 +180,7 @@ def test_wrong_arrays_are_refused_by_name(arrays, tmp_path, change, complaint):
 def test_a_missing_array_is_named(arrays, tmp_path):
     path = tmp_path / "less.npz"
     np.savez(path, **{name: array for name, array in arrays.items() if name != "y_test"})
-    with pytest.raises(data.DataError, match="no array y_test in it"):
+    with pytest.raises(BadInput, match="no array y_test in it"):
         data.load(str(path))
 
 
@@ -202,7 +203,7 @@ UNREADABLE = {
 def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
     path = tmp_path / "foreign.npz"
     path.write_bytes(content)
-    with pytest.raises(data.DataError, match="not a readable"):
+    with pytest.raises(BadInput, match="not a readable"):
         data.load(str(path))
 
 
@@ -211,7 +212,7 @@ def test_a_truncated_npz_is_refused(npz, tmp_path, part):
     path = tmp_path / "cut.npz"
     whole = npz.read_bytes()
     path.write_bytes(whole[: int(part * len(whole))])
-    with pytest.raises(data.DataError, match="not a readable"):
+    with pytest.raises(BadInput, match="not a readable"):
         data.load(str(path))
 
 
@@ -220,17 +221,17 @@ def test_a_damaged_npz_is_refused(npz, tmp_path):
     content = bytearray(npz.read_bytes())
     content[len(content) // 3] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(data.DataError, match="not a readable"):
+    with pytest.raises(BadInput, match="not a readable"):
         data.load(str(path))
 
 
 def test_a_path_that_is_neither_folder_nor_npz_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     for name, complaint in (("notes.txt", "neither a folder nor an"), ("none.npz", "no such file")):
-        with pytest.raises(data.DataError, match=complaint):
+        with pytest.raises(BadInput, match=complaint):
             data.load(str(tmp_path / name))
     (tmp_path / "folder.npz").mkdir()
-    with pytest.raises(data.DataError, match="not a readable"):
+    with pytest.raises(BadInput, match="not a readable"):
         data.load(str(tmp_path / "folder.npz"))
 
 
@@ -378,7 +379,7 @@ def test_an_archive_with_a_member_outside_its_folder_writes_nothing_there(name, 
 def test_a_download_that_broke_off_is_not_taken_for_whole_and_the_next_run_mends_it(server, tmp_path):
     folder = tmp_path / "data"
     server.breaks_off = True
-    with pytest.raises(data.DataUnavailableError):
+    with pytest.raises(Unavailable):
         data.load(str(folder))
     assert not (folder / server.archive.name).exists()
     server.breaks_off = False

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
+import metrics
 import model
 import train
-from callbacks import reduce_lr_on_plateau
+from callbacks import Plateau
 from data import synthetic
 from model import build_model
 from optim import Adam
@@ -52,7 +53,7 @@ def last_epoch(data_file, out, *flags):
 
 
 class TorchsAdam(Adam):
-    def _update(self):
+    def update(self):
         torch.optim.Adam.step(self)
 
 
@@ -79,18 +80,18 @@ def torch_s_initialisers(name, dropout):
 
 
 @pytest.mark.parametrize(
-    ("number", "name", "replacement"),
+    ("number", "module", "name", "replacement"),
     [
-        (1, "OPTIMIZERS", {"adam": TorchsAdam}),
-        (2, "parameter_groups", weight_decay_everywhere),
-        (3, "l2_penalty", no_penalty),
-        (6, "build_model", torch_s_initialisers),
+        (1, train, "OPTIMIZERS", {"adam": TorchsAdam}),
+        (2, train, "parameter_groups", weight_decay_everywhere),
+        (3, metrics, "l2_penalty", no_penalty),
+        (6, train, "build_model", torch_s_initialisers),
     ],
 )
 def test_left_out_a_difference_in_training_moves_val_loss(
-    number, name, replacement, whole, data_file, tmp_path, monkeypatch
+    number, module, name, replacement, whole, data_file, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(train, name, replacement)
+    monkeypatch.setattr(module, name, replacement)
     without = last_epoch(data_file, tmp_path / "without", "--dtype", "float64")
     assert without["val_loss"] - whole["val_loss"] == pytest.approx(STATED[number], rel=0.05)
 
@@ -107,14 +108,14 @@ def epochs_of_cuts(plateau, losses):
 
 
 def test_left_out_the_shorter_patience_delays_the_first_cut():
-    ours = reduce_lr_on_plateau(torch.optim.SGD([torch.zeros(1)], lr=1e-3), factor=0.5, patience=3, min_lr=1e-6)
+    ours = Plateau(torch.optim.SGD([torch.zeros(1)], lr=1e-3), factor=0.5, patience=3, min_lr=1e-6)
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(ours.optimizer, factor=0.5, patience=3)
     assert epochs_of_cuts(theirs, [1.0] * 6)[0] - epochs_of_cuts(ours, [1.0] * 6)[0] == STATED[4]
 
 
 def test_left_out_the_absolute_threshold_makes_cuts_that_keras_does_not_make():
     losses = [2.0 - 0.00005 * epoch for epoch in range(20)]
-    ours = reduce_lr_on_plateau(torch.optim.SGD([torch.zeros(1)], lr=1e-3), factor=0.5, patience=3, min_lr=1e-6)
+    ours = Plateau(torch.optim.SGD([torch.zeros(1)], lr=1e-3), factor=0.5, patience=3, min_lr=1e-6)
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(ours.optimizer, factor=0.5, patience=2)
     assert epochs_of_cuts(ours, losses) == []
     assert len(epochs_of_cuts(theirs, losses)) == STATED[5]

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-import runs
+import data
 import train
+from harness import distributed, histories
+from harness.run import BEST_WEIGHTS, CHECKPOINT, CONFIG, ERROR, HISTORY, METRICS, WEIGHTS
 from model import build_model, to_keras_weights
 
 # Nothing random but order and augmentation, which are functions of seed and epoch; 76 images in batches of 15, so that
@@ -60,13 +62,13 @@ def finish(processes, seconds=120):
 
 
 def assert_equal_runs(one, other):
-    first, second = runs.read(one), runs.read(other)
+    first, second = histories.read(one), histories.read(other)
     for column, values in first.history.items():
         np.testing.assert_allclose(second.history[column], values, rtol=TOLERANCE, atol=0, err_msg=column)
     for figure in ("test_loss", "test_accuracy"):
         assert second.metrics[figure] == pytest.approx(first.metrics[figure], rel=TOLERANCE)
     assert second.metrics["test_confusion"] == first.metrics["test_confusion"]
-    with np.load(one / runs.BEST_WEIGHTS) as ours, np.load(other / runs.BEST_WEIGHTS) as theirs:
+    with np.load(one / BEST_WEIGHTS) as ours, np.load(other / BEST_WEIGHTS) as theirs:
         for name, array in ours.items():
             np.testing.assert_allclose(theirs[name], array, rtol=0, atol=TOLERANCE, err_msg=name)
 
@@ -85,7 +87,7 @@ def test_several_processes_train_what_one_trains(size, flags, group, few, tmp_pa
     assert finish(processes) == [0] * size, logs[0].read_text()
     assert train.main([*arguments, str(tmp_path / "one")]) == 0
     assert_equal_runs(tmp_path / "one", tmp_path / "several")
-    assert json.loads((tmp_path / "several" / runs.CONFIG).read_text())["processes"] == size
+    assert json.loads((tmp_path / "several" / CONFIG).read_text())["processes"] == size
     # One process writes and prints.
     assert len(re.findall(r"^Epoch \d/2 - 6/6", logs[0].read_text(), re.MULTILINE)) == 2
     assert [log.read_text() for log in logs[1:]] == [""] * (size - 1)
@@ -100,7 +102,7 @@ def test_a_run_goes_on_with_another_number_of_processes(group, few, tmp_path):
         assert size > 1 or train.main(now) == 0
     assert train.main([*arguments, "--epochs", "3", "--out", str(tmp_path / "whole")]) == 0
     assert_equal_runs(tmp_path / "whole", tmp_path / "run")
-    changed = runs.read(tmp_path / "run").metrics["bits_changed"]
+    changed = histories.read(tmp_path / "run").metrics["bits_changed"]
     assert "processes 1 instead of 2" in changed[0]
     assert "processes 3 instead of 1" in changed[1]
 
@@ -119,7 +121,7 @@ def wait_for(path, processes, seconds=60):
 def test_a_process_that_dies_ends_the_others_within_30_seconds_and_the_run_can_go_on(group, npz, tmp_path):
     out = tmp_path / "run"
     processes, logs = group(3, ["--data", npz, *LONG, "--out", out])
-    wait_for(out / runs.CHECKPOINT, processes)
+    wait_for(out / CHECKPOINT, processes)
     processes[1].kill()
     killed = time.monotonic()
     assert finish(processes, 30) == [1, -signal.SIGKILL, 1]
@@ -128,8 +130,8 @@ def test_a_process_that_dies_ends_the_others_within_30_seconds_and_the_run_can_g
     assert "another process has ended or does not answer" in message
     assert "to go on: the same torchrun command with --resume" in message
     assert logs[2].read_text() == ""
-    assert "LostError" in (out / runs.ERROR).read_text()
-    finished = runs.read(out).history["loss"]
+    assert "Lost: " in (out / ERROR).read_text()
+    finished = histories.read(out).history["loss"]
     arguments = ["--data", npz, "--epochs", len(finished) + 1, "--patience", "500", "--quiet", "--out", out, "--resume"]
     processes, _ = group(2, arguments, "again")
     assert finish(processes) == [2, 1]  # refused: --epochs may only grow
@@ -144,7 +146,7 @@ def test_a_process_that_dies_ends_the_others_within_30_seconds_and_the_run_can_g
     *_, message = logs[0].read_text().splitlines()
     assert "interrupted by SIGTERM" in message
     assert logs[1].read_text() == ""
-    assert runs.read(out).history["loss"][: len(finished)] == finished
+    assert histories.read(out).history["loss"][: len(finished)] == finished
 
 
 def test_bad_input_and_a_diverging_loss_end_all_processes_with_one_line(group, npz, finished, tmp_path):
@@ -189,10 +191,10 @@ def test_a_loss_that_is_not_finite_is_placed_in_the_batch_of_the_whole(size, gro
 
 
 def test_each_process_draws_dropout_masks_of_its_own(npz, tmp_path, monkeypatch):
-    seeds, seed_torch = [], train.seed_torch
-    monkeypatch.setattr(train, "seed_torch", lambda *entropy: seeds.append(entropy) or seed_torch(*entropy))
-    monkeypatch.setattr(train.distributed, "rank", lambda: 1)
-    monkeypatch.setattr(train.distributed, "size", lambda: 2)
+    seeds, seed_torch = [], data.seed_torch
+    monkeypatch.setattr(data, "seed_torch", lambda *entropy: seeds.append(entropy) or seed_torch(*entropy))
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "size", lambda: 2)
     assert train.main(["--data", str(npz), "--epochs", "2", "--seed", "7", "--out", str(tmp_path / "run")]) == 0
     assert seeds == [(7, 0), (7, 1), (7, 1, 1), (7, 2), (7, 2, 1)]
 
@@ -211,7 +213,7 @@ def test_torchrun_runs_the_command(npz, tmp_path):
     assert process.returncode == 0, process.stderr
     assert "1 threads in each of 2 processes" in process.stdout
     assert process.stdout.count("Test accuracy: ") == 1
-    assert (tmp_path / "run" / runs.METRICS).exists()
+    assert (tmp_path / "run" / METRICS).exists()
 
 
 def test_a_run_on_two_processes_is_resumed_to_the_same_bits(group, few, tmp_path):
@@ -220,6 +222,6 @@ def test_a_run_on_two_processes_is_resumed_to_the_same_bits(group, few, tmp_path
         now = [*arguments, "--epochs", epochs, "--out", tmp_path / name, "--resume"]
         processes, logs = group(2, now, f"{name}-{epochs}")
         assert finish(processes) == [0, 0], logs[0].read_text()
-    for name in (runs.HISTORY, runs.WEIGHTS):
+    for name in (HISTORY, WEIGHTS):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert runs.read(tmp_path / "run").metrics["bits_changed"] == []
+    assert histories.read(tmp_path / "run").metrics["bits_changed"] == []

@@ -14,8 +14,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import data
-import runs
+import options
 import train
+from callbacks import EarlyStopping, History
+from harness import checkpoint, histories
+from harness.errors import BadInput
 from optim import Adam
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -197,6 +200,11 @@ def test_hostile_input_is_refused(argument, prepare, words, place, capsys):
     refuses(place, capsys, [argument], words)
 
 
+def moments(state):
+    """What the optimizer of a saved tree knows of the first parameter."""
+    return state["optimizer"]["state"][0]
+
+
 def damaged(change):
     """Prepare a checkpoint in which `change` has been at work on the saved tree."""
 
@@ -262,11 +270,15 @@ RUN = {
         ["run/checkpoint.pt", "its format is None", ANOTHER],
     ),
     "checkpoint: from a future version": (
-        damaged(lambda state: state.update(format=runs.CHECKPOINT_FORMAT + 1)),
-        ["its format is 4, this version of the project reads 3", ANOTHER],
+        damaged(lambda state: state.update(format=5)),
+        ["its format is 5, this version of the project reads 4", ANOTHER],
+    ),
+    "checkpoint: from an earlier version": (
+        damaged(lambda state: state.update(format=3)),
+        ["its format is 3, this version of the project reads 4", ANOTHER],
     ),
     "checkpoint: a pickled payload": (
-        damaged(lambda state: state.update(bits=Payload())),
+        damaged(lambda state: state["run"].update(bits=Payload())),
         ["run/checkpoint.pt: holds more than plain data, nothing of it was run", ANOTHER],
     ),
     "checkpoint: a bare pickled payload": (
@@ -274,40 +286,68 @@ RUN = {
         ["run/checkpoint.pt: not a checkpoint", ANOTHER],
     ),
     "checkpoint: another network's shapes": (
-        damaged(lambda state: state["weights"].update({"conv1.weight": torch.zeros(64, 3, 3, 3)})),
-        ["weights.conv1.weight is (64, 3, 3, 3) torch.float32; it must be (32, 3, 3, 3) torch.float32", ANOTHER],
+        damaged(lambda state: state["model"].update({"conv1.weight": torch.zeros(64, 3, 3, 3)})),
+        ["model.conv1.weight is (64, 3, 3, 3) torch.float32; it must be (32, 3, 3, 3) torch.float32", ANOTHER],
     ),
     "checkpoint: another network's names": (
-        damaged(lambda state: state["weights"].pop("conv1.weight")),
-        ["it.weights has", ANOTHER],
+        damaged(lambda state: state["model"].pop("conv1.weight")),
+        ["it.model has", ANOTHER],
     ),
     "checkpoint: another dtype": (
-        damaged(lambda state: state["optimizer"]["exp_avg"].update({"conv1.bias": torch.zeros(32).double()})),
-        ["exp_avg.conv1.bias is (32,) torch.float64", ANOTHER],
+        damaged(lambda state: moments(state).update(exp_avg=moments(state)["exp_avg"].double())),
+        ["optimizer.state.0.exp_avg is (32, 3, 3, 3) torch.float64", ANOTHER],
     ),
     "checkpoint: NaN weights": (
-        damaged(lambda state: state["best_weights"]["conv1.bias"].fill_(float("nan"))),
-        ["best_weights.conv1.bias is not finite", ANOTHER],
+        damaged(lambda state: state["best"]["conv1.bias"].fill_(float("nan"))),
+        ["best.conv1.bias is not finite", ANOTHER],
     ),
     "checkpoint: sparse weights": (
-        damaged(lambda state: state["weights"].update({"conv1.bias": torch.zeros(32).to_sparse()})),
-        ["weights.conv1.bias is a Tensor", ANOTHER],
+        damaged(lambda state: state["model"].update({"conv1.bias": torch.zeros(32).to_sparse()})),
+        ["model.conv1.bias is a Tensor", ANOTHER],
     ),
     "checkpoint: a text for a number": (
         damaged(lambda state: state["schedule"].update(best="low")),
         ["schedule.best is 'low'", ANOTHER],
     ),
     "checkpoint: fewer epochs than it says": (
-        damaged(lambda state: state["history"].pop()),
-        ["its counts do not agree", ANOTHER],
+        damaged(lambda state: state["history"]["logs"].pop()),
+        ["its history has 1, 2 and 2 epochs", ANOTHER],
+    ),
+    "checkpoint: an epoch of other figures": (
+        damaged(lambda state: state["history"]["logs"][1].pop("val_loss")),
+        ["its history has other figures in some epoch", ANOTHER],
+    ),
+    "checkpoint: a loss that is a text": (
+        damaged(lambda state: state["history"]["logs"][1].update(loss="low")),
+        ["its history has 'low'", ANOTHER],
+    ),
+    "checkpoint: no epoch": (
+        damaged(lambda state: state.update(history={"logs": [], "learning_rates": [], "seconds": []})),
+        ["its history has 0, 0 and 0 epochs", ANOTHER],
+    ),
+    "checkpoint: a moment of another shape": (
+        damaged(lambda state: moments(state).update(exp_avg=torch.zeros(7))),
+        ["optimizer.state.0.exp_avg is (7,) torch.float32; it must be (32, 3, 3, 3)", ANOTHER],
+    ),
+    "checkpoint: moments of other parameters": (
+        damaged(lambda state: state["optimizer"]["param_groups"][0].update(params=[5, 99])),
+        ["optimizer.param_groups[0].params is [5, 99]", ANOTHER],
+    ),
+    "checkpoint: a best epoch that is a text": (
+        damaged(lambda state: state["early_stopping"].update(best_epoch="first")),
+        ["early_stopping.best_epoch is 'first'", ANOTHER],
+    ),
+    "checkpoint: no best epoch": (
+        damaged(lambda state: state["early_stopping"].update(best_epoch=None)),
+        ["early_stopping.best_epoch is None", ANOTHER],
     ),
     "checkpoint: a best epoch that never was": (
         damaged(lambda state: state["early_stopping"].update(best_epoch=2)),
         ["its counts do not agree", ANOTHER],
     ),
     "checkpoint: no step taken": (
-        damaged(lambda state: state["optimizer"].update(steps=0)),
-        ["its counts do not agree", ANOTHER],
+        damaged(lambda state: state["optimizer"]["param_groups"][0].update(steps=0)),
+        ["the optimizer has taken no step", ANOTHER],
     ),
     "checkpoint: a list": (
         lambda run: torch.save([1, 2], run / "checkpoint.pt"),
@@ -381,8 +421,8 @@ OTHER_FLAGS = {
 def test_every_flag_that_changes_the_result_is_refused_on_resuming_with_both_values(place, capsys):
     for flag, value in OTHER_FLAGS.items():
         refuses(place, capsys, ["--out", "run", "--resume", flag, *(value or "").split()], [flag, "was ", ANOTHER])
-    free = {f"--{name}" for name in runs.FREE_FLAGS}
-    assert free | set(OTHER_FLAGS) == {f"--{name.replace('_', '-')}" for name in vars(train.parse_arguments([]))}
+    deciding = options.parse([]).deciding()
+    assert {options.flag_of(name) for name in deciding} == set(OTHER_FLAGS)
 
 
 def test_other_initial_weights_under_the_same_name_are_refused_on_resuming(place, capsys):
@@ -413,7 +453,7 @@ ODD = {
 def test_odd_but_legal_data_give_a_run_with_finite_figures(change, place):
     change_arrays("odd.npz", **change)
     assert train.main(["--data", "odd.npz", "--epochs", "2", "--out", "odd"]) == 0
-    history = runs.read(place / "odd").history
+    history = histories.read(place / "odd").history
     assert np.isfinite(list(history.values())).all()
     assert len(history["loss"]) == 2
 
@@ -478,7 +518,7 @@ def small_npz():
 def test_any_bytes_as_npz_are_read_or_refused(content, tmp_path):
     path = tmp_path / "fuzz.npz"
     path.write_bytes(content)
-    arrays = refused_in_one_line(path, data.load_npz, data.DataError)
+    arrays = refused_in_one_line(path, data.load_npz, BadInput)
     if arrays is None:
         return
     assert arrays.x_train.dtype == np.uint8
@@ -486,44 +526,58 @@ def test_any_bytes_as_npz_are_read_or_refused(content, tmp_path):
     assert len(arrays.y_train) == len(arrays.x_train)
 
 
-def small_checkpoint():
-    """A checkpoint of the smallest model, and what it must look like."""
+class Nothing:
+    """A schedule without a state."""
+
+    def state_dict(self):
+        return {}
+
+
+def small_parts():
+    """The parts of a run of the smallest model, before its first epoch; the model, and its plain values."""
     model = torch.nn.Linear(1, 1)
-    like = train.checkpoint_like(model, Adam(model.parameters(), 1e-3), "plateau")
-    parameters = dict(model.named_parameters())
-    logs = dict.fromkeys(like["history"][0], 0.5)
-    state = {
-        "epoch": 1,
-        "weights": model.state_dict(),
-        "best_weights": model.state_dict(),
-        "optimizer": {"steps": 3} | {name: {k: v.detach() for k, v in parameters.items()} for name in Adam.MOMENTS},
-        "early_stopping": {"best": 0.5, "best_epoch": 0, "stopped_epoch": None, "wait": 0},
-        "schedule": {"best": 0.5, "num_bad_epochs": 0},
-        "history": [logs],
-        "learning_rates": [0.001],
-        "seconds": [1.0],
-        "bits": dict.fromkeys(like["bits"], "x") | {"threads": 1, "processes": 1},
-        "bits_changed": [],
-        "initial_weights": "x",
-    }
-    return state, like
+    optimizer = Adam(model.parameters(), 1e-3)
+    state = {"model": model, "best": model, "optimizer": optimizer, "schedule": Nothing()}
+    state |= {"early_stopping": EarlyStopping(5), "history": History()}
+    return state, {"bits": {"device": "cpu", "threads": 1}, "bits_changed": [], "initial_weights": "x"}
+
+
+def small_checkpoint():
+    """What is saved of such a run after an epoch of one step."""
+    state, plain = small_parts()
+    state["model"](torch.zeros(1, 1)).sum().backward()
+    state["optimizer"].step()
+    state["early_stopping"].update(0, {"val_loss": 0.5})
+    state["history"].append({"loss": 0.5, "val_loss": 0.5, "learning_rate": 0.001}, 0.001, 1.0)
+    return {"format": checkpoint.FORMAT, "run": plain} | {name: part.state_dict() for name, part in state.items()}
 
 
 def checkpoint_bytes():
     buffer = io.BytesIO()
-    torch.save({"format": runs.CHECKPOINT_FORMAT} | small_checkpoint()[0], buffer)
+    torch.save(small_checkpoint(), buffer)
     return buffer.getvalue()
+
+
+def load(path, state, plain):
+    """Read a checkpoint and load it, as a run does that is resumed."""
+    saved = checkpoint.read(path, state, plain)
+    with checkpoint.refusing(path):
+        for name in ("model", "optimizer", "early_stopping", "history"):
+            state[name].load_state_dict(saved[name])
+    return saved
 
 
 def reads_or_refuses(path):
     """Return what `path` holds if it is a checkpoint of the smallest model, None if it is refused."""
-    _, like = small_checkpoint()
-    state = refused_in_one_line(path, lambda path: runs.read_checkpoint(path, like), runs.RunError)
-    if state is None:
+    state, plain = small_parts()
+    saved = refused_in_one_line(path, lambda path: load(path, state, plain), BadInput)
+    if saved is None:
         return None
-    assert state.keys() == {"format", *like}
-    assert state["weights"]["weight"].shape == (1, 1)
-    return state
+    assert saved.keys() == {"format", "run", *state}
+    assert saved["model"]["weight"].shape == (1, 1)
+    assert len(state["history"]) > 0
+    assert state["optimizer"].param_groups[0]["steps"] > 0
+    return saved
 
 
 def test_a_checkpoint_is_refused_whichever_byte_it_is_cut_at(tmp_path):
@@ -561,9 +615,7 @@ PLAIN = st.recursive(
 @given(values=st.data())
 def test_any_plain_values_in_a_checkpoint_are_read_or_refused(values, tmp_path):
     path = tmp_path / "checkpoint.pt"
-    state, _ = small_checkpoint()
-    state["format"] = runs.CHECKPOINT_FORMAT
-    root = {"whole": state}
+    root = {"whole": small_checkpoint()}
     branch, name = root, "whole"
     while isinstance(branch[name], dict | list) and branch[name] and values.draw(st.booleans()):
         branch = branch[name]
@@ -585,7 +637,7 @@ TABLE = st.text("0123456789,.\r\n\"'-+einfalocs\0", max_size=100).map(lambda row
 def test_any_bytes_as_history_are_read_or_refused(content, tmp_path):
     path = tmp_path / "history.csv"
     path.write_bytes(content)
-    found = refused_in_one_line(path, runs.read, runs.RunError)
+    found = refused_in_one_line(path, histories.read, BadInput)
     if found is None:
         return
     history = found.history

@@ -17,7 +17,8 @@ from keras.src.backend.common import dtypes
 from keras.src.backend.torch import core
 
 import train
-from data import as_split, batches, synthetic
+from data import Batch, as_split, batches, synthetic
+from metrics import Objective, rounded
 from model import build_model, from_keras_weights, l2_penalty, parameter_groups, to_keras_weights
 from optim import Adam
 from reference import keras_notebook
@@ -66,7 +67,7 @@ def image_batches(dtype, count, size=32):
     """Batches of the stand-in: our images, our labels, Keras's images, Keras's one-hot labels."""
     arrays = synthetic()
     split = as_split(arrays.x_train[: count * size], arrays.y_train[: count * size])
-    for images, labels in batches(split, size, dtype=dtype):
+    for images, labels, _ in batches(split, size, dtype=dtype):
         yield images, labels, images.permute(0, 2, 3, 1).numpy(), keras.utils.to_categorical(labels, 10)
 
 
@@ -120,7 +121,7 @@ def test_loss_with_penalty_and_every_gradient_are_keras_s_to_1e_12(float64):
 
 def our_steps(network, dtype, count):
     """Take `count` steps as train.py does; returns the losses."""
-    optimizer = Adam(parameter_groups(network, 1e-3), lr=train.rounded(1e-3, dtype))
+    optimizer = Adam(parameter_groups(network, 1e-3), lr=rounded(1e-3, dtype))
     losses = []
     for images, labels, _, _ in image_batches(dtype, count):
         loss = F.cross_entropy(network(images), labels)
@@ -435,7 +436,8 @@ def test_the_improved_network_goes_five_steps_as_keras_s_does_running_statistics
 def test_labels_are_smoothed_as_keras_smooths_them():
     logits = torch.randn(20, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.arange(20) % 10
-    _, ours = train.Objective(l2=0.0, label_smoothing=0.1)(lambda images: images, logits, labels)
+    batch = Batch(logits, labels, len(labels))
+    _, ours = Objective(l2=0.0, label_smoothing=0.1)(lambda images: images, batch)
     smoothing = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
     one_hot = np.eye(10)[labels]
     assert ours.item() / 20 == pytest.approx(float(smoothing(one_hot, logits.numpy())), rel=1e-6)  # Keras's is float32

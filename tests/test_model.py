@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from data import synthetic
-from model import build_model, from_keras_weights, l2_penalty, l2_weights, parameter_groups, to_keras_weights
+from model import build_model, from_keras_weights, l2_penalty, parameter_groups, to_keras_weights
 from reference import keras_notebook
 
 
@@ -100,7 +100,7 @@ def test_the_first_loss_and_its_penalty_are_those_of_the_notebook():
 
 def test_l2_covers_the_convolution_kernels_and_nothing_else(network):
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    assert [names[id(weight)] for weight in l2_weights(network)] == ["conv1.weight", "conv2.weight"]
+    assert [names[id(weight)] for weight in network.l2_weights()] == ["conv1.weight", "conv2.weight"]
     groups = parameter_groups(network, 1e-3)
     assert sorted(names[id(p)] for group in groups for p in group["params"]) == sorted(names.values())
 
@@ -172,7 +172,7 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_copied(spoil, message,
 def test_the_whitening_layer_gives_patches_of_unit_variance_without_correlation_and_their_negatives():
     images = torch.from_numpy(synthetic().x_train[:500])
     network = build_model("whitened").double()
-    network.whiten(images)
+    network.prepare(images)
     seen = F.conv2d(images.permute(0, 3, 1, 2).double() / 255, network.kernel, network.bias)
     first, second = seen.transpose(0, 1).flatten(1).split(12)
     # The bias cancels the mean; what is added to small variances leaves the rest within 2 % of 1.
@@ -185,5 +185,5 @@ def test_the_whitening_layer_is_saved_and_not_trained():
     network = build_model("whitened")
     assert "kernel" in network.state_dict()
     assert "kernel" not in dict(network.named_parameters())
-    assert len(l2_weights(network)) == 6
+    assert len(network.l2_weights()) == 6
     assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)

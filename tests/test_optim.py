@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks import reduce_lr_on_plateau
+from callbacks import Plateau
 from optim import SGD, Adam
 
 STEPS = 60
@@ -97,7 +97,7 @@ def test_a_step_leaves_learning_rate_and_epsilon_as_they_were():
 def test_a_scheduler_s_cut_reaches_the_step():
     parameter = start(torch.float64)
     optimizer = Adam([parameter], lr=1e-3)
-    plateau = reduce_lr_on_plateau(optimizer, factor=0.5, patience=1, min_lr=0.0)
+    plateau = Plateau(optimizer, factor=0.5, patience=1, min_lr=0.0)
     plateau.step(1.0)
     plateau.step(1.0)
     assert optimizer.param_groups[0]["lr"] == 5e-4

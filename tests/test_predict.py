@@ -13,8 +13,8 @@ from PIL import Image
 from torch.nn.modules.module import register_module_forward_hook
 
 import predict
-import runs
 import train
+from harness.run import CONFIG
 from model import build_model
 
 
@@ -148,7 +148,7 @@ def test_an_empty_folder_and_a_missing_argument_are_one_line(finished, pictures,
 
 def test_a_run_of_the_stand_in_names_no_cifar_classes(finished, pictures, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
-    flags = json.loads((finished / runs.CONFIG).read_text())["flags"]
+    flags = json.loads((finished / CONFIG).read_text())["flags"]
     spoil_config(tmp_path / "run", flags=flags | {"data": "synthetic"})
     assert predict.main(["run", "pictures/a.png"]) == 0
     assert "airplane" not in capsys.readouterr().out

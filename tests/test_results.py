@@ -10,8 +10,8 @@ from conftest import ROOT
 from test_callbacks import in_keras, in_ours
 
 import compare
-import runs
-import train
+import options
+from harness import histories
 
 DOCS = ROOT / "docs"
 NOTEBOOK = {"lr": 1e-3, "patience": 5, "lr_patience": 3, "factor": 0.5, "min_lr": 1e-6}
@@ -19,7 +19,7 @@ NOTEBOOK = {"lr": 1e-3, "patience": 5, "lr_patience": 3, "factor": 0.5, "min_lr"
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "results").glob("[bik]*-seed*")), ids=lambda folder: folder.name)
 def test_a_kept_run_was_cut_and_stopped_where_both_libraries_callbacks_say(folder, keras_model):
-    run = runs.read(folder)
+    run = histories.read(folder)
     metrics = run.metrics
     found = (metrics["epochs"], metrics["best_epoch"] - 1, metrics["learning_rate_after_epoch"])
     assert found[0] == len(run.history["val_loss"])
@@ -51,7 +51,7 @@ def unwrapped(text):
 
 
 def test_the_table_of_what_it_reaches_is_of_the_kept_runs():
-    kept = [runs.read(folder).metrics for folder in sorted((ROOT / "results").glob("fast-seed*"))]
+    kept = [histories.read(folder).metrics for folder in sorted((ROOT / "results").glob("fast-seed*"))]
     (row,) = re.findall(
         r"^\| `python train.py --recipe fast` \| (\d) \| (\S+) ± (\S+) \| (\S+) ± (\S+) \|",
         (DOCS / "results.md").read_text(),
@@ -62,7 +62,7 @@ def test_the_table_of_what_it_reaches_is_of_the_kept_runs():
         values = [metrics[name] for metrics in kept]
         expected += [round(statistics.mean(values), 4), round(statistics.stdev(values), 4)]
     assert [float(figure) for figure in row] == expected
-    (mirrored,) = re.findall(r"([\d.]+) % test accuracy with mirror images", train.RECIPES["fast"].result)
+    (mirrored,) = re.findall(r"([\d.]+) % test accuracy with mirror images", options.RECIPES["fast"].result)
     assert float(mirrored) == round(100 * expected[3], 1)
 
 

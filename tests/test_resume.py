@@ -19,8 +19,11 @@ import torch
 from conftest import ROOT
 from torch.nn.modules.module import register_module_forward_hook
 
-import runs
+import data
 import train
+from harness import histories, lock
+from harness.errors import Diverged
+from harness.run import CHECKPOINT, CONFIG, EARLY_STOPPING, ERROR, HISTORY, LOCK
 
 SAME = ("history.csv", "best.pt", "best_weights.npz", "initial_weights.npz", "curves.png")
 ARGUMENTS = ["--epochs", "24", "--patience", "24", "--lr-patience", "2", "--seed", "5", "--device", "cpu", "--quiet"]
@@ -66,13 +69,13 @@ def inode(path):
 
 def test_a_run_killed_at_20_random_moments_and_resumed_is_the_undisturbed_run(start, undisturbed, npz, tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
-    checkpoint = out / runs.CHECKPOINT
+    checkpoint = out / CHECKPOINT
     dice = random.Random(0)
     for kill in range(20):
         before = inode(checkpoint)
         process = start(["--data", npz, *ARGUMENTS, "--out", out, "--resume"], log)
         if kill % 2:  # while a file is being written
-            name = dice.choice((runs.CHECKPOINT, runs.HISTORY, runs.CONFIG))
+            name = dice.choice((CHECKPOINT, HISTORY, CONFIG))
             partial = out / f".{name}.partial"
             wait_for(lambda partial=partial, b=before: partial.exists() or inode(checkpoint) not in (b, None), process)
         else:  # at any moment up to the end of the epoch after the next
@@ -93,7 +96,7 @@ def test_a_signal_ends_the_run_within_2_seconds_and_resuming_gives_the_undisturb
 ):
     out, log = tmp_path / "run", tmp_path / "log"
     process = start(["--data", npz, *ARGUMENTS, "--out", out], log)
-    wait_for((out / runs.CHECKPOINT).exists, process)
+    wait_for((out / CHECKPOINT).exists, process)
     os.kill(process.pid, signum)
     sent = time.monotonic()
     assert finish(process) == code
@@ -101,11 +104,11 @@ def test_a_signal_ends_the_run_within_2_seconds_and_resuming_gives_the_undisturb
     *_, message = log.read_text().splitlines()
     assert f"interrupted by {signum.name}" in message
     assert message.endswith("--resume")
-    assert signum.name in (out / runs.ERROR).read_text()
+    assert signum.name in (out / ERROR).read_text()
     assert not list(out.glob(".*.partial"))
     assert finish(start(["--data", npz, *ARGUMENTS, "--out", out, "--resume"], log)) == 0, log.read_text()
     assert_same(out, undisturbed)
-    assert not (out / runs.ERROR).exists()
+    assert not (out / ERROR).exists()
 
 
 def test_the_command_that_an_interrupted_run_prints_goes_on_with_it(npz, tmp_path):
@@ -126,12 +129,12 @@ def test_the_command_that_an_interrupted_run_prints_goes_on_with_it(npz, tmp_pat
 def test_a_second_process_is_refused_with_pid_and_host_and_a_dead_one_does_not_block(start, npz, tmp_path, capsys):
     out, log = tmp_path / "run", tmp_path / "log"
     process = start(["--data", npz, *ARGUMENTS, "--out", out], log)
-    wait_for((out / runs.CHECKPOINT).exists, process)
+    wait_for((out / CHECKPOINT).exists, process)
     for arguments in ([], ["--resume"]):
         assert train.main(["--data", str(npz), "--out", str(out), *arguments]) == 2
         assert f"in use by process {process.pid} on {socket.gethostname()}" in capsys.readouterr().err
-    with pytest.raises(runs.RunError, match=f"process {process.pid}"), runs.claimed(out):
-        pass
+    with pytest.raises(lock.Held, match=f"process {process.pid}"):
+        lock.Lock(out / LOCK).claim()
     process.kill()
     assert finish(process) == -signal.SIGKILL
     assert finish(start(["--data", npz, *ARGUMENTS, "--out", out, "--resume"], log)) == 0
@@ -161,7 +164,7 @@ def test_a_run_resumed_after_each_epoch_cuts_the_rate_and_stops_where_an_undistu
     for epochs in range(1, 10):
         assert train.main([*arguments, "--epochs", str(epochs), "--out", str(out), "--resume"]) == 0
     assert_same(out, whole)
-    assert (figures(out)["epochs"], figures(out)["stopped"]) == (7, runs.EARLY_STOPPING)
+    assert (figures(out)["epochs"], figures(out)["stopped"]) == (7, EARLY_STOPPING)
     assert [cut["epoch"] for cut in figures(out)["learning_rate_cuts"]] == [3, 5]
 
 
@@ -207,7 +210,7 @@ def test_a_checkpoint_is_in_its_place_before_the_files_that_can_be_had_from_it(n
     monkeypatch.setattr(os, "replace", noting)
     out = tmp_path / "run"
     assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(out)]) == 0
-    assert runs.read(out).metrics["best_epoch"] == 2  # so that each epoch has all four to write
+    assert histories.read(out).metrics["best_epoch"] == 2  # so that each epoch has all four to write
     written = [name for name in renamed if name in ("checkpoint.pt", "history.csv", "best.pt", "best_weights.npz")]
     assert written[::4] == ["checkpoint.pt"] * 2
     assert sorted(written[:4]) == sorted(written[4:]) == sorted({*written})
@@ -240,7 +243,7 @@ def test_while_a_run_goes_on_the_figures_of_its_earlier_end_are_not_there(copy, 
     finally:
         handle.remove()
     assert not seen
-    assert runs.read(copy).metrics["epochs"] == 3
+    assert histories.read(copy).metrics["epochs"] == 3
 
 
 def contiguous(tree):
@@ -263,9 +266,9 @@ def test_how_tensors_lay_in_memory_when_they_were_saved_does_not_matter(flags, a
 
 
 def test_other_threads_are_accepted_with_one_line(copy, npz, capsys):
-    state = torch.load(copy / runs.CHECKPOINT, weights_only=True)
-    state["bits"]["threads"] += 1
-    runs.write_checkpoint(copy / runs.CHECKPOINT, state)
+    state = torch.load(copy / CHECKPOINT, weights_only=True)
+    state["run"]["bits"]["threads"] += 1
+    torch.save(state, copy / CHECKPOINT)
     assert resume(npz, copy) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "may differ" in line]
     assert f"threads {torch.get_num_threads()} instead of {torch.get_num_threads() + 1}" in line
@@ -275,17 +278,17 @@ def test_other_threads_are_accepted_with_one_line(copy, npz, capsys):
 @pytest.mark.parametrize(
     ("name", "at"),
     [
-        (runs.CONFIG, 10),
-        (runs.CHECKPOINT, 0),
-        (runs.CHECKPOINT, 1),
-        (runs.CHECKPOINT, 1000),
-        (runs.CHECKPOINT, 4 << 20),
+        (CONFIG, 10),
+        (CHECKPOINT, 0),
+        (CHECKPOINT, 1),
+        (CHECKPOINT, 1000),
+        (CHECKPOINT, 4 << 20),
     ],
 )
 def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_what_could_not_be_written(
     name, at, copy, npz, capsys, monkeypatch
 ):
-    good = (copy / runs.CHECKPOINT).read_bytes()
+    good = (copy / CHECKPOINT).read_bytes()
     real = Path.open
 
     def full(self, mode="r", *rest, **options):
@@ -311,8 +314,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_what_could_not_be_
     err = capsys.readouterr().err
     assert f"cannot write {copy / name} (No space left on device)" in err
     assert len(err.splitlines()) == 1
-    assert (copy / runs.CHECKPOINT).read_bytes() == good
-    assert "No space left" in (copy / runs.ERROR).read_text()
+    assert (copy / CHECKPOINT).read_bytes() == good
+    assert "No space left" in (copy / ERROR).read_text()
     monkeypatch.undo()
     assert resume(npz, copy) == 0
 
@@ -329,22 +332,23 @@ def test_a_log_on_a_full_disk_ends_the_run_and_leaves_what_was_finished(copy, np
 
 
 def test_a_diverging_run_names_epoch_batch_and_rate_and_keeps_the_last_good_epoch(copy, npz, capsys, monkeypatch):
-    good = (copy / runs.CHECKPOINT).read_bytes()
-    batches, taken = train.data.batches, []
+    good = (copy / CHECKPOINT).read_bytes()
+    batches, taken = data.batches, []
 
     def spoilt(split, *rest, **options):
-        for number, (images, labels) in enumerate(batches(split, *rest, **options)):
+        for number, batch in enumerate(batches(split, *rest, **options)):
             taken.append(number)
-            yield images * (float("nan") if len(split) == 256 and number == 2 else 1), labels
+            spoilt = float("nan") if len(split) == 256 and number == 2 else 1
+            yield batch._replace(images=batch.images * spoilt)
 
-    monkeypatch.setattr(train.data, "batches", spoilt)
+    monkeypatch.setattr(data, "batches", spoilt)
     assert resume(npz, copy) == 1
     assert taken == [0, 1, 2]  # it ends at once
     err = capsys.readouterr().err
     for words in ("not finite in epoch 3, batch 3, learning rate 0.001", "--lr"):
         assert words in err
-    assert (copy / runs.CHECKPOINT).read_bytes() == good
-    assert "not finite" in (copy / runs.ERROR).read_text()
+    assert (copy / CHECKPOINT).read_bytes() == good
+    assert "not finite" in (copy / ERROR).read_text()
 
 
 TOGETHER = [
@@ -362,7 +366,7 @@ def test_all_options_work_together_and_a_run_that_broke_off_resumes_to_the_same_
     arguments = ["--data", str(npz), "--epochs", "3", "--batch-size", "32", *flags.split(), "--quiet", "--out"]
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert train.main([*arguments, str(whole)]) == 0
-    history = runs.read(whole).history
+    history = histories.read(whole).history
     assert len(history["loss"]) == 3
     assert history["loss"][-1] < history["loss"][0]
 
@@ -370,7 +374,7 @@ def test_all_options_work_together_and_a_run_that_broke_off_resumes_to_the_same_
 
     def breaking(*rest):
         if next(epochs) == 1:
-            raise train.DivergedError("not really")
+            raise Diverged("not really")
         return train_epoch(*rest)
 
     monkeypatch.setattr(train, "train_epoch", breaking)

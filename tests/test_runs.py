@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-import runs
+import report
+from callbacks import History
+from harness import files, histories
+from harness.errors import BadInput, CannotWrite
+from harness.run import ALL_EPOCHS, EARLY_STOPPING, Run
+from model import to_keras_weights
+from options import Options
+
+
+def at(out):
+    return Run(Options(out=out), to_keras_weights)
 
 
 def logs(epoch, learning_rate=1e-3):
@@ -29,12 +39,12 @@ def test_history_csv_is_byte_for_byte_what_keras_s_csv_logger_writes_in_a_real_f
     x, y = random.standard_normal((40, 3)), random.integers(0, 2, 40)
     fitted = model.fit(x, y, validation_split=0.2, epochs=4, verbose=0, callbacks=[plateau, logger])
     history = [dict(zip(fitted.history, values, strict=True)) for values in zip(*fitted.history.values(), strict=True)]
-    runs.write_history(tmp_path / "ours.csv", history)
+    histories.write(tmp_path / "ours.csv", history)
     assert (tmp_path / "ours.csv").read_bytes() == (tmp_path / "keras.csv").read_bytes()
 
 
 def test_history_csv_has_keras_s_header_line_ends_and_float32_values(tmp_path):
-    runs.write_history(tmp_path / "history.csv", [logs(0)])
+    histories.write(tmp_path / "history.csv", [logs(0)])
     header, row, rest = (tmp_path / "history.csv").read_bytes().split(b"\r\n")
     assert header == b"epoch,accuracy,learning_rate,loss,val_accuracy,val_loss"
     assert row.startswith(b"0,0.30000001192092896,0.0010000000474974513,2.0,0.5,")
@@ -43,30 +53,30 @@ def test_history_csv_has_keras_s_header_line_ends_and_float32_values(tmp_path):
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "metrics.json"
-    runs.write_json(path, {"first": 1})
+    files.write_json(path, {"first": 1})
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        runs.write_json(path, {"second": 2})
+    with pytest.raises(CannotWrite, match="No space"):
+        files.write_json(path, {"second": 2})
     monkeypatch.undo()
     assert json.loads(path.read_text()) == {"first": 1}
-    runs.write_json(path, {"third": 3})  # the stray partial file is in nobody's way
+    files.write_json(path, {"third": 3})  # the stray partial file is in nobody's way
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
 
 
 def test_no_json_file_holds_what_json_does_not_know(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        runs.write_json(tmp_path / "metrics.json", {"loss": float("nan")})
+        files.write_json(tmp_path / "metrics.json", {"loss": float("nan")})
     assert not list(tmp_path.iterdir())
 
 
 def test_the_same_weights_make_the_same_file_whatever_their_memory_layout(tmp_path):
     kernel = torch.rand(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-    runs.write_weights(tmp_path / "a.pt", {"kernel": kernel})
-    runs.write_weights(tmp_path / "b.pt", {"kernel": kernel.to(memory_format=torch.channels_last)})
+    files.write_weights(tmp_path / "a.pt", {"kernel": kernel})
+    files.write_weights(tmp_path / "b.pt", {"kernel": kernel.to(memory_format=torch.channels_last)})
     assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
     assert torch.equal(torch.load(tmp_path / "a.pt", weights_only=True)["kernel"], kernel)
 
@@ -74,16 +84,16 @@ def test_the_same_weights_make_the_same_file_whatever_their_memory_layout(tmp_pa
 @pytest.mark.parametrize("file", ["config.json", "history.csv", "metrics.json", "best.pt", "curves.png"])
 def test_a_directory_with_any_file_of_a_run_is_refused(tmp_path, file):
     (tmp_path / file).touch()
-    with pytest.raises(runs.RunError, match="already holds a run") as error:
-        runs.check(tmp_path, {}, False)
+    with pytest.raises(BadInput, match="already holds a run") as error:
+        at(tmp_path).look()
     for way in (str(tmp_path), file, "--resume", "another --out", "--seed", "delete"):
         assert way in str(error.value)
 
 
 def test_a_directory_without_a_run_is_accepted_and_nothing_is_made_yet(tmp_path):
     (tmp_path / "notes.txt").touch()
-    runs.check(tmp_path, {}, False)
-    runs.check(tmp_path / "a" / "b", {}, False)
+    at(tmp_path).look()
+    at(tmp_path / "a" / "b").look()
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -91,14 +101,17 @@ def test_a_file_in_the_way_of_the_directory_is_named(tmp_path):
     file = tmp_path / "file"
     file.touch()
     for out in (file, file / "run"):
-        with pytest.raises(runs.RunError, match="is a file"):
-            runs.check(out, {}, False)
+        with pytest.raises(BadInput, match="is a file"):
+            at(out).look()
 
 
 def test_cuts_are_the_epochs_whose_next_rate_is_another():
     history = [logs(0), logs(1), logs(2, 5e-4), logs(3, 5e-4)]
     after = [logs(0)["learning_rate"], *[logs(2, 5e-4)["learning_rate"]] * 2, logs(3, 2.5e-4)["learning_rate"]]
-    assert runs.learning_rate_cuts(history, after) == [
+    log = History()
+    for figures, rate in zip(history, after, strict=True):
+        log.append(figures, rate, 1.0)
+    assert log.cuts == [
         {"epoch": 2, "learning_rate": after[1]},
         {"epoch": 4, "learning_rate": after[3]},
     ]
@@ -113,10 +126,9 @@ def test_the_reading_says_what_the_curves_show():
     metrics = {
         "best_epoch": 2,
         "learning_rate_cuts": [{"epoch": 3, "learning_rate": 5e-4}],
-        "stopped": runs.EARLY_STOPPING,
-        "schedule": "plateau",
+        "stopped": EARLY_STOPPING,
     }
-    assert runs.reading(history, metrics, 50).splitlines() == [
+    assert report.reading(history, metrics, 50, cutting=True).splitlines() == [
         "Accuracy          training  validation",
         "  first epoch 1     0.4000      0.5000",
         "  best epoch 2      0.7500      0.7000",
@@ -130,8 +142,8 @@ def test_the_reading_says_what_the_curves_show():
 
 def test_the_reading_of_a_run_that_was_still_improving():
     history = [{"accuracy": 0.4, "val_accuracy": 0.5, "loss": 1.8, "val_loss": 1.4}]
-    metrics = {"best_epoch": 1, "learning_rate_cuts": [], "stopped": runs.ALL_EPOCHS, "schedule": "plateau"}
-    assert runs.reading(history, metrics, 1).splitlines()[4:] == [
+    metrics = {"best_epoch": 1, "learning_rate_cuts": [], "stopped": ALL_EPOCHS}
+    assert report.reading(history, metrics, 1, cutting=True).splitlines()[4:] == [
         "At the best epoch training accuracy is 10.0 points below validation.",
         "The learning rate was never cut.",
         "Validation loss was still improving in the last epoch (1.4000).",
@@ -142,9 +154,9 @@ def test_the_reading_of_a_run_that_was_still_improving():
 def test_confused_pairs_are_counted_either_way_and_classes_without_images_have_no_accuracy():
     names = ("cat", "dog", "ship", "frog")
     confusion = [[5, 3, 1, 0], [2, 6, 0, 0], [0, 0, 9, 0], [0, 0, 0, 0]]
-    assert runs.most_confused(confusion, names) == "Most confused: cat and dog (5), cat and ship (1)."
-    assert runs.most_confused([[3, 0], [0, 4]], names[:2]) == "No image was taken for another class."
-    assert runs.per_class(confusion, names) == {
+    assert report.most_confused(confusion, names) == "Most confused: cat and dog (5), cat and ship (1)."
+    assert report.most_confused([[3, 0], [0, 4]], names[:2]) == "No image was taken for another class."
+    assert report.per_class(confusion, names) == {
         "cat": {"images": 9, "accuracy": 5 / 9},
         "dog": {"images": 8, "accuracy": 6 / 8},
         "ship": {"images": 9, "accuracy": 1.0},

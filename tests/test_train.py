@@ -16,11 +16,16 @@ from conftest import ROOT
 from PIL import Image
 
 import data
+import options
+import plots
+import report
 import train
+from callbacks import Plateau
+from metrics import Objective
 from model import build_model, l2_penalty, to_keras_weights
 from optim import Adam
 
-OBJECTIVE = train.Objective(l2=1e-3)
+OBJECTIVE = Objective(l2=1e-3)
 HEADER = "epoch,accuracy,learning_rate,loss,val_accuracy,val_loss"
 
 
@@ -70,8 +75,8 @@ def test_a_synthetic_run_says_so_wherever_its_figures_stand(synthetic_run):
 
 
 def test_the_picture_of_a_synthetic_run_is_titled_as_such(tmp_path, monkeypatch):
-    titles, draw = [], train.plots.curves
-    monkeypatch.setattr(train.plots, "curves", lambda *args: titles.append(args[-1]) or draw(*args))
+    titles, draw = [], plots.curves
+    monkeypatch.setattr(plots, "curves", lambda *args: titles.append(args[-1]) or draw(*args))
     assert train.main(["--data", "synthetic", "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
     (title,) = titles
     assert "NOT CIFAR-10" in title
@@ -236,24 +241,35 @@ def test_running_out_of_epochs_restores_the_best_weights_too(npz, tmp_path, caps
     assert metrics["test_loss"] == pytest.approx(expected.item(), rel=1e-5)  # float32, another order of summation
 
 
-def test_each_epoch_has_another_order_and_seed_and_epoch_alone_decide_it(npz, tmp_path, monkeypatch):
-    orders, masks = [], []
-
-    def spy(*args):
-        orders.append(args[3].tolist())
-        masks.append(F.dropout(torch.ones(100)).tolist())
-        return train_epoch(*args)
-
-    train_epoch = train.train_epoch
-    monkeypatch.setattr(train, "train_epoch", spy)
-    arguments = ["--data", str(npz), "--epochs", "3", "--device", "cpu"]
-    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
-        assert train.main([*arguments, "--seed", seed, "--out", str(tmp_path / name)]) == 0
+def test_each_epoch_has_another_order_and_seed_and_epoch_alone_decide_it():
+    orders, masks, views = [], [], []
+    for seed in (0, 0, 1):
+        for epoch in range(3):
+            order, view = data.draw(256, seed, epoch, shift=4)
+            orders.append(order.tolist())
+            views.append(view.flatten().tolist())
+            masks.append(F.dropout(torch.ones(100)).tolist())
         torch.rand(17)  # what happened to the generator elsewhere does not matter
     assert all(sorted(order) == list(range(256)) for order in orders)
-    for draws in (orders, masks):
+    for draws in (orders, masks, views):
         assert draws[:3] == draws[3:6]
         assert len({tuple(draw) for draw in draws}) == 6  # three epochs of either seed, all different
+
+
+def test_the_loop_draws_for_its_seed_epoch_and_process(npz, tmp_path, monkeypatch):
+    seen, draw = [], data.draw
+    monkeypatch.setattr(data, "draw", lambda *args: seen.append(args) or draw(*args))
+    arguments = ["--data", str(npz), "--epochs", "2", "--seed", "7", "--out"]
+    assert train.main([*arguments, str(tmp_path / "plain"), "--no-shuffle"]) == 0
+    assert train.main([*arguments, str(tmp_path / "augmented"), "--augment", "--shift", "3"]) == 0
+    assert seen == [
+        (256, 7, 0, False, None, 0), (256, 7, 1, False, None, 0), (256, 7, 0, True, 3, 0), (256, 7, 1, True, 3, 0),
+    ]  # fmt: skip
+
+
+def constant(optimizer):
+    """A schedule that does nothing after a step."""
+    return Plateau(optimizer, min_lr=0.0, factor=0.5, patience=3)
 
 
 def test_training_figures_are_per_image_and_of_the_weights_before_each_step(npz):
@@ -265,10 +281,12 @@ def test_training_figures_are_per_image_and_of_the_weights_before_each_step(npz)
         logits = network(part.images.permute(0, 3, 1, 2) / 255)
         loss = F.cross_entropy(logits, part.labels) + l2_penalty(network, 1e-3)
     still = Adam(network.parameters(), lr=0.0)  # no step moves, so batches of 64, 64 and 22 make up the whole
-    figures = train.train_epoch(network, still, part, torch.arange(150), 64, OBJECTIVE, train.tqdm(disable=True))
-    assert figures["loss"] == pytest.approx(loss.item(), rel=1e-5)  # float32, another order of summation
-    assert figures["accuracy"] == pytest.approx((logits.argmax(1) == part.labels).double().mean().item(), abs=1e-7)
-    assert figures == pytest.approx(train.evaluate(network, part, OBJECTIVE)[0], rel=1e-5)
+    figures = train.train_epoch(network, data.batches(part, 64), OBJECTIVE, still, constant(still))
+    assert figures.loss == pytest.approx(loss.item(), rel=1e-5)  # float32, another order of summation
+    assert figures.accuracy == pytest.approx((logits.argmax(1) == part.labels).double().mean().item(), abs=1e-7)
+    again = train.evaluate(network, part, OBJECTIVE)
+    assert figures.loss == pytest.approx(again.loss, rel=1e-5)
+    assert figures.confusion == again.confusion
 
 
 def test_dropout_is_on_in_training_and_off_in_evaluation_whatever_came_before(npz):
@@ -278,9 +296,8 @@ def test_dropout_is_on_in_training_and_off_in_evaluation_whatever_came_before(np
     still = Adam(network.parameters(), lr=0.0)
     trained, evaluated = set(), set()
     for _ in range(3):
-        order = torch.arange(len(part))
-        trained.add(train.train_epoch(network, still, part, order, 64, OBJECTIVE, train.tqdm(disable=True))["loss"])
-        evaluated.add(train.evaluate(network, part, OBJECTIVE)[0]["loss"])
+        trained.add(train.train_epoch(network, data.batches(part, 64), OBJECTIVE, still, constant(still)).loss)
+        evaluated.add(train.evaluate(network, part, OBJECTIVE).loss)
     assert len(trained) == 3  # other masks, other loss
     assert len(evaluated) == 1
 
@@ -293,7 +310,7 @@ def test_the_epoch_line_is_keras_s_verbose_2_line(capsys, monkeypatch):
         monkeypatch.setattr("keras.src.utils.progbar.time.time", lambda clock=clock: clock)
         monkeypatch.setattr(bar, "_estimate_step_duration", lambda current, now, t=seconds: t / 625)
         bar.update(625, list(logs.items()), finalize=True)
-        assert capsys.readouterr().out.strip() == train.keras_line(625, seconds, logs)
+        assert capsys.readouterr().out.strip() == report.keras_line(625, seconds, logs)
         monkeypatch.undo()
 
 
@@ -512,13 +529,6 @@ def test_a_float64_run_computes_and_logs_in_float64(npz, tmp_path):
     assert one["initial_weights"] == other["initial_weights"]
 
 
-def test_without_shuffling_the_images_come_as_they_are_stored(npz, arrays, tmp_path, monkeypatch):
-    seen, train_epoch = [], train.train_epoch
-    monkeypatch.setattr(train, "train_epoch", lambda *args: seen.append(args[3]) or train_epoch(*args))
-    assert train.main(["--data", str(npz), "--epochs", "2", "--no-shuffle", "--out", str(tmp_path / "run")]) == 0
-    assert seen == [None, None]
-
-
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
@@ -553,21 +563,21 @@ def test_mixed_precision_in_float64_is_refused(npz, capsys):
 
 
 def test_a_recipe_is_a_set_of_defaults_over_which_flags_win():
-    for name, recipe in train.RECIPES.items():
-        resolved = vars(train.parse_arguments(["--recipe", name]))
+    for name, recipe in options.RECIPES.items():
+        resolved = vars(options.parse(["--recipe", name]))
         assert {flag: resolved[flag] for flag in recipe.defaults} == recipe.defaults
         assert str(resolved["out"]) == f"runs/{name}-seed0"
-        changed = vars(train.parse_arguments(["--lr", "0.125", "--recipe", name, "--model", "baseline"]))
+        changed = vars(options.parse(["--lr", "0.125", "--recipe", name, "--model", "baseline"]))
         assert (changed["lr"], changed["model"]) == (0.125, "baseline")
         # What a recipe sets is legal, and not what it would be anyway.
-        notebook = vars(train.parse_arguments([]))
+        notebook = vars(options.parse([]))
         assert all(notebook[flag] != value for flag, value in recipe.defaults.items())
 
 
 def test_the_help_lists_each_recipe(capsys):
     assert train.main(["--help"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert all(re.search(rf"{name}: [\d.]+ % test accuracy", printed) for name in train.RECIPES)
+    assert all(re.search(rf"{name}: [\d.]+ % test accuracy", printed) for name in options.RECIPES)
 
 
 def test_augmentation_is_on_for_improved_off_for_baseline_and_either_can_be_asked_for():
@@ -577,23 +587,20 @@ def test_augmentation_is_on_for_improved_off_for_baseline_and_either_can_be_aske
         ("improved", ["--no-augment"], False),
         ("baseline", ["--augment"], True),
     ):
-        assert train.parse_arguments(["--model", model, *flags]).augment is expected
+        assert options.parse(["--model", model, *flags]).augment is expected
 
 
 def test_augmentation_reaches_training_images_and_no_others(npz, tmp_path, monkeypatch):
-    seen, batches = [], train.data.batches
+    seen, batches = [], data.batches
 
-    def spy(split, *rest, **options):
-        views = rest[3] if len(rest) > 3 else options.get("views")
-        seen.append((len(split), views and views.rows.tolist()))
-        return batches(split, *rest, **options)
+    def spy(split, size, order, views, *rest):
+        seen.append((len(split), views is not None))
+        return batches(split, size, order, views, *rest)
 
-    monkeypatch.setattr(train.data, "batches", spy)
+    monkeypatch.setattr(data, "batches", spy)
     assert train.main(["--data", str(npz), "--epochs", "2", "--augment", "--out", str(tmp_path / "run")]) == 0
-    drawn = [views for count, views in seen if count == 256]
-    assert None not in drawn
-    assert drawn[0] != drawn[1]  # another view each epoch
-    assert {views for count, views in seen if count != 256} == {None}
+    # Two epochs, then the test images, and their mirror images.
+    assert seen == [(256, True), (64, False)] * 2 + [(100, False)] * 2
 
 
 def test_the_confusion_adds_up_to_the_test_figures(synthetic_run):
@@ -616,8 +623,8 @@ def test_a_mirrored_evaluation_averages_the_logits_of_image_and_mirror_image(npz
     images = part.images.permute(0, 3, 1, 2) / 255
     with torch.inference_mode():
         expected = F.cross_entropy((network(images) + network(images.flip(3))) / 2, part.labels)
-    figures, _ = train.evaluate(network, part, train.Objective(l2=0.0), mirrored=True)
-    assert figures["loss"] == pytest.approx(expected.item(), rel=1e-5)  # float32, another order of summation
+    figures = train.evaluate(network, part, Objective(l2=0.0), mirrored=True)
+    assert figures.loss == pytest.approx(expected.item(), rel=1e-5)  # float32, another order of summation
 
 
 def test_the_mirrored_test_accuracy_is_that_of_the_mean_logits_of_image_and_mirror_image(arrays, tmp_path):
@@ -675,9 +682,9 @@ def test_mixed_precision_rounds_to_bfloat16_and_keeps_weights_and_figures_in_flo
     part = data.as_split(arrays.x_test, arrays.y_test)
     torch.manual_seed(0)
     network = build_model("improved")
-    figures = [train.evaluate(network, part, train.Objective(0.0, 0.0, mixed))[0]["loss"] for mixed in (False, True)]
+    figures = [train.evaluate(network, part, Objective(0.0, 0.0, mixed)).loss for mixed in (False, True)]
     assert figures[0] != figures[1] == pytest.approx(figures[0], rel=0.02)  # bfloat16 has 8 bits, so 0.4 % a product
     optimizer = Adam(network.parameters(), lr=1e-3)
-    objective = train.Objective(0.0, 0.0, mixed_precision=True)
-    train.train_epoch(network, optimizer, part, None, 64, objective, train.tqdm(disable=True))
+    objective = Objective(0.0, 0.0, mixed_precision=True)
+    train.train_epoch(network, data.batches(part, 64), objective, optimizer, constant(optimizer))
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}

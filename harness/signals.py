@@ -1,21 +1,16 @@
-"""SIGINT, SIGTERM and SIGUSR1 as one exception: raised at once, or between two steps while training."""
+"""SIGINT, SIGTERM and SIGUSR1 as `Interrupted`: raised at once, or between two steps while training."""
 
 import contextlib
 import signal
 from collections.abc import Iterator
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, pre-emption, Slurm's warning
+from harness.errors import Interrupted
+
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C, pre-emption, Slurm's warning; Windows has no SIGUSR1
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 _deferring = False
-_pending: "Interrupted | None" = None
-
-
-class Interrupted(BaseException):
-    """The process was asked to stop; `exit_code` is a shell's for the signal, SIGUSR1 counting as SIGTERM."""
-
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
-        self.exit_code = 130 if signum == signal.SIGINT else 143
+_pending: Interrupted | None = None
 
 
 @contextlib.contextmanager

@@ -9,15 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from harness import signals
+from harness.errors import FirstFailed, Lost
+
 TIMEOUT = timedelta(minutes=10)  # for a machine that falls silent; a process that ends is noticed at once
-
-
-class LostError(Exception):
-    """Another process has ended, or does not answer."""
-
-
-class FirstError(Exception):
-    """The first process failed at what it does for all, and has said why."""
 
 
 def launched() -> bool:
@@ -34,7 +29,7 @@ def rank() -> int:
     return int(os.environ["RANK"]) if launched() else 0
 
 
-def local(device: torch.device) -> torch.device:
+def own_device(device: torch.device) -> torch.device:
     """This process's own CUDA device for a `cuda` without a number, else `device`."""
     if launched() and device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -43,7 +38,7 @@ def local(device: torch.device) -> torch.device:
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Be one of torchrun's processes within the block; raises LostError if the others cannot be reached."""
+    """Be one of torchrun's processes within the block; raises Lost if the others cannot be reached."""
     if launched():
         if device.type == "cuda":
             torch.cuda.set_device(device)  # else nccl would take the first GPU for every process
@@ -59,27 +54,29 @@ def _talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo has no class of its own
+        signals.check()  # the other one has gone because all were asked to
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise LostError(f"another process has ended or does not answer ({reason:.200})") from None
+        raise Lost(f"another process has ended or does not answer ({reason:.200})") from None
 
 
 def first(call: Callable[[], object]) -> object:
     """Let the first process alone make the `call`, and return what it returned on all.
 
-    What it raises, it raises there; the others raise FirstError.
+    What it raises, it raises there; the others raise FirstFailed.
     """
     if not launched():
         return call()
-    outcome = [None, None]
+    outcome = [False, None]
     try:
         if rank() == 0:
             outcome = [True, call()]
     finally:
         with _talking():
             dist.broadcast_object_list(outcome)
-    if not outcome[0]:
-        raise FirstError
-    return outcome[1]
+    succeeded, result = outcome
+    if not succeeded:
+        raise FirstFailed
+    return result
 
 
 def total(tensor: Tensor) -> Tensor:
@@ -93,12 +90,12 @@ def total(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def total_gradients(model: nn.Module) -> None:
+def sum_gradients(model: nn.Module) -> None:
     """Put the sum of all processes' gradients into each parameter's."""
     if launched():
         gradients = [parameter.grad for parameter in model.parameters()]
         sums = total(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, part in zip(gradients, sums.split([len(g.flatten()) for g in gradients]), strict=True):
+        for gradient, part in zip(gradients, sums.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view(gradient.shape))
 
 
@@ -109,9 +106,15 @@ def unify(model: nn.Module) -> None:
         for tensor in model.state_dict().values():
             with _talking():
                 dist.broadcast(tensor, 0)
-        for layer in model.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.__class__ = _BatchNorm2d  # weights, names and settings stay
+        _replace_batch_norm(model)
+
+
+def _replace_batch_norm(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, _WholeBatchNorm2d(child))
+        else:
+            _replace_batch_norm(child)
 
 
 class _Total(torch.autograd.Function):
@@ -126,8 +129,13 @@ class _Total(torch.autograd.Function):
         return total(gradient)  # each process's loss depends on every process's tensor
 
 
-class _BatchNorm2d(nn.BatchNorm2d):
-    """torch's, with mean and variance in training over all processes' slices; SyncBatchNorm is for CUDA alone."""
+class _WholeBatchNorm2d(nn.BatchNorm2d):
+    """`layer`, with mean and variance in training over all processes' slices; SyncBatchNorm is for CUDA alone."""
+
+    def __init__(self, layer: nn.BatchNorm2d):
+        super().__init__(layer.num_features, layer.eps, layer.momentum)
+        self.to(layer.weight)  # its dtype and device
+        self.load_state_dict(layer.state_dict())
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:

@@ -1,0 +1,115 @@
+"""`checkpoint.pt`: the `state_dict`s of the parts of a run, written together, and looked at before any is loaded."""
+
+import contextlib
+import copy
+import io
+import math
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+from harness import files
+from harness.console import first_line
+from harness.errors import BadInput
+
+FORMAT = 4
+
+
+def write(path: Path, state: dict, run: dict) -> None:
+    """Save the parts of `state`, things with a `state_dict`, and `run`, plain values."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "run": run} | {name: part.state_dict() for name, part in state.items()}, buffer)
+    files.write_bytes(path, buffer.getbuffer())
+
+
+def read(path: Path, state: dict, run: dict) -> dict:
+    """Return what `write` wrote, nothing but data, after a look at each part: it has the form of the one in `state`.
+
+    Raises BadInput for a file that is damaged or of another kind.
+    """
+    with refusing(path):
+        content = _load(path)
+        if content.get("format") != FORMAT:
+            found = f"{content.get('format')!r:.20}"
+            raise ValueError(f"its format is {found}, this version of the project reads {FORMAT}")
+        form = {"format": FORMAT, "run": run} | {name: _form(part) for name, part in state.items()}
+        return _fitted(content, form, "it")
+
+
+def read_weights(path: Path, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the state dict that `files.write_weights` wrote, of the form of `like`. Raises BadInput."""
+    with refusing(path, "not the weights of this run", "pass a run's directory as train.py left it"):
+        return _fitted(_load(path), like, "it")
+
+
+@contextlib.contextmanager
+def refusing(path: Path, what: str = "not a checkpoint of this run", remedy: str = "pass another --out"):
+    """Make whatever goes wrong within the block a BadInput: bytes that are damaged or hostile can raise nearly all."""
+    try:
+        yield
+    except pickle.UnpicklingError:
+        raise BadInput(f"{path}: holds more than plain data, nothing of it was run; {remedy}") from None
+    except Exception as error:
+        raise BadInput(f"{path}: {what} ({first_line(error):.200}); {remedy}") from None
+
+
+def _load(path: Path) -> object:
+    if not path.is_file():
+        raise ValueError("not a file")
+    content = path.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as members:
+        if sum(member.file_size for member in members.infolist()) > len(content):
+            raise ValueError("its parts claim to be larger than the file")
+        damaged = members.testzip()  # torch.load does not look at checksums
+        if damaged:
+            raise ValueError(f"{damaged} in it is damaged")
+    with warnings.catch_warnings(action="ignore"):  # torch's, about sparse tensors: they are refused later
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _form(part: object) -> dict:
+    """What the state dict of `part` looks like after a step, when torch's optimizers have all of theirs."""
+    if isinstance(part, torch.optim.Optimizer):
+        part = copy.deepcopy(part)  # its parameters too
+        for group in part.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        part.step()
+    return part.state_dict()
+
+
+def _fitted(found: object, like: object, where: str) -> object:
+    """Return `found` with its tensors laid out in memory as those of `like`, the same tree. Raises ValueError.
+
+    In `like` a tensor stands for its shape and dtype, a number or text for any of its type, an empty list for any list,
+    a list of whole numbers for itself, None for None or a number.
+    """
+    if isinstance(like, torch.Tensor):
+        return _fitted_tensor(found, like, where)
+    if isinstance(like, dict) and isinstance(found, dict):
+        if found.keys() != like.keys():
+            raise ValueError(f"{where} has {', '.join(map(str, found)):.60}, not {', '.join(map(str, like)):.60}")
+        return {name: _fitted(found[name], part, f"{where}.{name}") for name, part in like.items()}
+    fits = type(found) is type(like) or (like is None and type(found) in (int, float))
+    if isinstance(like, list | tuple) and like:
+        fits = fits and len(found) == len(like) and (not isinstance(like[0], int) or found == like)
+    if isinstance(found, float):
+        fits = fits and (math.isfinite(found) or found == like)  # ReduceLROnPlateau begins with an infinite best
+    if not fits:
+        raise ValueError(f"{where} is {found!r:.60}, not such as {like!r:.60}")
+    if isinstance(like, list | tuple) and like:
+        return type(like)(_fitted(*pair, f"{where}[{i}]") for i, pair in enumerate(zip(found, like, strict=True)))
+    return found
+
+
+def _fitted_tensor(found: object, like: torch.Tensor, where: str) -> torch.Tensor:
+    fits = isinstance(found, torch.Tensor) and found.layout is torch.strided
+    if not (fits and (found.shape, found.dtype) == (like.shape, like.dtype)):
+        shape = f"{tuple(found.shape)} {found.dtype}" if fits else f"a {type(found).__name__}"
+        raise ValueError(f"{where} is {shape}; it must be {tuple(like.shape)} {like.dtype}")
+    if not found.isfinite().all():
+        raise ValueError(f"{where} is not finite")
+    return torch.empty_like(like, device="cpu").copy_(found.detach())  # from there all processes get it

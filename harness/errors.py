@@ -1,0 +1,72 @@
+"""Why a command ends before its time: one family of exceptions; `console.command` makes a line and a code of one."""
+
+import signal
+
+GO_ON = "the epochs that were finished are kept, to go on: {again}"
+
+
+class Failure(Exception):
+    """A command cannot go on. The message names what is wrong; `advice` follows it, `code` is the exit code.
+
+    In an advice `{again}` stands for the command that goes on with the run. A `shared` failure happens to all
+    processes of a run alike: the first one says it.
+    """
+
+    code, advice, shared = 1, "", False
+
+
+class BadInput(Failure):
+    """A value, file or directory that the user named is wrong; the message names the remedy."""
+
+    code = 2
+
+
+class Unavailable(Failure):
+    """CIFAR-10 is neither on disk nor reachable; the message names the ways on."""
+
+    code = 3
+
+
+class Diverged(Failure):
+    """The loss is not finite."""
+
+    shared = True
+
+
+class CannotWrite(Failure):
+    """A file could not be written; what stood in its place still stands."""
+
+    advice = "what was finished before stands: make room there, then go on: {again}"
+
+
+class OutOfMemory(Failure):
+    advice = "pass a smaller --batch-size, or --device cpu"
+
+
+class DeviceFailed(Failure):
+    advice = GO_ON
+
+
+class Lost(Failure):
+    """Another process of the run has ended, or does not answer."""
+
+    advice, shared = GO_ON, True
+
+
+class FirstFailed(Failure):
+    """The first process failed at what it does for all, and has said why."""
+
+    shared = True
+
+
+class Interrupted(BaseException):
+    """A signal asked the process to stop, which no `except Exception` may keep it from.
+
+    `code` is a shell's for the signal, SIGUSR1 counting as SIGTERM.
+    """
+
+    advice, shared = GO_ON, True
+
+    def __init__(self, signum: int):
+        super().__init__(f"interrupted by {signal.Signals(signum).name}")
+        self.code = 130 if signum == signal.SIGINT else 143

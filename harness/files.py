@@ -1,0 +1,109 @@
+"""Files written whole or not at all; `.npz`, JSON and text read, or refused with a reason."""
+
+import contextlib
+import io
+import json
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from harness.errors import BadInput, CannotWrite
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--out {folder}: cannot make that folder ({error.strerror}); pass another --out") from None
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put `content` at `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
+
+    Raises CannotWrite naming the file.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()  # on a full disk its space is wanted
+        if isinstance(error, OSError):
+            raise CannotWrite(f"cannot write {path} ({error.strerror})") from None
+        raise
+
+
+def write_json(path: Path, value: dict) -> None:
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_arrays(path: Path, arrays: list[np.ndarray]) -> None:
+    """Write `arrays` as `np.savez(path, *arrays)` does."""
+    buffer = io.BytesIO()
+    np.savez(buffer, *arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Save a state dict on the CPU in plain layout: `torch.load(path, weights_only=True)` reads it anywhere."""
+    buffer = io.BytesIO()
+    torch.save({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_json(path: Path) -> dict:
+    """Return the object that a JSON file holds. Raises BadInput."""
+    try:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: not JSON ({error}); delete or replace it") from None
+    if not isinstance(value, dict):
+        raise BadInput(f"{path}: a JSON {type(value).__name__}; it must be an object with names and values")
+    return value
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); pass a run's directory or its history") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"{path}: not a text file; pass a run's directory or its history") from None
+
+
+def read_npz(flag: str, path: Path, limit: int) -> dict[str, np.ndarray]:
+    """Read every array of the `.npz` file that `flag` names; raises BadInput if that cannot be done.
+
+    A file that claims to hold more than `limit` bytes is not read.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("not a file")
+        # Quiet: a header that is no Python makes numpy warn before it raises.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            path.open("rb") as source,
+            np.load(source, allow_pickle=False) as file,
+        ):
+            size = sum(member.file_size for member in file.zip.infolist())
+            if size > limit:
+                raise ValueError(f"its arrays take {size:,} bytes, more than {limit:,}")
+            arrays = dict(file)
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray):  # numpy gives what is not its own back as bytes
+                raise ValueError(f"{name} in it is no array")
+        return arrays
+    except FileNotFoundError:
+        raise BadInput(f"{flag} {path}: no such file; pass an .npz that exists") from None
+    except Exception as error:  # bytes that are damaged or hostile can raise nearly anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BadInput(
+            f"{flag} {path}: not a readable .npz of plain arrays ({reason:.200}); write it with np.savez"
+        ) from None

@@ -1,0 +1,207 @@
+"""A run's directory: who may work in it, what it holds, and in which order that is written."""
+
+import contextlib
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from harness import checkpoint, distributed, files, histories
+from harness.console import say
+from harness.errors import BadInput
+from harness.lock import Held, Lock, Unsupported
+
+CONFIG, HISTORY, METRICS, WEIGHTS, CURVES = "config.json", "history.csv", "metrics.json", "best.pt", "curves.png"
+CONFUSION = "confusion.png"
+INITIAL_WEIGHTS, BEST_WEIGHTS = "initial_weights.npz", "best_weights.npz"  # as Keras's get_weights() orders them
+CHECKPOINT, ERROR, LOCK = "checkpoint.pt", "error.txt", ".lock"
+FILES = (CONFIG, HISTORY, METRICS, WEIGHTS, INITIAL_WEIGHTS, BEST_WEIGHTS, CURVES, CONFUSION, CHECKPOINT, ERROR)
+EARLY_STOPPING, ALL_EPOCHS = "early stopping", "all epochs used"
+
+
+class Run:
+    """One training, and the directory `options.out` that is its own. Only the first process writes and prints.
+
+    The order is: `look`; within `claimed`, unless it has finished: `resume`, `keep` after each epoch, `finish`.
+    `to_keras` gives a network's weights as Keras orders them.
+    """
+
+    def __init__(self, options, to_keras: Callable[[nn.Module], list[np.ndarray]]):
+        self.options = options
+        self.out: Path = options.out
+        self.to_keras = to_keras
+        self.lock = Lock(self.out / LOCK)
+
+    # --- whose is the directory? --------------------------------------------------------------------------------------
+
+    def look(self, data_sha256: str | None = None, own: bool = False) -> dict | None:
+        """Return the metrics of the run in the directory if it has finished; raise BadInput unless one can go on there.
+
+        Touches nothing. `data_sha256` is None as long as the data are not read; `own`: this process has the lock.
+        """
+        taken = self._look_around(own)
+        if not taken:
+            return None
+        if not self.options.resume:
+            raise BadInput(
+                f"--out {self.out}: already holds a run ({', '.join(taken)}); "
+                "go on with it by --resume, pass another --out or --seed, or delete that folder first"
+            )
+        config = files.read_json(self.out / CONFIG)
+        if not isinstance(config.get("flags"), dict):
+            raise BadInput(f"{self.out / CONFIG}: no flags in it, so nothing can be resumed; pass another --out")
+        saved_data = config["flags"].get("data")
+        different = self.options.differences(config)
+        if data_sha256 is not None and config.get("data_sha256") != data_sha256:
+            different.append(f"--data {self.options.data} (other images or labels than {saved_data!r:.200} had)")
+        if different:
+            raise self._refusal(f"its run cannot be resumed with {', '.join(different)}")
+        metrics = self._finished_metrics()
+        if metrics is not None:  # of the same data, as far as that is known
+            return metrics if data_sha256 is not None or self.options.data == saved_data else None
+        # The checkpoint is written before these, so without it they are not from a run that broke off.
+        if CHECKPOINT not in taken and {HISTORY, WEIGHTS, METRICS} & set(taken):
+            raise self._refusal(f"no {CHECKPOINT} in it, so its run cannot be resumed")
+        return None
+
+    def _look_around(self, own: bool) -> list[str]:
+        """Return which files of a run are there; raise BadInput if none can be written, or another is at work."""
+        try:
+            ancestor = next(parent for parent in (self.out, *self.out.absolute().parents) if parent.exists())
+            holder = None if own else self.lock.holder()
+            taken = [name for name in FILES if (self.out / name).exists()]
+        except OSError as error:
+            raise self._refusal(f"cannot be looked at ({error.strerror})") from None
+        if not ancestor.is_dir():
+            raise self._refusal(f"{ancestor} is a file, not a folder")
+        if not os.access(ancestor, os.W_OK | os.X_OK):
+            raise self._refusal(f"no permission to write in {ancestor}")
+        if holder is not None:
+            raise self._refusal(f"in use by {holder}; wait until that is done")
+        return taken
+
+    def _refusal(self, reason: str) -> BadInput:
+        return BadInput(f"--out {self.out}: {reason}; pass another --out")
+
+    def _finished_metrics(self) -> dict | None:
+        path = self.out / METRICS
+        if not path.exists():
+            return None
+        metrics = files.read_json(path)
+        kinds = {"test_accuracy": float, "epochs": int, "stopped": str}
+        if not all(type(metrics.get(name)) is kind for name, kind in kinds.items()):
+            raise BadInput(f"{path}: lacks {', '.join(kinds)}; delete that file and --resume makes it anew")
+        over = metrics["stopped"] == EARLY_STOPPING or metrics["epochs"] >= self.options.epochs
+        return metrics if over else None
+
+    @contextlib.contextmanager
+    def claimed(self, config: dict, initial_weights: list[np.ndarray]) -> Iterator[dict | None]:
+        """Make the directory this process's own until the block ends; give the metrics if the run has finished.
+
+        No other can claim it, however the block or the process ends. `config` goes into config.json; the run starts
+        from `initial_weights`. What ends the block by an exception, but for BadInput, is left in error.txt.
+        """
+        self.config, self.initial_weights = config, initial_weights
+        bits = {"device": self.options.device.type, "dtype": self.options.dtype, "torch": config["versions"]["torch"]}
+        bits |= {name: config[name] for name in ("device_name", "cpu_capability", "threads", "processes")}
+        start = histories.fingerprint(initial_weights)
+        self.record = {"bits": bits, "bits_changed": [], "initial_weights": start}
+        try:
+            finished = distributed.first(self._claim)
+            yield finished
+        except BadInput:  # bad input changes no file
+            raise
+        except BaseException as error:
+            if not distributed.rank():
+                self._leave_word(error)
+            raise
+        finally:
+            self.lock.release()
+
+    def _claim(self) -> dict | None:
+        files.make_folder(self.out)
+        try:
+            self.lock.claim()
+        except Held as holder:
+            raise self._refusal(f"in use by {holder}; wait until that is done") from None
+        except Unsupported as error:
+            say(f"No locks in {self.out} ({error}): that no other process works there cannot be promised.")
+        except OSError as error:
+            raise self._refusal(f"cannot write there ({error.strerror})") from None
+        # Once more: another process may have been at work here while the data were read.
+        return self.look(self.config["data_sha256"], own=True)
+
+    def _leave_word(self, error: BaseException) -> None:
+        with contextlib.suppress(Exception):  # a full disk, say; stderr has it all the same
+            files.write_bytes(self.out / ERROR, "".join(traceback.format_exception_only(error)).encode())
+
+    # --- at work ------------------------------------------------------------------------------------------------------
+
+    def resume(self, state: dict) -> None:
+        """Load checkpoint.pt, if there is one, into the parts of `state`, then write what is known before an epoch.
+
+        `state` has model, best (the network with the best weights), optimizer, schedule, early_stopping and history.
+        Raises BadInput, with no file changed, for a checkpoint that is not of such a run.
+        """
+        path = self.out / CHECKPOINT
+        saved = distributed.first(lambda: self._read_checkpoint(path, state))
+        if saved is not None:
+            with checkpoint.refusing(path):
+                for name, part in state.items():
+                    part.load_state_dict(saved[name])
+                if not 0 <= state["early_stopping"].best_epoch < len(state["history"]):
+                    raise ValueError("its counts do not agree")
+            self._take_up(saved["run"], len(state["history"]))
+        if distributed.rank():
+            return
+        files.write_json(self.out / CONFIG, self.config)
+        for stale in (ERROR, METRICS, CURVES, CONFUSION):
+            (self.out / stale).unlink(missing_ok=True)
+        if saved is None:
+            files.write_arrays(self.out / INITIAL_WEIGHTS, self.initial_weights)
+        else:  # the process before may have ended between its checkpoint and these
+            self._write_history_and_best(state, improved=True)
+
+    def _read_checkpoint(self, path: Path, state: dict) -> dict | None:
+        if not path.exists():
+            return None
+        saved = checkpoint.read(path, state, self.record)
+        given = self.options.init_weights
+        if given is not None and saved["run"]["initial_weights"] != self.record["initial_weights"]:
+            raise BadInput(
+                f"--init-weights {given}: not the weights that the run in {self.out} started from; "
+                "pass those or another --out"
+            )
+        return saved
+
+    def _take_up(self, saved: dict, epoch: int) -> None:
+        say(f"Resuming after epoch {epoch}.")
+        now, before = self.record["bits"], saved["bits"]
+        changed = ", ".join(f"{name} {now[name]} instead of {old}" for name, old in before.items() if old != now[name])
+        self.record = saved | {"bits": now}
+        if changed:
+            self.record["bits_changed"] = [*saved["bits_changed"], f"after epoch {epoch}: {changed}"]
+            say(f"With {changed}: figures may differ in their last bits from an undisturbed run's.")
+
+    def keep(self, state: dict, improved: bool) -> None:
+        """Write what an epoch has left; `improved` tells that it was the best one so far."""
+        if not distributed.rank():
+            # The checkpoint first: what the others say can be had from it, when the process ends before they are.
+            checkpoint.write(self.out / CHECKPOINT, state, self.record)
+            self._write_history_and_best(state, improved)
+
+    def _write_history_and_best(self, state: dict, improved: bool) -> None:
+        histories.write(self.out / HISTORY, state["history"].logs)
+        if improved:
+            files.write_weights(self.out / WEIGHTS, state["best"].state_dict())
+            files.write_arrays(self.out / BEST_WEIGHTS, self.to_keras(state["best"]))
+
+    def finish(self, metrics: dict, curves: bytes, confusion: bytes) -> None:
+        """Write what there is when training is over; metrics.json, which says so, comes last."""
+        if not distributed.rank():
+            files.write_bytes(self.out / CURVES, curves)
+            files.write_bytes(self.out / CONFUSION, confusion)
+            files.write_json(self.out / METRICS, metrics)

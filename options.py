@@ -1,0 +1,208 @@
+"""Every option of train.py, declared once; the recipes, which are sets of defaults; what does not go together."""
+
+import argparse
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from callbacks import SCHEDULES
+from data import SYNTHETIC
+from harness import environment
+from harness.console import Parser, number, path_type
+from model import MODELS
+from optim import OPTIMIZERS
+
+
+class Recipe(NamedTuple):
+    """A set of defaults that `--recipe` chooses, and what they were measured to reach (docs/results.md has how)."""
+
+    result: str
+    defaults: dict
+
+
+RECIPES = {
+    "fast": Recipe(
+        "87.3 % test accuracy with mirror images, 86.2 % without, in 6 minutes on 2 CPU cores",
+        {"model": "whitened", "epochs": 10, "batch_size": 128, "optimizer": "adamw", "lr": 0.01, "weight_decay": 0.05}
+        | {"l2": 0.0, "dropout": 0.0, "label_smoothing": 0.1, "shift": 2, "schedule": "onecycle", "patience": 10}
+        | {"mixed_precision": True},
+    ),
+}
+RESULTS = "; ".join(f"{name}: {recipe.result}" for name, recipe in RECIPES.items())
+ON_OFF = argparse.BooleanOptionalAction  # a switch that has a --no-... too
+GROUPS = {  # by the first option of each
+    "recipe": "training",
+    "patience": "callbacks, all watching the validation loss with its L2 penalty",
+    "data": "data and output",
+}
+
+
+def option(default: object, kind: object, help: str, may_change: bool = False):
+    """Declare an option. `kind` is bool or ON_OFF for a switch, the choices, or what makes a value of a flag's text.
+
+    `may_change` tells that it moves no figure, so that a resumed run may have another.
+    """
+    return dataclasses.field(default=default, metadata={"kind": kind, "help": help, "may_change": may_change})
+
+
+@dataclasses.dataclass
+class Options:
+    """What a run is told, flag by flag; `resolved` fills in the defaults that depend on other options."""
+
+    recipe: str | None = option(None, RECIPES, f"other defaults, over which flags win; {RESULTS}", may_change=True)
+    model: str = option("baseline", MODELS, "improved: more depth, BatchNorm; whitened: that behind a whitening layer")
+    epochs: int = option(50, number(int, "[1, inf)"), "epochs at most", may_change=True)
+    batch_size: int = option(64, number(int, "[1, 1000000]"), "images per step")
+    lr: float = option(1e-3, number(float, "(0, 1e9]"), "learning rate: the first one, but onecycle's highest")
+    optimizer: str = option("adam", OPTIMIZERS, "sgd has Nesterov momentum of 0.9")
+    weight_decay: float | None = option(
+        None,
+        number(float, "[0, 1000]"),
+        "part of each kernel that a step takes off, times the learning rate (decoupled; not for adam); "
+        "None: as the optimizer says, 0.004 for adamw as in Keras, 0 for sgd",
+    )
+    lookahead: bool = option(False, bool, "every 5 steps go back half of the way (Zhang et al.)")
+    label_smoothing: float = option(
+        0.0, number(float, "[0, 1)"), "part of each label spread over all classes, in every loss"
+    )
+    augment: bool | None = option(
+        None, ON_OFF, "mirror and shift training images by chance; None: as the network says, not with baseline"
+    )
+    shift: int = option(4, number(int, "[0, 31]"), "how many pixels --augment moves an image at most")
+    l2: float = option(1e-3, number(float, "[0, 1000]"), "L2 penalty on convolution kernels")
+    dropout: float = option(0.5, number(float, "[0, 1)"), "part of the last dense layer's inputs dropped")
+    no_shuffle: bool = option(False, bool, "take the training images in the same order each epoch")
+    seed: int = option(0, number(int, "[0, inf)"), "fixes every random draw")
+    device: torch.device = option("auto", environment.device, "auto (CUDA if there is one), cpu, cuda or cuda:N", True)
+    threads: int | None = option(None, number(int, "[1, 256]"), "CPU threads; None leaves the choice to torch", True)
+    dtype: str = option("float32", ("float32", "float64"), "of weights and images")
+    mixed_precision: bool = option(
+        False, ON_OFF, "convolutions in bfloat16: faster where the hardware has it, slower elsewhere"
+    )
+    tf32: bool = option(False, bool, "shorten products' mantissa to 10 bits on newer GPUs, which is faster")
+    deterministic: bool = option(False, bool, "the same bits from each run on a GPU too; a CPU's always are")
+    compile: bool = option(False, bool, "torch.compile, for CUDA; a CPU is slower with it, and needs a compiler")
+
+    patience: int = option(5, number(int, "[0, inf)"), "stop after so many epochs without a better one")
+    schedule: str = option(
+        "plateau",
+        SCHEDULES,
+        "cosine falls to --min-lr, onecycle rises for a quarter and falls to 0: step by step over all epochs",
+    )
+    lr_patience: int = option(3, number(int, "[0, inf)"), "cut the learning rate after so many epochs")
+    lr_factor: float = option(0.5, number(float, "(0, 1)"), "a cut multiplies the learning rate by it")
+    min_lr: float = option(1e-6, number(float, "[0, 1000]"), "no cut goes below this learning rate")
+
+    data: str = option(
+        "data",
+        path_type,
+        "folder with torchvision's CIFAR-10 (downloaded there once), an .npz file with x_train, y_train, x_test, "
+        f"y_test, or the word {SYNTHETIC} for an offline stand-in",
+        may_change=True,  # but not the images: their hash is compared
+    )
+    validation_split: float = option(
+        0.2, number(float, "(0, 1)"), "part of the training images, the last ones, kept for validation"
+    )
+    init_weights: Path | None = option(
+        None, path_type, "start from this .npz: np.savez(FILE, *model.get_weights()) of the Keras model, or a run's own"
+    )
+    out: Path = option(
+        "runs/<name>-seed<seed>",
+        path_type,
+        "the run's directory; <seed> stands for the seed, <name> for the recipe or else the model",
+        may_change=True,
+    )
+    resume: bool = option(False, bool, "go on with the run in --out if there is one, after its last whole epoch", True)
+    quiet: bool = option(False, bool, "one line per epoch and no progress bar", may_change=True)
+    json: bool = option(False, bool, "end with the figures as a JSON object in one line", may_change=True)
+
+    def resolved(self) -> "Options":
+        """Return the options with every default filled in."""
+        out = str(self.out).replace("<seed>", str(self.seed)).replace("<name>", self.recipe or self.model)
+        found = {"out": Path(out), "init_weights": self.init_weights and Path(self.init_weights)}
+        if self.augment is None:
+            found["augment"] = MODELS[self.model].augmented
+        if self.weight_decay is None:
+            found["weight_decay"] = OPTIMIZERS[self.optimizer].default_decay or 0.0
+        return dataclasses.replace(self, **found)
+
+    def flags(self) -> dict[str, int | float | str | None]:
+        """The options by name, as config.json has them."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value if isinstance(value, int | float | None) else str(value) for name, value in values.items()}
+
+    def deciding(self) -> dict[str, int | float | str | None]:
+        """The defaults of the options that decide a figure, each where all others are as they are."""
+        found = {}
+        for field in dataclasses.fields(self):
+            if not field.metadata["may_change"]:
+                default = dataclasses.replace(self, **{field.name: field.default}).resolved()
+                found[field.name] = default.flags()[field.name]
+        return found
+
+    def not_default(self) -> list[str]:
+        return [name for name, default in self.deciding().items() if self.flags()[name] != default]
+
+    def differences(self, config: dict) -> list[str]:
+        """Name what keeps a run with these options from going on with the run that wrote `config`, config.json.
+
+        An option that is new since then counts as at its default there; one that this version lacks must have been.
+        """
+        saved, flags, found = config["flags"], self.flags(), []
+        for name, default in self.deciding().items():
+            was = saved.get(name, default)
+            if flags[name] != was:
+                found.append(f"{flag_of(name)} {flags[name]} (was {was!r:.60})")
+        for name in saved.keys() - flags.keys():
+            if name in config.get("not_default", [name]):
+                found.append(f"{flag_of(name)} {saved[name]!r:.60} (an option that this version lacks)")
+        epochs, least, rule = saved.get("epochs"), 1, "and may only grow"
+        if SCHEDULES[self.schedule].spans_all_epochs:
+            least, rule = self.epochs, "which its schedule fixes"
+        if type(epochs) is not int or not least <= epochs <= self.epochs:
+            found.append(f"--epochs {self.epochs} (was {epochs!r:.60}, {rule})")
+        return found
+
+
+def flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def parse(argv: list[str] | None) -> Options:
+    """Return the resolved options of the command line `argv` (None: the process's own).
+
+    Raises SystemExit, as argparse does: after one line on stderr, or the help on stdout.
+    """
+    parser = Parser(
+        prog="train.py",
+        description="Train the notebook's CNN on CIFAR-10 as Keras would. The defaults are the notebook's.",
+        epilog="exit codes: 0 done, 1 failed (training diverged, disk full), 2 bad input, 3 data not available, "
+        "130 interrupted, 143 asked to end (SIGTERM, SIGUSR1)",
+    )
+    for field in dataclasses.fields(Options):
+        kind, help = field.metadata["kind"], field.metadata["help"].replace("%", "%%")
+        if field.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[field.name])
+        if kind in (bool, ON_OFF):
+            settings = {"action": "store_true" if kind is bool else ON_OFF}
+        else:
+            settings = {"type": kind} if callable(kind) else {"choices": kind}
+        group.add_argument(flag_of(field.name), default=field.default, help=help, **settings)
+    values = parser.parse_args(argv)
+    if values.recipe is not None:
+        parser.set_defaults(**RECIPES[values.recipe].defaults)
+        values = parser.parse_args(argv)
+    options = Options(**vars(values)).resolved()
+    if options.weight_decay and OPTIMIZERS[options.optimizer].default_decay is None:
+        parser.error(
+            f"--weight-decay {options.weight_decay} is not for {options.optimizer}: pass --optimizer adamw, or --l2"
+        )
+    if options.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        parser.error("--compile needs a C++ compiler, and there is no g++: install one, or leave --compile out")
+    if options.mixed_precision and options.dtype != "float32":
+        parser.error(f"--mixed-precision does not go with --dtype {options.dtype}: pass one of the two")
+    return options
