@@ -1,0 +1,121 @@
+"""One process at a time in a directory, where the system can tell; and a run where it cannot."""
+
+import errno
+import fcntl
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+import train
+from harness import lock
+from harness.lock import Held, Lock, Unsupported
+
+ME = f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def test_a_lock_is_held_by_one_and_names_it_until_it_is_given_back(tmp_path):
+    first, second = Lock(tmp_path / ".lock"), Lock(tmp_path / ".lock")
+    assert first.holder() is None
+    first.claim()
+    for _ in range(2):  # the refused one has not wiped the name
+        with pytest.raises(Held, match=ME):
+            second.claim(patience=0.05)
+        second.release()
+        assert second.holder() == ME
+    first.release()
+    assert second.holder() is None
+    second.claim(patience=0)
+    second.release()
+
+
+def look(path, until):
+    while time.monotonic() < until:
+        Lock(path).holder()
+
+
+def test_who_only_looks_never_makes_a_claim_fail(tmp_path):
+    path = tmp_path / ".lock"
+    path.touch()
+    context = multiprocessing.get_context("fork")
+    lookers = [context.Process(target=look, args=(path, time.monotonic() + 2)) for _ in range(3)]
+    for looker in lookers:
+        looker.start()
+    claims = 0
+    while any(looker.is_alive() for looker in lookers):
+        claimed = Lock(path)
+        claimed.claim()
+        claimed.release()
+        claims += 1
+    assert claims > 20
+    assert [looker.exitcode for looker in lookers] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_on_a_file_system_without_locks_a_run_goes_on_and_says_what_it_cannot_promise(
+    number, npz, tmp_path, capsys, monkeypatch
+):
+    def without(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    assert train.main(["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "lock" in line]
+    assert line.startswith(f"No locks in {tmp_path / 'run'} ({os.strerror(number)})")
+    assert "cannot be promised" in line
+    assert Lock(tmp_path / "run" / ".lock").holder() is None
+
+
+class Msvcrt:
+    """What Windows's module does, written with Unix's."""
+
+    LK_NBLCK = 2
+
+    def locking(self, descriptor, mode, count):
+        assert os.lseek(descriptor, 0, os.SEEK_CUR) == lock.FAR
+        assert (mode, count) == (self.LK_NBLCK, 1)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_on_windows_a_byte_behind_the_name_is_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr(lock, "msvcrt", Msvcrt())
+    test_a_lock_is_held_by_one_and_names_it_until_it_is_given_back(tmp_path)
+
+
+def test_without_either_module_nothing_is_locked_and_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr(lock, "msvcrt", None)
+    with pytest.raises(Unsupported, match="neither fcntl nor msvcrt"):
+        Lock(tmp_path / ".lock").claim()
+
+
+POOR = """
+import ctypes, platform, signal, sys
+sys.modules["fcntl"] = None  # an import of it fails
+sys.path.insert(0, {root!r})
+import torch  # it has its own ways with what is missing
+del signal.SIGUSR1
+def without(name, *_, **__):
+    raise TypeError("no handle of the program itself")
+ctypes.CDLL = without
+platform.libc_ver = lambda *_: ("glibc", "2.36")
+import compare, predict, train
+sys.exit(train.main(sys.argv[1:]) or compare.main([sys.argv[-1], "--out", sys.argv[-1]]))
+"""
+
+
+def test_all_commands_and_a_run_work_without_fcntl_sigusr1_and_the_program_s_own_library(npz, tmp_path):
+    arguments = ["--data", npz, "--epochs", "1", "--threads", "1", "--quiet", "--out", tmp_path / "run"]
+    process = subprocess.run(
+        [sys.executable, "-c", POOR.format(root=str(ROOT)), *arguments], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert "No locks in" in process.stdout
+    assert (tmp_path / "run" / "metrics.json").exists()
+    assert (tmp_path / "run" / "comparison.json").exists()
