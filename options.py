@@ -62,28 +62,26 @@ class Options:
     weight_decay: float | None = option(
         None,
         number(float, "[0, 1000]"),
-        "part of each kernel that a step takes off, times the learning rate (decoupled; not for adam); "
+        "decoupled weight decay of the kernels, times the learning rate in each step (not for adam); "
         "None: as the optimizer says, 0.004 for adamw as in Keras, 0 for sgd",
     )
     lookahead: bool = option(False, bool, "every 5 steps go back half of the way (Zhang et al.)")
-    label_smoothing: float = option(
-        0.0, number(float, "[0, 1)"), "part of each label spread over all classes, in every loss"
-    )
+    label_smoothing: float = option(0.0, number(float, "[0, 1)"), "label smoothing, in every loss")
     augment: bool | None = option(
-        None, ON_OFF, "mirror and shift training images by chance; None: as the network says, not with baseline"
+        None, ON_OFF, "mirror and shift training images at random; None: as the network says, not with baseline"
     )
     shift: int = option(4, number(int, "[0, 31]"), "how many pixels --augment moves an image at most")
-    l2: float = option(1e-3, number(float, "[0, 1000]"), "L2 penalty on convolution kernels")
-    dropout: float = option(0.5, number(float, "[0, 1)"), "part of the last dense layer's inputs dropped")
+    l2: float = option(1e-3, number(float, "[0, 1000]"), "factor of the L2 penalty on convolution kernels")
+    dropout: float = option(0.5, number(float, "[0, 1)"), "dropout rate before the last layer")
     no_shuffle: bool = option(False, bool, "take the training images in the same order each epoch")
-    seed: int = option(0, number(int, "[0, inf)"), "fixes every random draw")
+    seed: int = option(0, number(int, "[0, inf)"), "seed of every random draw")
     device: torch.device = option("auto", environment.device, "auto (CUDA if there is one), cpu, cuda or cuda:N", True)
     threads: int | None = option(None, number(int, "[1, 256]"), "CPU threads; None leaves the choice to torch", True)
     dtype: str = option("float32", ("float32", "float64"), "of weights and images")
     mixed_precision: bool = option(
         False, ON_OFF, "convolutions in bfloat16: faster where the hardware has it, slower elsewhere"
     )
-    tf32: bool = option(False, bool, "shorten products' mantissa to 10 bits on newer GPUs, which is faster")
+    tf32: bool = option(False, bool, "TF32 on newer GPUs: products with 10 bits of mantissa, faster")
     deterministic: bool = option(False, bool, "the same bits from each run on a GPU too; a CPU's always are")
     compile: bool = option(False, bool, "torch.compile, for CUDA; a CPU is slower with it, and needs a compiler")
 
@@ -105,7 +103,7 @@ class Options:
         may_change=True,  # but not the images: their hash is compared
     )
     validation_split: float = option(
-        0.2, number(float, "(0, 1)"), "part of the training images, the last ones, kept for validation"
+        0.2, number(float, "(0, 1)"), "fraction of the training images, the last ones, kept for validation"
     )
     init_weights: Path | None = option(
         None, path_type, "start from this .npz: np.savez(FILE, *model.get_weights()) of the Keras model, or a run's own"

@@ -87,7 +87,7 @@ def overlay(groups: dict[str, list[dict[str, list[float]]]]) -> bytes:
 
 
 def confusion(matrix: list[list[int]], names: tuple[str, ...], title: str) -> bytes:
-    """Draw `matrix[true][predicted]`, images, shaded by their part of the true class; PNG, 8 x 7 inches."""
+    """Draw `matrix[true][predicted]`, images, shaded by their fraction of the true class; PNG, 8 x 7 inches."""
     counts = np.array(matrix)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure = Figure(figsize=(8, 7), layout="constrained")
@@ -97,7 +97,7 @@ def confusion(matrix: list[list[int]], names: tuple[str, ...], title: str) -> by
     ticks = range(len(names))
     axes.set_xticks(ticks, names, rotation=45, ha="right")
     axes.set_yticks(ticks, [f"{name}  {share[i, i]:.1%}" for i, name in enumerate(names)])
-    axes.set(xlabel="taken for", ylabel="class, and part of it that was recognised")
+    axes.set(xlabel="predicted class", ylabel="true class, and its recall")
     for i in ticks:
         for j in ticks:
             axes.text(j, i, counts[i, j], ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 import data
 from harness import checkpoint, files
 from harness.console import Parser, command, path_type
-from harness.errors import BadInput
+from harness.errors import BadInput, refusing
 from harness.run import CONFIG, WEIGHTS
 from model import MODELS, Network, build_model
 
@@ -72,17 +72,14 @@ def image_files(given: Path) -> list[Path]:
 
 def read_image(path: Path) -> np.ndarray:
     """Return an image file as uint8 (32, 32, 3): upright, its middle square, averaged down or scaled up."""
-    try:
-        if path.exists() and not path.is_file():
+    with refusing(f"{path}: not a readable image", "pass a .png or .jpg file"):
+        if not path.exists():
+            raise BadInput(f"{path}: no such file; pass an image that exists")
+        if not path.is_file():
             raise ValueError("not a file")  # a pipe would be waited for
         with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning), Image.open(path) as file:
             image = ImageOps.exif_transpose(file).convert("RGB")
             return np.asarray(ImageOps.fit(image, (32, 32), Image.Resampling.BICUBIC))
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file; pass an image that exists") from None
-    except Exception as error:  # bytes that are damaged or hostile can raise nearly anything
-        reason = " ".join((str(error) or type(error).__name__).split())
-        raise BadInput(f"{path}: not a readable image ({reason:.200}); pass a .png or .jpg file") from None
 
 
 @torch.inference_mode()

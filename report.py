@@ -26,12 +26,7 @@ def beginning(options: Options, config: dict) -> None:
 
 
 def end(
-    options: Options,
-    run: Run,
-    history: History,
-    stopping: EarlyStopping,
-    figures: Figures,
-    mirrored: Figures | None,
+    options: Options, run: Run, history: History, stopping: EarlyStopping, figures: Figures, mirrored: Figures | None
 ) -> None:
     """Write and say what is to be known of the finished run: `figures` are the best weights' on the test images.
 

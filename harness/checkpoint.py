@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import math
-import pickle
 import warnings
 import zipfile
 from pathlib import Path
@@ -12,8 +11,7 @@ from pathlib import Path
 import torch
 
 from harness import files
-from harness.console import first_line
-from harness.errors import BadInput
+from harness.errors import refusing
 
 FORMAT = 4
 
@@ -30,7 +28,7 @@ def read(path: Path, state: dict, run: dict) -> dict:
 
     Raises BadInput for a file that is damaged or of another kind.
     """
-    with refusing(path):
+    with refusing_checkpoint(path):
         content = _load(path)
         if content.get("format") != FORMAT:
             found = f"{content.get('format')!r:.20}"
@@ -41,19 +39,12 @@ def read(path: Path, state: dict, run: dict) -> dict:
 
 def read_weights(path: Path, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the state dict that `files.write_weights` wrote, of the form of `like`. Raises BadInput."""
-    with refusing(path, "not the weights of this run", "pass a run's directory as train.py left it"):
+    with refusing(f"{path}: not the weights of this run", "pass a run's directory as train.py left it"):
         return _fitted(_load(path), like, "it")
 
 
-@contextlib.contextmanager
-def refusing(path: Path, what: str = "not a checkpoint of this run", remedy: str = "pass another --out"):
-    """Make whatever goes wrong within the block a BadInput: bytes that are damaged or hostile can raise nearly all."""
-    try:
-        yield
-    except pickle.UnpicklingError:
-        raise BadInput(f"{path}: holds more than plain data, nothing of it was run; {remedy}") from None
-    except Exception as error:
-        raise BadInput(f"{path}: {what} ({first_line(error):.200}); {remedy}") from None
+def refusing_checkpoint(path: Path) -> contextlib.AbstractContextManager:
+    return refusing(f"{path}: not a checkpoint of this run", "pass another --out")
 
 
 def _load(path: Path) -> object:

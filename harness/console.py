@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from harness import distributed
-from harness.errors import CannotWrite, DeviceFailed, Failure, Interrupted, OutOfMemory
+from harness.errors import CannotWrite, DeviceFailed, Failure, Interrupted, OutOfMemory, first_line
 
 Main = Callable[[list[str] | None], int | None]
 
@@ -59,11 +59,6 @@ def _again(prog: str, argv: list[str] | None, resumes: bool) -> str:
         return "the same torchrun command with --resume"
     words = sys.orig_argv if argv is None else [prog, *argv]
     return shlex.join([*words, "--resume"] if resumes and "--resume" not in words else words)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def say(*lines: object) -> None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness import signals
-from harness.errors import FirstFailed, Lost
+from harness.errors import FirstFailed, Lost, first_line
 
 TIMEOUT = timedelta(minutes=10)  # for a machine that falls silent; a process that ends is noticed at once
 
@@ -55,8 +55,7 @@ def _talking() -> Iterator[None]:
         yield
     except RuntimeError as error:  # gloo has no class of its own
         signals.check()  # the other one has gone because all were asked to
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise Lost(f"another process has ended or does not answer ({reason:.200})") from None
+        raise Lost(f"another process has ended or does not answer ({first_line(error):.200})") from None
 
 
 def first(call: Callable[[], object]) -> object:

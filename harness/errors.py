@@ -1,6 +1,9 @@
 """Why a command ends before its time: one family of exceptions; `console.command` makes a line and a code of one."""
 
+import contextlib
+import pickle
 import signal
+from collections.abc import Iterator
 
 GO_ON = "the epochs that were finished are kept, to go on: {again}"
 
@@ -70,3 +73,21 @@ class Interrupted(BaseException):
     def __init__(self, signum: int):
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
         self.code = 130 if signum == signal.SIGINT else 143
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def refusing(what: str, remedy: str) -> Iterator[None]:
+    """Make whatever goes wrong within the block a BadInput: bytes that are damaged or hostile can raise nearly all."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except pickle.UnpicklingError:
+        raise BadInput(f"{what} (it holds more than plain data, nothing of it was run); {remedy}") from None
+    except Exception as error:
+        raise BadInput(f"{what} ({first_line(error):.200}); {remedy}") from None

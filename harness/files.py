@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness.errors import BadInput, CannotWrite
+from harness.errors import BadInput, CannotWrite, refusing
 
 
 def make_folder(folder: Path) -> None:
@@ -79,19 +79,17 @@ def read_text(path: Path) -> str:
 
 
 def read_npz(flag: str, path: Path, limit: int) -> dict[str, np.ndarray]:
-    """Read every array of the `.npz` file that `flag` names; raises BadInput if that cannot be done.
+    """Return every array of the `.npz` file that `flag` names; one that claims more than `limit` bytes is not read.
 
-    A file that claims to hold more than `limit` bytes is not read.
+    Raises BadInput.
     """
-    try:
-        if path.exists() and not path.is_file():
+    with refusing(f"{flag} {path}: not a readable .npz of plain arrays", "write it with np.savez"):
+        if not (path.exists() or path.is_symlink()):
+            raise BadInput(f"{flag} {path}: no such file; pass an .npz that exists")
+        if not path.is_file():
             raise ValueError("not a file")
-        # Quiet: a header that is no Python makes numpy warn before it raises.
-        with (
-            warnings.catch_warnings(action="ignore"),
-            path.open("rb") as source,
-            np.load(source, allow_pickle=False) as file,
-        ):
+        # A header that is no Python makes numpy warn before it raises.
+        with warnings.catch_warnings(action="ignore"), np.load(path, allow_pickle=False) as file:
             size = sum(member.file_size for member in file.zip.infolist())
             if size > limit:
                 raise ValueError(f"its arrays take {size:,} bytes, more than {limit:,}")
@@ -100,10 +98,3 @@ def read_npz(flag: str, path: Path, limit: int) -> dict[str, np.ndarray]:
             if not isinstance(array, np.ndarray):  # numpy gives what is not its own back as bytes
                 raise ValueError(f"{name} in it is no array")
         return arrays
-    except FileNotFoundError:
-        raise BadInput(f"{flag} {path}: no such file; pass an .npz that exists") from None
-    except Exception as error:  # bytes that are damaged or hostile can raise nearly anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise BadInput(
-            f"{flag} {path}: not a readable .npz of plain arrays ({reason:.200}); write it with np.savez"
-        ) from None

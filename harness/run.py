@@ -149,7 +149,7 @@ class Run:
         path = self.out / CHECKPOINT
         saved = distributed.first(lambda: self._read_checkpoint(path, state))
         if saved is not None:
-            with checkpoint.refusing(path):
+            with checkpoint.refusing_checkpoint(path):
                 for name, part in state.items():
                     part.load_state_dict(saved[name])
                 if not 0 <= state["early_stopping"].best_epoch < len(state["history"]):

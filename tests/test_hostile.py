@@ -279,7 +279,7 @@ RUN = {
     ),
     "checkpoint: a pickled payload": (
         damaged(lambda state: state["run"].update(bits=Payload())),
-        ["run/checkpoint.pt: holds more than plain data, nothing of it was run", ANOTHER],
+        ["run/checkpoint.pt", "holds more than plain data, nothing of it was run", ANOTHER],
     ),
     "checkpoint: a bare pickled payload": (
         replaced("checkpoint.pt", pickle.dumps(Payload())),
@@ -561,7 +561,7 @@ def checkpoint_bytes():
 def load(path, state, plain):
     """Read a checkpoint and load it, as a run does that is resumed."""
     saved = checkpoint.read(path, state, plain)
-    with checkpoint.refusing(path):
+    with checkpoint.refusing_checkpoint(path):
         for name in ("model", "optimizer", "early_stopping", "history"):
             state[name].load_state_dict(saved[name])
     return saved

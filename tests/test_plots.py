@@ -198,7 +198,7 @@ def test_the_confusion_has_true_classes_down_and_what_they_were_taken_for_across
     assert {text.get_position(): text.get_text() for text in axes.texts} == {
         (across, down): str(matrix[down][across]) for down in range(3) for across in range(3)
     }
-    assert axes.get_xlabel() == "taken for"
+    assert axes.get_xlabel() == "predicted class"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a  75.0%", "b  50.0%", "c  100.0%"]
 
