@@ -42,6 +42,10 @@ class CannotWrite(Failure):
     advice = "what was finished before stands: make room there, then go on: {again}"
 
 
+class TakenAway(Failure):
+    """The run's directory is no longer its own: nothing in it may be touched."""
+
+
 class OutOfMemory(Failure):
     advice = "pass a smaller --batch-size, or --device cpu"
 

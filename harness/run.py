@@ -11,7 +11,7 @@ from torch import nn
 
 from harness import checkpoint, distributed, files, histories
 from harness.console import say
-from harness.errors import BadInput
+from harness.errors import BadInput, TakenAway
 from harness.lock import Held, Lock, Unsupported
 
 CONFIG, HISTORY, METRICS, WEIGHTS, CURVES = "config.json", "history.csv", "metrics.json", "best.pt", "curves.png"
@@ -115,8 +115,8 @@ class Run:
         except BadInput:  # bad input changes no file
             raise
         except BaseException as error:
-            if not distributed.rank():
-                self._leave_word(error)
+            with contextlib.suppress(Exception):  # a full disk, a directory taken away: stderr has it all the same
+                self._write(files.write_bytes, ERROR, "".join(traceback.format_exception_only(error)).encode())
             raise
         finally:
             self.lock.release()
@@ -133,10 +133,6 @@ class Run:
             raise self._refusal(f"cannot write there ({error.strerror})") from None
         # Once more: another process may have been at work here while the data were read.
         return self.look(self.config["data_sha256"], own=True)
-
-    def _leave_word(self, error: BaseException) -> None:
-        with contextlib.suppress(Exception):  # a full disk, say; stderr has it all the same
-            files.write_bytes(self.out / ERROR, "".join(traceback.format_exception_only(error)).encode())
 
     # --- at work ------------------------------------------------------------------------------------------------------
 
@@ -155,13 +151,11 @@ class Run:
                 if not 0 <= state["early_stopping"].best_epoch < len(state["history"]):
                     raise ValueError("its counts do not agree")
             self._take_up(saved["run"], len(state["history"]))
-        if distributed.rank():
-            return
-        files.write_json(self.out / CONFIG, self.config)
+        self._write(files.write_json, CONFIG, self.config)
         for stale in (ERROR, METRICS, CURVES, CONFUSION):
-            (self.out / stale).unlink(missing_ok=True)
+            self._write(Path.unlink, stale, True)  # if it is there
         if saved is None:
-            files.write_arrays(self.out / INITIAL_WEIGHTS, self.initial_weights)
+            self._write(files.write_arrays, INITIAL_WEIGHTS, self.initial_weights)
         else:  # the process before may have ended between its checkpoint and these
             self._write_history_and_best(state, improved=True)
 
@@ -188,20 +182,28 @@ class Run:
 
     def keep(self, state: dict, improved: bool) -> None:
         """Write what an epoch has left; `improved` tells that it was the best one so far."""
-        if not distributed.rank():
-            # The checkpoint first: what the others say can be had from it, when the process ends before they are.
-            checkpoint.write(self.out / CHECKPOINT, state, self.record)
-            self._write_history_and_best(state, improved)
+        # The checkpoint first: what the others say can be had from it, when the process ends before they are.
+        self._write(checkpoint.write, CHECKPOINT, state, self.record)
+        self._write_history_and_best(state, improved)
 
     def _write_history_and_best(self, state: dict, improved: bool) -> None:
-        histories.write(self.out / HISTORY, state["history"].logs)
+        self._write(histories.write, HISTORY, state["history"].logs)
         if improved:
-            files.write_weights(self.out / WEIGHTS, state["best"].state_dict())
-            files.write_arrays(self.out / BEST_WEIGHTS, self.to_keras(state["best"]))
+            self._write(files.write_weights, WEIGHTS, state["best"].state_dict())
+            self._write(files.write_arrays, BEST_WEIGHTS, self.to_keras(state["best"]))
 
     def finish(self, metrics: dict, curves: bytes, confusion: bytes) -> None:
         """Write what there is when training is over; metrics.json, which says so, comes last."""
-        if not distributed.rank():
-            files.write_bytes(self.out / CURVES, curves)
-            files.write_bytes(self.out / CONFUSION, confusion)
-            files.write_json(self.out / METRICS, metrics)
+        self._write(files.write_bytes, CURVES, curves)
+        self._write(files.write_bytes, CONFUSION, confusion)
+        self._write(files.write_json, METRICS, metrics)
+
+    def _write(self, write: Callable, name: str, *content: object) -> None:
+        """Let `write(path, *content)` change the file `name`, on the first process, while it is still this run's."""
+        if distributed.rank():
+            return
+        if not self.lock.still_there():
+            raise TakenAway(
+                f"--out {self.out}: its {LOCK} was taken away, it may be another run's; nothing was written"
+            )
+        write(self.out / name, *content)
