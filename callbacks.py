@@ -20,14 +20,18 @@ class EarlyStopping:
         self.best = self.best_epoch = self.stopped_epoch = None
         self.wait = 0
 
-    def update(self, epoch: int, logs: dict[str, float]) -> bool:
-        """Take the figures of `epoch` (from 0); return whether it is the best so far. Sets `stopped_epoch`."""
+    def update(self, epoch: int, logs: dict[str, float], counts: bool = True) -> bool:
+        """Take the figures of `epoch` (from 0); return whether it is the best so far. Sets `stopped_epoch`.
+
+        An epoch that does not count takes nothing of the patience.
+        """
         value = logs[self.monitor]
-        self.wait += 1
+        if counts:
+            self.wait += 1
         if self.best is None or value < self.best:
             self.best, self.best_epoch, self.wait = value, epoch, 0
             return True
-        if self.wait >= self.patience:
+        if counts and self.wait >= self.patience:
             self.stopped_epoch = epoch
         return False
 
@@ -61,6 +65,11 @@ class Schedule:
     def rate(self) -> float:
         """The learning rate of the next step."""
         return self.optimizer.param_groups[0]["lr"]
+
+    @property
+    def rising(self) -> bool:
+        """Tell whether the highest rate is still to come; so long early stopping does not count."""
+        return False
 
     def after_step(self) -> None:
         """Set the rate of the next step."""
@@ -121,6 +130,10 @@ class OneCycle(Schedule, lr_scheduler.OneCycleLR):
             anneal_strategy="linear",
             cycle_momentum=False,
         )
+
+    @property
+    def rising(self) -> bool:
+        return self.last_epoch < self._schedule_phases[0]["end_step"]  # torch's word: in steps here
 
 
 SCHEDULES = {"plateau": Plateau, "cosine": Cosine, "onecycle": OneCycle}

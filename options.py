@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from callbacks import SCHEDULES
-from data import SYNTHETIC
+from data import DEFAULT, SYNTHETIC
 from harness import environment
 from harness.console import Parser, number, path_type
 from model import MODELS
@@ -89,14 +89,15 @@ class Options:
     schedule: str = option(
         "plateau",
         SCHEDULES,
-        "cosine falls to --min-lr, onecycle rises for a quarter and falls to 0: step by step over all epochs",
+        "cosine falls to --min-lr, onecycle rises for a quarter (early stopping counts from there) and falls to 0: "
+        "step by step over all epochs",
     )
     lr_patience: int = option(3, number(int, "[0, inf)"), "cut the learning rate after so many epochs")
     lr_factor: float = option(0.5, number(float, "(0, 1)"), "a cut multiplies the learning rate by it")
     min_lr: float = option(1e-6, number(float, "[0, 1000]"), "no cut goes below this learning rate")
 
     data: str = option(
-        "data",
+        DEFAULT,
         path_type,
         "folder with torchvision's CIFAR-10 (downloaded there once), an .npz file with x_train, y_train, x_test, "
         f"y_test, or the word {SYNTHETIC} for an offline stand-in",
@@ -142,6 +143,11 @@ class Options:
                 found[field.name] = default.flags()[field.name]
         return found
 
+    def told(self) -> dict[str, int | float | str | None]:
+        """The flags that all processes of a run must agree on, with their values."""
+        names = {"epochs", *self.deciding()} - {"init_weights"}  # the weights are the first process's on all
+        return {flag_of(name): value for name, value in self.flags().items() if name in names}
+
     def not_default(self) -> list[str]:
         return [name for name, default in self.deciding().items() if self.flags()[name] != default]
 
@@ -158,11 +164,8 @@ class Options:
         for name in saved.keys() - flags.keys():
             if name in config.get("not_default", [name]):
                 found.append(f"{flag_of(name)} {saved[name]!r:.60} (an option that this version lacks)")
-        epochs, least, rule = saved.get("epochs"), 1, "and may only grow"
-        if SCHEDULES[self.schedule].spans_all_epochs:
-            least, rule = self.epochs, "which its schedule fixes"
-        if type(epochs) is not int or not least <= epochs <= self.epochs:
-            found.append(f"--epochs {self.epochs} (was {epochs!r:.60}, {rule})")
+        if SCHEDULES[self.schedule].spans_all_epochs and saved.get("epochs") != self.epochs:
+            found.append(f"--epochs {self.epochs} (was {saved.get('epochs')!r:.60}, which its schedule fixes)")
         return found
 
 
@@ -199,6 +202,12 @@ def parse(argv: list[str] | None) -> Options:
         parser.error(
             f"--weight-decay {options.weight_decay} is not for {options.optimizer}: pass --optimizer adamw, or --l2"
         )
+    if options.min_lr > options.lr and SCHEDULES[options.schedule].spans_all_epochs:
+        parser.error(
+            f"--lr {options.lr:g} is below --min-lr {options.min_lr:g}, to which {options.schedule} would rise"
+        )
+    if options.lr < torch.finfo(getattr(torch, options.dtype)).tiny:
+        parser.error(f"--lr {options.lr:g} is 0 in {options.dtype}: pass a larger one")
     if options.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         parser.error("--compile needs a C++ compiler, and there is no g++: install one, or leave --compile out")
     if options.mixed_precision and options.dtype != "float32":

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def train(options: Options) -> None:
     """Do the whole job: data, network, training, test figures, and the files of the run's directory."""
-    run = Run(options, to_keras_weights)
+    run = Run(options, to_keras_weights, data.stamp(options.data))
     if finished := distributed.first(run.look):
         return report.finished_already(options, finished)
     set_up_torch(options.threads, options.tf32, options.deterministic)
@@ -58,16 +58,18 @@ def train(options: Options) -> None:
     training, validation, test = (part.to(options.device) for part in parts)
     if options.init_weights is None:
         model.prepare(training.images)
+    data_sha256 = data.fingerprint(arrays)
+    distributed.agree(options.told() | {"images and labels of --data, by hash": data_sha256})
     distributed.unify(model)
 
-    config = {"model": options.model, "data": data.describe(options.data), "data_sha256": data.fingerprint(arrays)}
+    config = {"model": options.model, "data": data.describe(options.data), "data_sha256": data_sha256}
     config |= {"images": {"training": len(training), "validation": len(validation), "test": len(test)}}
     config |= {"parameters": sum(parameter.numel() for parameter in model.parameters())}
     config |= {"flags": options.flags(), "not_default": options.not_default()} | environment.describe(options.device)
     with run.claimed(config, to_keras_weights(model)) as finished:
         if finished:
             return report.finished_already(options, finished)
-        report.beginning(options, config)
+        report.beginning(options, config, data.unseen(training, validation))
         objective = Objective(options.l2, options.label_smoothing, options.mixed_precision)
         best, history, stopping = fit(options, run, model, objective, training, validation)
         figures, mirrored = evaluate(best, test, objective), None
@@ -144,7 +146,7 @@ def fit(
                     f"the epochs before are kept in {options.out}; try a smaller --lr in another --out"
                 ) from None
             logs = trained.logs(dtype) | validated.logs(dtype, "val_") | {"learning_rate": rate}
-            improved = stopping.update(epoch, logs)
+            improved = stopping.update(epoch, logs, counts=not schedule.rising)
             if improved:
                 best.load_state_dict(model.state_dict())
             message = schedule.after_epoch(logs["val_loss"])

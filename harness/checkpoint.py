@@ -75,12 +75,12 @@ def _form(part: object) -> dict:
 def _fitted(found: object, like: object, where: str) -> object:
     """Return `found` with its tensors laid out in memory as those of `like`, the same tree. Raises ValueError.
 
-    In `like` a tensor stands for its shape and dtype, a number or text for any of its type, an empty list for any list,
-    a list of whole numbers for itself, None for None or a number.
+    In `like` a tensor stands for its shape and dtype, a number or text for any of its type, an empty list or dict for
+    any, a list of whole numbers for itself, None for None or a number.
     """
     if isinstance(like, torch.Tensor):
         return _fitted_tensor(found, like, where)
-    if isinstance(like, dict) and isinstance(found, dict):
+    if isinstance(like, dict) and isinstance(found, dict) and like:
         if found.keys() != like.keys():
             raise ValueError(f"{where} has {', '.join(map(str, found)):.60}, not {', '.join(map(str, like)):.60}")
         return {name: _fitted(found[name], part, f"{where}.{name}") for name, part in like.items()}

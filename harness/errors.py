@@ -57,7 +57,7 @@ class DeviceFailed(Failure):
 class Lost(Failure):
     """Another process of the run has ended, or does not answer."""
 
-    advice, shared = GO_ON, True
+    advice = GO_ON  # not shared: it may be the first one that has ended
 
 
 class FirstFailed(Failure):
