@@ -134,7 +134,7 @@ class Options:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value if isinstance(value, int | float | None) else str(value) for name, value in values.items()}
 
-    def deciding(self) -> dict[str, int | float | str | None]:
+    def defaults(self) -> dict[str, int | float | str | None]:
         """The defaults of the options that decide a figure, each where all others are as they are."""
         found = {}
         for field in dataclasses.fields(self):
@@ -145,11 +145,12 @@ class Options:
 
     def told(self) -> dict[str, int | float | str | None]:
         """The flags that all processes of a run must agree on, with their values."""
-        names = {"epochs", *self.deciding()} - {"init_weights"}  # the weights are the first process's on all
+        names = {"epochs", *self.defaults()} - {"init_weights"}  # the weights are the first process's on all
         return {flag_of(name): value for name, value in self.flags().items() if name in names}
 
     def not_default(self) -> list[str]:
-        return [name for name, default in self.deciding().items() if self.flags()[name] != default]
+        flags = self.flags()
+        return [name for name, default in self.defaults().items() if flags[name] != default]
 
     def differences(self, config: dict) -> list[str]:
         """Name what keeps a run with these options from going on with the run that wrote `config`, config.json.
@@ -157,7 +158,7 @@ class Options:
         An option that is new since then counts as at its default there; one that this version lacks must have been.
         """
         saved, flags, found = config["flags"], self.flags(), []
-        for name, default in self.deciding().items():
+        for name, default in self.defaults().items():
             was = saved.get(name, default)
             if flags[name] != was:
                 found.append(f"{flag_of(name)} {flags[name]} (was {was!r:.60})")

@@ -8,7 +8,7 @@ import data
 import plots
 from callbacks import SCHEDULES, EarlyStopping, History
 from harness.console import say
-from harness.run import ALL_EPOCHS, EARLY_STOPPING, Run
+from harness.run import ALL_EPOCHS, EARLY_STOPPING, STOPPED, Run
 from metrics import Figures
 from options import Options
 
@@ -40,6 +40,9 @@ def end(
     """
     dtype, names = getattr(torch, options.dtype), data.class_names(options.data)
     cutting = SCHEDULES[options.schedule].cutting
+    reason = ALL_EPOCHS if len(history) == options.epochs else STOPPED  # by another callback
+    if stopping.should_stop:
+        reason = EARLY_STOPPING
     metrics = {
         "model": options.model,
         "data": run.config["data"],
@@ -53,7 +56,7 @@ def end(
         "epochs": len(history),
         "best_epoch": stopping.best_epoch + 1,
         "best_epoch_logs": history.logs[stopping.best_epoch],
-        "stopped": EARLY_STOPPING if stopping.should_stop else ALL_EPOCHS,
+        "stopped": reason,
         "schedule": options.schedule,
         "learning_rate_cuts": history.cuts if cutting else [],
         "learning_rate_after_epoch": history.learning_rates,

@@ -108,7 +108,7 @@ def total(tensor: Tensor) -> Tensor:
 def sum_gradients(model: nn.Module) -> None:
     """Put the sum of all processes' gradients into each parameter's."""
     if launched():
-        gradients = [parameter.grad for parameter in model.parameters()]
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         sums = total(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, part in zip(gradients, sums.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view(gradient.shape))

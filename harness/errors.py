@@ -33,7 +33,7 @@ class Unavailable(Failure):
 class Diverged(Failure):
     """The loss is not finite."""
 
-    shared = True
+    advice, shared = "the epochs before are kept; try a smaller --lr in another --out", True
 
 
 class CannotWrite(Failure):

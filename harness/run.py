@@ -19,7 +19,7 @@ CONFUSION = "confusion.png"
 INITIAL_WEIGHTS, BEST_WEIGHTS = "initial_weights.npz", "best_weights.npz"  # as Keras's get_weights() orders them
 CHECKPOINT, ERROR, LOCK = "checkpoint.pt", "error.txt", ".lock"
 FILES = (CONFIG, HISTORY, METRICS, WEIGHTS, INITIAL_WEIGHTS, BEST_WEIGHTS, CURVES, CONFUSION, CHECKPOINT, ERROR)
-EARLY_STOPPING, ALL_EPOCHS = "early stopping", "all epochs used"
+EARLY_STOPPING, ALL_EPOCHS, STOPPED = "early stopping", "all epochs used", "stopped"
 INITIAL_WEIGHTS_LIMIT = 256 << 20  # bytes: 60 times the baseline's in float64
 # What another of these means for a run that is resumed; anything else moves last bits.
 MEANS = {
@@ -102,7 +102,7 @@ class Run:
         kinds = {"test_accuracy": float, "epochs": int, "stopped": str}
         if not all(type(metrics.get(name)) is kind for name, kind in kinds.items()):
             raise BadInput(f"{path}: lacks {', '.join(kinds)}; delete that file and --resume makes it anew")
-        over = metrics["stopped"] == EARLY_STOPPING or metrics["epochs"] >= self.options.epochs
+        over = metrics["stopped"] != ALL_EPOCHS or metrics["epochs"] >= self.options.epochs
         # The figures of an earlier end stay until those of a later one are there.
         history = self.out / HISTORY
         trained = len(files.read_text(history).splitlines()) - 1 if history.exists() else metrics["epochs"]
@@ -161,8 +161,8 @@ class Run:
         saved = distributed.first(lambda: self._read_checkpoint(path, state))
         if saved is not None:
             with checkpoint.refusing_checkpoint(path):
-                for name, part in state.items():
-                    part.load_state_dict(saved[name])
+                for name in state.keys() & saved.keys():  # a part that came with this version begins anew
+                    state[name].load_state_dict(saved[name])
                 if not 0 <= state["early_stopping"].best_epoch < len(state["history"]):
                     raise ValueError("its counts do not agree")
             self._take_up(saved["run"], len(state["history"]))

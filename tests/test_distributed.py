@@ -153,7 +153,9 @@ def test_bad_input_and_a_diverging_loss_end_all_processes_with_one_line(group, n
     assert len("".join(log.read_text() for log in logs).splitlines()) == 1
     processes, logs = group(2, ["--data", npz, "--lr", "1e9", "--out", tmp_path / "run"], "diverged")
     assert finish(processes) == [1, 1]
-    assert re.search(r"not finite in epoch \d+, (batch \d+|evaluation)", logs[0].read_text())
+    assert re.search(
+        r"epoch \d+, learning rate 1e\+09: the loss is not finite in (evaluation )?batch \d+", logs[0].read_text()
+    )
     assert logs[1].read_text() == ""
 
 
@@ -222,7 +224,7 @@ def test_a_loss_that_is_not_finite_is_placed_in_the_batch_of_the_whole(size, gro
     flags = ["--lr", "1e9", "--dropout", "0", "--batch-size", "32", "--out", tmp_path / "run"]
     processes, logs = group(size, ["--data", npz, *flags])
     assert finish(processes) == [1] * size
-    assert "the loss is not finite in epoch 1, batch 2, " in logs[0].read_text()
+    assert "epoch 1, learning rate 1e+09: the loss is not finite in batch 2" in logs[0].read_text()
 
 
 def test_each_process_draws_dropout_masks_of_its_own(npz, tmp_path, monkeypatch):

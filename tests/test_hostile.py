@@ -346,7 +346,7 @@ RUN = {
         ["its counts do not agree", ANOTHER],
     ),
     "checkpoint: no step taken": (
-        damaged(lambda state: state["optimizer"]["param_groups"][0].update(steps=0)),
+        damaged(lambda state: state["optimizer"]["param_groups"][0].update(taken=0)),
         ["the optimizer has taken no step", ANOTHER],
     ),
     "checkpoint: a list": (
@@ -444,7 +444,7 @@ OTHER_FLAGS = {
 def test_every_flag_that_changes_the_result_is_refused_on_resuming_with_both_values(place, capsys):
     for flag, value in OTHER_FLAGS.items():
         refuses(place, capsys, ["--out", "run", "--resume", flag, *(value or "").split()], [flag, "was ", ANOTHER])
-    deciding = options.parse([]).deciding()
+    deciding = options.parse([]).defaults()
     assert {options.flag_of(name) for name in deciding} == set(OTHER_FLAGS)
 
 
@@ -599,7 +599,7 @@ def reads_or_refuses(path):
     assert saved.keys() == {"format", "run", *state}
     assert saved["model"]["weight"].shape == (1, 1)
     assert len(state["history"]) > 0
-    assert state["optimizer"].param_groups[0]["steps"] > 0
+    assert state["optimizer"].param_groups[0]["taken"] > 0
     return saved
 
 

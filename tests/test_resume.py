@@ -426,7 +426,7 @@ def test_a_diverging_run_names_epoch_batch_and_rate_and_keeps_the_last_good_epoc
     assert resume(npz, copy) == 1
     assert taken == [0, 1, 2]  # it ends at once
     err = capsys.readouterr().err
-    for words in ("not finite in epoch 3, batch 3, learning rate 0.001", "--lr"):
+    for words in ("epoch 3, learning rate 0.001: the loss is not finite in batch 3", "--lr"):
         assert words in err
     assert (copy / CHECKPOINT).read_bytes() == good
     assert "not finite" in (copy / ERROR).read_text()

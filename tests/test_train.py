@@ -346,7 +346,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(npz, tmp_path, capsy
     out = tmp_path / "run"
     assert train.main(["--data", str(npz), "--lr", "1e9", "--epochs", "9", "--out", str(out), "--device", "cpu"]) == 1
     err = capsys.readouterr().err
-    assert "not finite in epoch" in err
+    assert "the loss is not finite in" in err
     assert "--lr" in err
     assert not (out / "metrics.json").exists()
 
