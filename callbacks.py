@@ -129,9 +129,8 @@ class OneCycle(Schedule, lr_scheduler.OneCycleLR):
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=total_steps + 1,  # the rates before and after each step
-            pct_start=max(
-                0.25, 1.5 / (total_steps + 1)
-            ),  # torch divides by zero where the rise ends with the first step
+            # torch divides by zero where the rise ends with the first step.
+            pct_start=max(0.25, 1.5 / (total_steps + 1)),
             anneal_strategy="linear",
             cycle_momentum=False,
         )

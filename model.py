@@ -15,9 +15,7 @@ from harness.errors import BadInput
 PATCH = 3 * 2 * 2  # values in a patch of 2x2 pixels
 WHITENING_IMAGES = 5000
 INITIAL_WEIGHTS_LIMIT = 256 << 20  # bytes: 60 times the baseline's in float64
-VARIANCE_FLOOR = (
-    3e-5  # airbench's 5e-4, which is for pixels of unit variance; directions that are mere rounding stay small
-)
+VARIANCE_FLOOR = 3e-5  # airbench's 5e-4 is for pixels of unit variance; directions of mere rounding stay small
 
 
 class Network(nn.Module):
