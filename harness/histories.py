@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +68,16 @@ def read(path: Path) -> Training:
         file = _only_history(path)
     history, form, remarks = _read_history(file)
     return Training(str(path), history, metrics, config, form, remarks)
+
+
+def in_words(groups: dict[str, list[Training]]) -> list[str]:
+    """Say how each group's histories were read, once for all that were read alike, and the remarks on each."""
+    lines = []
+    for label, group in groups.items():
+        for form, count in Counter(run.form for run in group).items():
+            lines.append(f"{label}: {form}" if count == 1 else f"{label}, {count} files: {form}")
+        lines += [f"{run.path}: {remark}" for run in group for remark in run.remarks]
+    return lines
 
 
 def _only_history(folder: Path) -> Path:
