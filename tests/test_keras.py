@@ -303,7 +303,7 @@ def test_keras_gets_a_run_s_test_figures_from_its_best_weights(start_file, tmp_p
     keras_notebook.compile_model(reference)
     with np.load(tmp_path / "run" / "best_weights.npz") as file:
         reference.set_weights(list(file.values()))
-    _, _, images, labels = keras_notebook.load_data(data)
+    _, _, images, labels = keras_notebook.prepare(*keras_notebook.load_data(data))
     loss, accuracy = reference.evaluate(images, labels, verbose=0)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert accuracy == metrics["test_accuracy"]
