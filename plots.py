@@ -17,6 +17,7 @@ CUT = {"color": "0.45", "linestyle": "-.", "linewidth": 1.0, "zorder": 1}
 RATE = {"color": "#7a5195", "marker": "o", "markersize": 4}
 GROUPS = ("#00693e", "#cc79a7", "#56b4e9", "#8c2d04", "#9a9a00", "#e34a6f")  # none of the colours above
 STYLES = (("--", "training"), ("-", "validation and learning rate"))
+THIN = 0.5
 WIDE = 20  # learning rates that span more than this factor are drawn on a logarithmic axis
 
 
@@ -93,6 +94,10 @@ def overlay(groups: dict[str, list[dict[str, list[float]]]], loss_name: str, rat
     ]
     _scale_rates(all_axes["learning rate"], rates)
     handles += [Line2D([], [], color="0.3", linestyle=style, label=label) for style, label in STYLES]
+    if any(
+        len({len(columns["loss"]) for columns in histories if "loss" in columns}) > 1 for histories in groups.values()
+    ):
+        handles.append(Line2D([], [], color="0.3", linewidth=THIN, label="a run that is longer than another"))
     for text in figure.legend(handles=handles, loc="outside lower center", ncols=4).get_texts():
         text.set_parse_math(False)
     return _png(figure)
@@ -143,7 +148,7 @@ def _draw_group(axes: Axes, curves: list[list[float]], colour, style: str) -> No
         alone = np.flatnonzero(np.isfinite(row))
         alone = alone[alone >= max(together, default=0)]
         if len(alone) > 1:
-            axes.plot(alone + 1, row[alone], linewidth=0.5, **line)
+            axes.plot(alone + 1, row[alone], linewidth=THIN, **line)
 
 
 def _png(figure: Figure) -> bytes:

@@ -173,6 +173,8 @@ def test_a_mean_ends_with_the_shortest_run_and_longer_ones_go_on_as_thin_lines(l
     overlay({"g": runs})
     axes = drawn[0].axes[1]
     mean, *alone = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+    named = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert ("a run that is longer than another" in named) is (max(lengths) > end)
     assert [*mean.get_xdata()] == [*range(1, end + 1)]
     np.testing.assert_allclose(mean.get_ydata(), np.mean([run["loss"][:end] for run in runs], axis=0))
     for band in axes.collections:
