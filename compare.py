@@ -86,7 +86,7 @@ def compare(args: argparse.Namespace) -> int:
         raise BadInput(f"--within {args.within:g}: needs two groups, not {len(groups)}; name them LABEL=GLOB")
     notes = pooled(groups, args.mixed)
     not_comparable, settings = comparability.differences(groups, SETTINGS)
-    notes += not_comparable + settings + comparability.unknown(groups)
+    notes += not_comparable + settings + comparability.repeated(groups) + comparability.unknown(groups)
     figures = {label: [of_run(run, CUTTING) for run in group] for label, group in groups.items()}
     estimates = {label: {name: over_runs(found, name) for name in FIGURES} for label, found in figures.items()}
     judged_by = TEST if all(found[TEST] for found in estimates.values()) else VALIDATION

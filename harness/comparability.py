@@ -85,6 +85,16 @@ def differences(groups: dict[str, list[Training]], defaults: dict) -> tuple[list
     return said, [f"Settings that differ: {_by_group(settings)}."] if settings else []
 
 
+def repeated(groups: dict[str, list[Training]]) -> list[str]:
+    """Say which runs of different groups are one and the same, in as many epochs as both have."""
+    said = []
+    for first, second in itertools.combinations(groups.values(), 2):
+        for one, other in itertools.product(first, second):
+            if same_run(one, other):
+                said.append(f"The same figures in each epoch: {one.path} and {other.path}.")
+    return said
+
+
 def _by_group(values: dict[str, dict[str, list[str]]]) -> str:
     labels = dict.fromkeys(label for found in values.values() for label in found)
     parts = []

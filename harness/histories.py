@@ -121,11 +121,10 @@ def _read_history(path: Path) -> tuple[dict[str, list[float]], str, list[str]]:
 
 def _refuse_pickle(path: Path) -> None:
     """Raise BadInput for what only unpickling could read, which can run any code."""
-    try:
-        with path.open("rb") as file:
+    start = b""
+    if path.is_file():  # a pipe can be read but once
+        with contextlib.suppress(OSError), path.open("rb") as file:
             start = file.read(6)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}); pass a run's directory or its history") from None
     suffix = ".npy" if start.startswith(b"\x93NUMPY") else path.suffix.lower().replace("pickle", "pkl")
     if suffix not in PICKLES and start[:1] != b"\x80":
         return

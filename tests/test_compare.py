@@ -2,6 +2,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -449,6 +450,14 @@ def test_the_same_run_twice_is_known_by_its_figures_whatever_its_path(kind, make
     assert f"is {run} again, figure by figure" in line
 
 
+def test_a_run_that_stands_in_two_groups_is_said(make_run, result, tmp_path):
+    run = make_run("a", 0.7, config())
+    shutil.copytree(run, tmp_path / "b")
+    code, text, _ = result(f"a={run}", f"b={tmp_path / 'b'}", f"c={make_run('c', 0.7, config())}")
+    assert code == 0
+    assert text.startswith(f"The same figures in each epoch: {run} and {tmp_path / 'b'}.\n\n")
+
+
 def test_histories_without_a_column_in_common_are_not_one_run():
     assert not comparability.same_run(training(loss=[1.0]), training(val_loss=[1.0]))
     assert comparability.same_run(training(loss=[math.nan]), training(loss=[math.nan], val_loss=[1.0]))
@@ -628,6 +637,11 @@ def test_a_reader_that_has_gone_is_no_verdict(make_run, tmp_path):
     process = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 4
     assert "cannot write to standard output" in process.stderr
+
+
+def test_a_full_disk_behind_the_output_is_no_verdict(make_run, tmp_path):
+    command = f"{sys.executable} compare.py {make_run('run', 0.7)} --out {tmp_path} > /dev/full 2> /dev/full"
+    assert subprocess.run(["bash", "-c", command], cwd=ROOT, check=False).returncode == 4
 
 
 def test_the_table_is_printed_where_no_folder_can_be_made(make_run, capsys):

@@ -3,7 +3,9 @@
 import io
 import json
 import math
+import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -239,6 +241,13 @@ def test_a_pickle_is_never_opened_and_the_line_that_turns_it_into_json_works(nam
     exec(line)  # what the user is told to run
     (made,) = (path for path in tmp_path.glob("*.json") if path.read_bytes() != content)
     assert histories.read(made).history == {"loss": [1.5, 1.25], "val_loss": [1.5, 1.125]}
+
+
+def test_a_history_may_come_through_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        pool.submit((tmp_path / "pipe").write_text, csv(FULL))
+        assert histories.read(tmp_path / "pipe").history == FULL
 
 
 def test_a_directory_with_one_history_in_it_counts_as_that_file(tmp_path):
