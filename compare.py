@@ -151,7 +151,7 @@ def read_groups(arguments: list[str]) -> dict[str, list[Training]]:
             runs = [runs[0]._replace(metrics={"test_accuracy": accuracy})]
         groups.setdefault(label, []).extend(runs)
     # As everywhere, the stand-in's figures are named as such: in the table, the picture, the file.
-    stand_in = {label for label, group in groups.items() if any(map(comparability.describes_stand_in, group))}
+    stand_in = {label for label, group in groups.items() if any(map(comparability.of_stand_in, group))}
     return {f"{label} ({comparability.STAND_IN})" if label in stand_in else label: groups[label] for label in groups}
 
 

@@ -477,6 +477,15 @@ def test_the_stand_in_carries_its_name_and_is_not_pooled_with_real_data(make_run
     assert "NOT CIFAR-10" in content["groups"]["b (NOT CIFAR-10)"]["runs"][0]["data"]
 
 
+def test_the_stand_in_is_known_by_its_hash_from_a_file_too(make_run, result):
+    sha256 = data.fingerprint(data.synthetic())
+    reference = config(sha256) | {"model": "keras notebook", "data": "stand_in.npz"}
+    ours = config(sha256) | {"data": data.describe("synthetic")}
+    code, text, _ = result(f"k={make_run('k', 0.7, reference)}", f"t={make_run('t', 0.7, ours)}")
+    assert code == 0
+    assert row(text, " ") == ["k", "(NOT", "CIFAR-10)", "t", "(NOT", "CIFAR-10)"]
+
+
 def test_the_picture_of_the_stand_in_is_labelled_as_such(make_run, result, monkeypatch):
     labels, draw = [], compare.plots.overlay
     monkeypatch.setattr(compare.plots, "overlay", lambda groups, *names: labels.extend(groups) or draw(groups, *names))
