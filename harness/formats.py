@@ -76,7 +76,7 @@ def _csv_table(path: Path, text: str) -> Table:
 
 def _json_table(path: Path, text: str) -> Table:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_named_once)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not JSON ({error}); {WANTED}") from None
     if isinstance(value, dict) and isinstance(value.get("log_history"), list):
@@ -94,6 +94,12 @@ def _json_table(path: Path, text: str) -> Table:
         return _checked(path, Table("pandas's to_json()", columns, []))
     what = f"an object: {', '.join(map(repr, value))}" if isinstance(value, dict) else f"a {type(value).__name__}"
     raise BadInput(f"{path}: found {what:.200}; {WANTED}")
+
+
+def _named_once(pairs: list[tuple]) -> dict:
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a name twice in one object")
+    return dict(pairs)
 
 
 def _checked(path: Path, table: Table) -> Table:

@@ -184,6 +184,7 @@ HEADER, *ROWS = csv(BARE).splitlines(keepends=True)
         ("loss_twice.json", json.dumps({"loss": LOSS, "train_loss": LOSS}), ["'loss' and 'train_loss'"]),
         ("rates.csv", csv(BARE | {"lr-Adam": RATE, "lr": RATE}), ["'lr-Adam' and 'lr'"]),
         ("same_name.csv", csv(BARE).replace("val_loss", "loss"), ["a name twice"]),
+        ("same_name.json", '{"loss": [1.0], "loss": [2.0]}', ["a name twice in one object"]),
         ("text.json", '{"loss": "123"}', ["found an object: 'loss'"]),
         ("nested.json", '{"loss": {"a": 1.0, "b": 0.5}}', ["found an object: 'loss'"]),
         ("index.json", json.dumps({str(n): row for n, row in enumerate(records(BARE))}), ["found an object: '0'"]),
@@ -276,9 +277,10 @@ def test_a_directory_without_a_single_history_is_refused_by_what_is_in_it(names,
         histories.read(tmp_path)
 
 
-def test_lightning_s_rows_without_an_epoch_belong_to_the_next_that_has_one(tmp_path):
-    text = "epoch,step,val_loss,train_loss,lr-SGD\n,0,,,0.1\n0,5,2.0,,\n0,5,,2.5,\n,6,,,0.05\n1,9,1.0,,\n1,9,,1.5,\n"
-    assert read(tmp_path, "metrics.csv", text).history == {
+def test_lightning_s_rows_without_an_epoch_belong_to_the_next_that_has_one_and_its_first_rate_counts(tmp_path):
+    header = "epoch,step,val_loss,train_loss,lr-SGD\n"
+    text = ",0,,,0.1\n,3,,,0.08\n0,5,2.0,,\n0,5,,2.5,\n,6,,,0.05\n1,9,1.0,,\n1,9,,1.5,\n"
+    assert read(tmp_path, "metrics.csv", header + text).history == {
         "loss": [2.5, 1.5],
         "val_loss": [2.0, 1.0],
         "learning_rate": [0.1, 0.05],
