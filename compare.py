@@ -19,7 +19,7 @@ from callbacks import SCHEDULES
 from harness import comparability, files, histories
 from harness.console import Parser, command, number, say
 from harness.errors import BadInput
-from harness.figures import accuracy_difference, cut_epochs, of_run
+from harness.figures import accuracy_difference, cut_epochs, run_figures
 from harness.histories import Training
 from harness.intervals import Difference, Estimate, estimate
 from options import Options
@@ -87,7 +87,7 @@ def compare(args: argparse.Namespace) -> int:
     notes = pooled(groups, args.mixed)
     not_comparable, settings = comparability.differences(groups, SETTINGS)
     notes += not_comparable + settings + comparability.repeated(groups) + comparability.unknown(groups)
-    figures = {label: [of_run(run, CUTTING) for run in group] for label, group in groups.items()}
+    figures = {label: [run_figures(run, CUTTING) for run in group] for label, group in groups.items()}
     estimates = {label: {name: over_runs(found, name) for name in FIGURES} for label, found in figures.items()}
     judged_by = TEST if all(found[TEST] for found in estimates.values()) else VALIDATION
     accuracies = [[run[judged_by] for run in found] for found in figures.values()]
@@ -98,7 +98,7 @@ def compare(args: argparse.Namespace) -> int:
     if args.within is not None and not not_comparable:
         equivalent = difference is not None and difference.within(args.within)
 
-    for line in histories.in_words(groups):
+    for line in histories.how_read(groups):
         print(line, file=sys.stderr)
     if notes:
         say(*notes, "")

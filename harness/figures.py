@@ -10,7 +10,7 @@ from harness.histories import Training
 from harness.intervals import Difference, estimate, welch
 
 
-def of_run(run: Training, cutting: Collection[str]) -> dict[str, float | list[int] | bool | str | None]:
+def run_figures(run: Training, cutting: Collection[str]) -> dict[str, float | list[int] | bool | str | None]:
     """The figures of one run, epochs counted from 1; None for what it lacks.
 
     `cutting` names the schedules that only cut the rate, between epochs.

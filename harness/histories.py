@@ -70,7 +70,7 @@ def read(path: Path) -> Training:
     return Training(str(path), history, metrics, config, form, remarks)
 
 
-def in_words(groups: dict[str, list[Training]]) -> list[str]:
+def how_read(groups: dict[str, list[Training]]) -> list[str]:
     """Say how each group's histories were read, once for all that were read alike, and the remarks on each."""
     lines = []
     for label, group in groups.items():
