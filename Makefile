@@ -7,6 +7,7 @@ TRAIN := .venv/bin/python train.py --epochs 50 --batch-size 64 $(ARGS)
 
 train: .venv/train.installed
 	@$(TRAIN); code=$$?; \
+	case " $(ARGS)" in *" --data"*) exit $$code;; esac; \
 	if [ $$code -eq 3 ]; then \
 		echo "CIFAR-10 is out of reach: doing the same on --data synthetic, which is NOT CIFAR-10."; \
 		$(TRAIN) --data synthetic; \

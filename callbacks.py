@@ -6,6 +6,8 @@ from typing import ClassVar
 import torch
 from torch.optim import lr_scheduler
 
+from harness.errors import BadInput
+
 
 class EarlyStopping:
     """`keras.callbacks.EarlyStopping(monitor, patience)`: says which epoch is the best and when to stop.
@@ -20,14 +22,18 @@ class EarlyStopping:
         self.best = self.best_epoch = self.stopped_epoch = None
         self.wait = 0
 
-    def update(self, epoch: int, logs: dict[str, float]) -> bool:
-        """Take the figures of `epoch` (from 0); return whether it is the best so far. Sets `stopped_epoch`."""
+    def update(self, epoch: int, logs: dict[str, float], counts: bool = True) -> bool:
+        """Take the figures of `epoch` (from 0); return whether it is the best so far. Sets `stopped_epoch`.
+
+        An epoch that does not count takes nothing of the patience.
+        """
         value = logs[self.monitor]
-        self.wait += 1
+        if counts:
+            self.wait += 1
         if self.best is None or value < self.best:
             self.best, self.best_epoch, self.wait = value, epoch, 0
             return True
-        if self.wait >= self.patience:
+        if counts and self.wait >= self.patience:
             self.stopped_epoch = epoch
         return False
 
@@ -42,7 +48,8 @@ class EarlyStopping:
     def load_state_dict(self, state_dict: dict[str, float | int | None]) -> None:
         """Take up where `state_dict` was called, after one epoch at least. Raises ValueError for any other."""
         for name, kind in self.STATE.items():
-            if not isinstance(state_dict[name], kind):
+            value = state_dict[name]
+            if not isinstance(value, kind) or (kind is float and not math.isfinite(value)):
                 raise ValueError(f"early_stopping.{name} is {state_dict[name]!r:.60}")
             setattr(self, name, state_dict[name])
 
@@ -50,8 +57,8 @@ class EarlyStopping:
 class Schedule:
     """Mixed in before one of torch's schedulers, which holds the optimizer: what the loop asks of each.
 
-    Made by `SCHEDULES[name](optimizer, steps=, min_lr=, factor=, patience=)`, of which it takes what it needs; `steps`
-    are those of all epochs. `state_dict` and `load_state_dict` are torch's.
+    Made by `SCHEDULES[name](optimizer, total_steps=, steps_per_epoch=, min_lr=, factor=, patience=)`, of which it takes
+    what it needs. `state_dict` and `load_state_dict` are torch's.
     """
 
     spans_all_epochs: ClassVar[bool] = True  # their number is fixed then, also when a run is resumed
@@ -61,6 +68,11 @@ class Schedule:
     def rate(self) -> float:
         """The learning rate of the next step."""
         return self.optimizer.param_groups[0]["lr"]
+
+    @property
+    def rising(self) -> bool:
+        """Tell whether the highest rate is still to come; so long early stopping does not count."""
+        return False
 
     def after_step(self) -> None:
         """Set the rate of the next step."""
@@ -105,22 +117,27 @@ class Plateau(Schedule, lr_scheduler.ReduceLROnPlateau):
 class Cosine(Schedule, lr_scheduler.CosineAnnealingLR):
     """Falls from the rate to `min_lr` along half a cosine, step by step."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, steps: int, min_lr: float, **_):
-        super().__init__(optimizer, T_max=steps, eta_min=min_lr)
+    def __init__(self, optimizer: torch.optim.Optimizer, *, total_steps: int, min_lr: float, **_):
+        super().__init__(optimizer, T_max=total_steps, eta_min=min_lr)
 
 
 class OneCycle(Schedule, lr_scheduler.OneCycleLR):
     """Rises from 1/25 of the rate to it in a quarter of the steps and falls to 4e-6 of it, both in a straight line."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, steps: int, **_):
+    def __init__(self, optimizer: torch.optim.Optimizer, *, total_steps: int, **_):
         super().__init__(
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
-            total_steps=steps + 1,  # the rates before and after each step
-            pct_start=max(0.25, 1.5 / (steps + 1)),  # torch divides by zero where the rise ends with the first step
+            total_steps=total_steps + 1,  # the rates before and after each step
+            # torch divides by zero where the rise ends with the first step.
+            pct_start=max(0.25, 1.5 / (total_steps + 1)),
             anneal_strategy="linear",
             cycle_momentum=False,
         )
+
+    @property
+    def rising(self) -> bool:
+        return self.last_epoch < self._schedule_phases[0]["end_step"]  # torch's word: in steps here
 
 
 SCHEDULES = {"plateau": Plateau, "cosine": Cosine, "onecycle": OneCycle}
@@ -140,6 +157,10 @@ class History:
         return len(self.logs)
 
     def append(self, logs: dict[str, float], learning_rate: float, seconds: float) -> None:
+        """Add an epoch. Raises BadInput unless it has the figures that the epochs before have."""
+        if self.logs and self.logs[0].keys() != logs.keys():
+            others = ", ".join(sorted(self.logs[0].keys() ^ logs.keys()))
+            raise BadInput(f"the run's history and this version log other figures ({others}); pass another --out")
         self.logs.append(logs)
         self.learning_rates.append(learning_rate)
         self.seconds.append(seconds)

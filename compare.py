@@ -38,7 +38,7 @@ FIGURES = {
 TEST, VALIDATION = "test accuracy", "val_accuracy there"
 CUTTING = [name for name, schedule in SCHEDULES.items() if schedule.cutting]
 # The options that decide a figure, but for those in which repetitions of one training differ.
-SETTINGS = {name: default for name, default in Options().deciding().items() if name not in ("seed", "init_weights")}
+SETTINGS = {name: default for name, default in Options().defaults().items() if name not in ("seed", "init_weights")}
 SETTINGS["epochs"] = Options.epochs
 PICTURE, CONTENT = "comparison.png", "comparison.json"
 KEYS = {"groups", "test_accuracy_difference", "within", "equivalent"}  # by which an earlier CONTENT is known

@@ -16,7 +16,7 @@ from harness.download import cifar10
 from harness.errors import BadInput
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-SYNTHETIC = "synthetic"
+SYNTHETIC, DEFAULT = "synthetic", "data"  # the default folder is the only one that is made
 NPZ_LIMIT = 8 << 30  # bytes: 40 times CIFAR-10
 
 
@@ -54,6 +54,8 @@ def load(source: str) -> Arrays:
         return load_npz(path)
     if os.path.isfile(path):
         raise BadInput(f"--data {source}: neither a folder nor an .npz file; pass one of them, or '{SYNTHETIC}'")
+    if source != DEFAULT and not os.path.exists(path):
+        raise BadInput(f"--data {source}: no such folder; pass one that is there, or make it to have CIFAR-10 in it")
     (x_train, y_train), (x_test, y_test) = cifar10(path)
     return Arrays(x_train, y_train, x_test, y_test)
 
@@ -67,11 +69,28 @@ def fingerprint(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
+def stamp(source: str) -> list[list[int]] | None:
+    """Size and time of each file of `--data`, which tell without reading that it is the same; None if it is gone."""
+    if source == SYNTHETIC:
+        return []
+    path = Path(source)
+    try:
+        found = sorted(path.glob("cifar-10-batches-py/*")) if path.is_dir() else [path]
+        return [[file.stat().st_size, file.stat().st_mtime_ns] for file in found] or None
+    except OSError:
+        return None
+
+
 def describe(source: str) -> str:
     """Name the data set of `--data` for people to read."""
     if source == SYNTHETIC:
         return "synthetic stand-in, NOT CIFAR-10"
     return f"data from {source}" if source.endswith(".npz") else f"CIFAR-10 in {source}"
+
+
+def unseen(training: Split, validation: Split) -> list[int]:
+    """The classes of validation images that no training image has: the arrays were sorted by class, most likely."""
+    return sorted({*validation.labels.tolist()} - {*training.labels.tolist()})
 
 
 def class_names(source: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ CHECK_EVERY = {"cpu": 1, "cuda": 100}  # batches between two looks at the loss: 
 
 
 class Objective(NamedTuple):
-    """What a step minimises, and how it is computed."""
+    """The loss of a batch, and how it is computed; `l2` is the factor of the penalty that figures show besides."""
 
     l2: float
     label_smoothing: float = 0.0
@@ -71,18 +71,18 @@ class Tally:
         self.pairs.index_add_(0, which, torch.ones_like(labels))  # bincount waits for a GPU
         self.batches += 1
         if self.batches % CHECK_EVERY[labels.device.type] == 0:
-            self._finite_loss()
+            self._read_loss()
 
     def total(self) -> Figures:
         """Read the sums off the device, once. Raises Diverged."""
-        loss = self._finite_loss()
+        loss = self._read_loss()
         confusion = distributed.total(self.pairs).reshape(self.classes, self.classes).tolist()
         return Figures(loss / sum(map(sum, confusion)), confusion)
 
-    def _finite_loss(self) -> float:
+    def _read_loss(self) -> float:
         loss, finite = distributed.total(self.sums).tolist()
         if not math.isfinite(loss):
-            raise Diverged(f"{self.what} {finite // distributed.size() + 1:.0f}")
+            raise Diverged(f"the loss is not finite in {self.what} {finite // distributed.size() + 1:.0f}")
         return loss
 
 

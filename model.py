@@ -15,13 +15,14 @@ from harness.errors import BadInput
 PATCH = 3 * 2 * 2  # values in a patch of 2x2 pixels
 WHITENING_IMAGES = 5000
 INITIAL_WEIGHTS_LIMIT = 256 << 20  # bytes: 60 times the baseline's in float64
-VARIANCE_FLOOR = 3e-5  # airbench's 5e-4, which is for pixels of unit variance; directions of mere rounding stay faint
+VARIANCE_FLOOR = 3e-5  # airbench's 5e-4 is for pixels of unit variance; directions of mere rounding stay small
 
 
 class Network(nn.Module):
     """Images (N, 3, 32, 32) float in [0, 1] to logits (N, 10), made by `MODELS[name](dropout)`.
 
-    What a network wants of its training it says itself, by overriding what stands here.
+    What a network wants of its training it says itself, by overriding what stands here. `self.apply(_initialise)` gives
+    it Keras's initial weights.
     """
 
     augmented: ClassVar[bool] = False  # are training images mirrored and shifted, if the flags do not say?
@@ -106,7 +107,8 @@ class WhitenedCNN(ImprovedCNN):
         self.bias = nn.Parameter(torch.zeros(2 * PATCH))
 
     def forward(self, images: Tensor) -> Tensor:
-        return super().forward(F.relu(F.conv2d(images, self.kernel, self.bias)))  # (N, 24, 31, 31)
+        patches = F.relu(F.conv2d(images, self.kernel, self.bias))  # (N, 24, 31, 31)
+        return super().forward(patches)
 
     @torch.no_grad()
     def prepare(self, images: Tensor) -> None:
@@ -149,15 +151,18 @@ def l2_penalty(model: Network, l2: float) -> Tensor:
 
 
 def parameter_groups(model: Network, l2: float, decay: float = 0.0) -> list[dict]:
-    """Optimizer groups in which coupled weight decay has the gradient of `l2_penalty`, and kernels have `decay`."""
-    penalised = model.l2_weights()
-    kept = {id(weight) for weight in penalised}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in kept]
+    """Optimizer groups of the weights that are trained; kernels have `decay` as decoupled weight decay.
+
+    Coupled weight decay, torch's `weight_decay`, has the gradient of `l2_penalty`.
+    """
+    penalised = [weight for weight in model.l2_weights() if weight.requires_grad]
+    ids = {id(weight) for weight in penalised}
+    others = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in ids]
     groups = [
         # Difference 2: the gradient of l2 * W**2 is 2 * l2 * W, and torch's weight_decay adds weight_decay * W.
-        {"params": penalised, "weight_decay": 2 * _in_keras(l2), "decay": decay},
-        {"params": [p for p in others if p.ndim > 1], "weight_decay": 0.0, "decay": decay},
-        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "decay": 0.0},
+        {"params": penalised, "weight_decay": 2 * _in_keras(l2), "decoupled_decay": decay},
+        {"params": [w for w in others if w.ndim > 1], "weight_decay": 0.0, "decoupled_decay": decay},
+        {"params": [w for w in others if w.ndim <= 1], "weight_decay": 0.0, "decoupled_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

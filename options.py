@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from callbacks import SCHEDULES
-from data import SYNTHETIC
+from data import DEFAULT, SYNTHETIC
 from harness import environment
 from harness.console import Parser, number, path_type
 from model import MODELS
@@ -89,14 +89,15 @@ class Options:
     schedule: str = option(
         "plateau",
         SCHEDULES,
-        "cosine falls to --min-lr, onecycle rises for a quarter and falls to 0: step by step over all epochs",
+        "cosine falls to --min-lr, onecycle rises for a quarter (early stopping counts from there) and falls to 0: "
+        "step by step over all epochs",
     )
     lr_patience: int = option(3, number(int, "[0, inf)"), "cut the learning rate after so many epochs")
     lr_factor: float = option(0.5, number(float, "(0, 1)"), "a cut multiplies the learning rate by it")
     min_lr: float = option(1e-6, number(float, "[0, 1000]"), "no cut goes below this learning rate")
 
     data: str = option(
-        "data",
+        DEFAULT,
         path_type,
         "folder with torchvision's CIFAR-10 (downloaded there once), an .npz file with x_train, y_train, x_test, "
         f"y_test, or the word {SYNTHETIC} for an offline stand-in",
@@ -133,7 +134,7 @@ class Options:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value if isinstance(value, int | float | None) else str(value) for name, value in values.items()}
 
-    def deciding(self) -> dict[str, int | float | str | None]:
+    def defaults(self) -> dict[str, int | float | str | None]:
         """The defaults of the options that decide a figure, each where all others are as they are."""
         found = {}
         for field in dataclasses.fields(self):
@@ -142,8 +143,14 @@ class Options:
                 found[field.name] = default.flags()[field.name]
         return found
 
+    def told(self) -> dict[str, int | float | str | None]:
+        """The flags that all processes of a run must agree on, with their values."""
+        names = {"epochs", *self.defaults()} - {"init_weights"}  # the weights are the first process's on all
+        return {flag_of(name): value for name, value in self.flags().items() if name in names}
+
     def not_default(self) -> list[str]:
-        return [name for name, default in self.deciding().items() if self.flags()[name] != default]
+        flags = self.flags()
+        return [name for name, default in self.defaults().items() if flags[name] != default]
 
     def differences(self, config: dict) -> list[str]:
         """Name what keeps a run with these options from going on with the run that wrote `config`, config.json.
@@ -151,18 +158,15 @@ class Options:
         An option that is new since then counts as at its default there; one that this version lacks must have been.
         """
         saved, flags, found = config["flags"], self.flags(), []
-        for name, default in self.deciding().items():
+        for name, default in self.defaults().items():
             was = saved.get(name, default)
             if flags[name] != was:
                 found.append(f"{flag_of(name)} {flags[name]} (was {was!r:.60})")
         for name in saved.keys() - flags.keys():
             if name in config.get("not_default", [name]):
                 found.append(f"{flag_of(name)} {saved[name]!r:.60} (an option that this version lacks)")
-        epochs, least, rule = saved.get("epochs"), 1, "and may only grow"
-        if SCHEDULES[self.schedule].spans_all_epochs:
-            least, rule = self.epochs, "which its schedule fixes"
-        if type(epochs) is not int or not least <= epochs <= self.epochs:
-            found.append(f"--epochs {self.epochs} (was {epochs!r:.60}, {rule})")
+        if SCHEDULES[self.schedule].spans_all_epochs and saved.get("epochs") != self.epochs:
+            found.append(f"--epochs {self.epochs} (was {saved.get('epochs')!r:.60}, which its schedule fixes)")
         return found
 
 
@@ -199,6 +203,12 @@ def parse(argv: list[str] | None) -> Options:
         parser.error(
             f"--weight-decay {options.weight_decay} is not for {options.optimizer}: pass --optimizer adamw, or --l2"
         )
+    if options.min_lr > options.lr and SCHEDULES[options.schedule].spans_all_epochs:
+        parser.error(
+            f"--lr {options.lr:g} is below --min-lr {options.min_lr:g}, to which {options.schedule} would rise"
+        )
+    if options.lr < torch.finfo(getattr(torch, options.dtype)).tiny:
+        parser.error(f"--lr {options.lr:g} is 0 in {options.dtype}: pass a larger one")
     if options.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         parser.error("--compile needs a C++ compiler, and there is no g++: install one, or leave --compile out")
     if options.mixed_precision and options.dtype != "float32":

@@ -78,8 +78,27 @@ def read_image(path: Path) -> np.ndarray:
         if not path.is_file():
             raise ValueError("not a file")  # a pipe would be waited for
         with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning), Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
+            image = with_8_bits(ImageOps.exif_transpose(file)).convert("RGB")
             return np.asarray(ImageOps.fit(image, (32, 32), Image.Resampling.BICUBIC))
+
+
+def with_8_bits(image: Image.Image) -> Image.Image:
+    """Return a grey image of 16 bits, or of floats in [0, 1], with 8 bits a pixel: Pillow would clip it, not scale it.
+
+    Others come back as they are. Raises ValueError for values whose range cannot be told.
+    """
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F":
+        least, most, scale = 0, 1, 255
+    else:  # 32 bits hold what was 16, or something else
+        least, most, scale = 256 if image.mode == "I" else 0, 65535, 1 / 257
+    black = low == high == 0
+    if not black and not (low >= 0 and least <= high <= most):
+        raise ValueError(f"whether its values, {low} to {high}, have 8 bits, 16, or lie in [0, 1] cannot be told")
+    return Image.fromarray(np.round(values * scale).astype(np.uint8))
 
 
 @torch.inference_mode()

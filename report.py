@@ -8,13 +8,13 @@ import data
 import plots
 from callbacks import SCHEDULES, EarlyStopping, History
 from harness.console import say
-from harness.run import ALL_EPOCHS, EARLY_STOPPING, Run
+from harness.run import ALL_EPOCHS, EARLY_STOPPING, STOPPED, Run
 from metrics import Figures
 from options import Options
 
 
-def beginning(options: Options, config: dict) -> None:
-    """Say what is trained, on what, and where it goes; `config` is config.json."""
+def beginning(options: Options, config: dict, unseen: list[int]) -> None:
+    """Say what is trained, on what, and where it goes; `config` is config.json, `unseen` data.unseen's classes."""
     processes, images = config["processes"], config["images"]
     threads = f"{config['threads']} threads"
     if processes > 1:
@@ -22,6 +22,12 @@ def beginning(options: Options, config: dict) -> None:
     parameters = f"{config['parameters']:,} parameters"
     say(f"{title(options)}, {parameters}, seed {options.seed}, {config['device_name']}, {threads}")
     say(f"{config['data']}: {', '.join(f'{count:,} {part}' for part, count in images.items())} images")
+    if unseen:
+        names = data.class_names(options.data)
+        say(
+            f"No training image has the class {', '.join(names[number] for number in unseen)}, which validation images "
+            "have: the last images are for validation, so shuffle sorted arrays first."
+        )
     say(f"Run directory: {options.out}")
 
 
@@ -34,6 +40,9 @@ def end(
     """
     dtype, names = getattr(torch, options.dtype), data.class_names(options.data)
     cutting = SCHEDULES[options.schedule].cutting
+    reason = ALL_EPOCHS if len(history) == options.epochs else STOPPED  # by another callback
+    if stopping.should_stop:
+        reason = EARLY_STOPPING
     metrics = {
         "model": options.model,
         "data": run.config["data"],
@@ -46,7 +55,8 @@ def end(
         "test_confusion": figures.confusion,
         "epochs": len(history),
         "best_epoch": stopping.best_epoch + 1,
-        "stopped": EARLY_STOPPING if stopping.should_stop else ALL_EPOCHS,
+        "best_epoch_logs": history.logs[stopping.best_epoch],
+        "stopped": reason,
         "schedule": options.schedule,
         "learning_rate_cuts": history.cuts if cutting else [],
         "learning_rate_after_epoch": history.learning_rates,
@@ -68,6 +78,8 @@ def end(
 
 def finished_already(options: Options, metrics: dict) -> None:
     say(f"{options.out}: finished already, after epoch {metrics['epochs']}: {metrics['stopped']}.")
+    if data.stamp(options.data) is None:
+        say(f"Its data are no longer in {options.data}.")
     accuracy(options, metrics)
 
 

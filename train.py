@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import data
@@ -36,7 +36,7 @@ EVALUATION_BATCH = 256  # fits a CPU's cache: 1,000 images at once take twice as
 
 @command("train.py", resumes=True)
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line `argv` (None: the process's own); returns its exit code."""
+    """Run the command line `argv` (None: the process's own)."""
     options = parse(argv)
     with signals.handled(), distributed.joined(options.device):
         train(options)
@@ -44,37 +44,42 @@ def main(argv: list[str] | None = None) -> None:
 
 def train(options: Options) -> None:
     """Do the whole job: data, network, training, test figures, and the files of the run's directory."""
-    run = Run(options, to_keras_weights)
-    if finished := distributed.first(run.look):
-        return report.finished_already(options, finished)
+    run = Run(options, to_keras_weights, data.stamp(options.data))
+    finished = distributed.first(run.look)
+    if finished:
+        report.finished_already(options, finished)
+        return
     set_up_torch(options.threads, options.tf32, options.deterministic)
     if options.device.type == "cpu" and not torch.cuda.is_available():
         say("No CUDA device: training on the CPU.")
 
     model = initial_network(options)
     arrays = data.load(options.data)
-    parts = data.split_validation(arrays.x_train, arrays.y_train, options.validation_split)
-    parts = *parts, data.as_split(arrays.x_test, arrays.y_test)
-    training, validation, test = (part.to(options.device) for part in parts)
+    training, validation = data.split_validation(arrays.x_train, arrays.y_train, options.validation_split)
+    test = data.as_split(arrays.x_test, arrays.y_test)
+    training, validation, test = (part.to(options.device) for part in (training, validation, test))
     if options.init_weights is None:
         model.prepare(training.images)
+    data_sha256 = data.fingerprint(arrays)
+    distributed.agree(options.told() | {"images and labels of --data, by hash": data_sha256})
     distributed.unify(model)
 
-    config = {"model": options.model, "data": data.describe(options.data), "data_sha256": data.fingerprint(arrays)}
+    config = {"model": options.model, "data": data.describe(options.data), "data_sha256": data_sha256}
     config |= {"images": {"training": len(training), "validation": len(validation), "test": len(test)}}
     config |= {"parameters": sum(parameter.numel() for parameter in model.parameters())}
     config |= {"flags": options.flags(), "not_default": options.not_default()} | environment.describe(options.device)
     with run.claimed(config, to_keras_weights(model)) as finished:
         if finished:
-            return report.finished_already(options, finished)
-        report.beginning(options, config)
+            report.finished_already(options, finished)
+            return
+        report.beginning(options, config, data.unseen(training, validation))
         objective = Objective(options.l2, options.label_smoothing, options.mixed_precision)
         best, history, stopping = fit(options, run, model, objective, training, validation)
-        figures, mirrored = evaluate(best, test, objective), None
+        figures = evaluate(best, test, objective)
+        mirrored = None
         if options.augment:  # a network that was trained on mirror images knows them too
             mirrored = evaluate(best, test, objective, mirrored=True)
         report.end(options, run, history, stopping, figures, mirrored)
-    return None
 
 
 def set_up_torch(threads: int | None, tf32: bool, deterministic: bool) -> None:
@@ -106,22 +111,25 @@ def fit(
     options: Options, run: Run, model: Network, objective: Objective, training: data.Split, validation: data.Split
 ) -> tuple[Network, History, EarlyStopping]:
     """Train `model` from where the run stands; return the network with the best weights, and what was logged."""
-    dtype, steps = dtype_of(model), math.ceil(len(training) / options.batch_size)
+    dtype = dtype_of(model)
+    steps = math.ceil(len(training) / options.batch_size)  # of one epoch
     groups = parameter_groups(model, options.l2, options.weight_decay)
     # Difference 9: a float32 Keras model keeps its rates in float32, so that 0.001 is 0.0010000000474974513.
-    optimizer = OPTIMIZERS[options.optimizer](groups, rounded(options.lr, dtype), options.lookahead)
+    optimizer = OPTIMIZERS[options.optimizer](groups, lr=rounded(options.lr, dtype), lookahead=options.lookahead)
     schedule = SCHEDULES[options.schedule](
         optimizer,
-        steps=options.epochs * steps,
+        total_steps=options.epochs * steps,
+        steps_per_epoch=steps,
         min_lr=rounded(options.min_lr, dtype),
         factor=options.lr_factor,
         patience=options.lr_patience,
     )
-    stopping, history, best = EarlyStopping(options.patience), History(), copy.deepcopy(model)
+    stopping, history = EarlyStopping(options.patience), History()
+    best = copy.deepcopy(model)
     state = {"model": model, "best": best, "optimizer": optimizer, "schedule": schedule}
     state |= {"early_stopping": stopping, "history": history}
     run.resume(state)
-    # The weights keep their names in `model`, whose evaluation is left alone: other shapes would be compiled anew.
+    # Only training is compiled: evaluation has other shapes. In `model` the weights keep their names.
     mode = "reduce-overhead" if options.device.type == "cuda" else None
     network = torch.compile(model, mode=mode) if options.compile else model
     hide = options.quiet or distributed.rank() > 0 or not sys.stderr.isatty()
@@ -131,20 +139,18 @@ def fit(
         if stopping.should_stop:
             break
         with signals.deferred():  # a signal waits for the end of a step, or of the epoch's files
-            started, rate, title = time.perf_counter(), schedule.rate, f"Epoch {epoch + 1}/{options.epochs}"
-            draws = data.draw(len(training), options.seed, epoch, not options.no_shuffle, shift, distributed.rank())
-            batches = parts_of_batches(training, options.batch_size, dtype, *draws)
+            started, rate = time.perf_counter(), schedule.rate
+            title, shuffle = f"Epoch {epoch + 1}/{options.epochs}", not options.no_shuffle
+            order, views = data.draw(len(training), options.seed, epoch, shuffle, shift, distributed.rank())
+            batches = own_batches(training, options.batch_size, dtype, order, views)
             bar = tqdm(batches, title, steps, leave=False, unit="step", disable=hide)
             try:
                 trained = train_epoch(network, bar, objective, optimizer, schedule)
                 validated = evaluate(model, validation, objective)
             except Diverged as error:
-                raise Diverged(
-                    f"the loss is not finite in epoch {epoch + 1}, {error}, learning rate {rate:g}; "
-                    f"the epochs before are kept in {options.out}; try a smaller --lr in another --out"
-                ) from None
+                raise Diverged(f"epoch {epoch + 1}, learning rate {rate:g}: {error}") from None
             logs = trained.logs(dtype) | validated.logs(dtype, "val_") | {"learning_rate": rate}
-            improved = stopping.update(epoch, logs)
+            improved = stopping.update(epoch, logs, counts=not schedule.rising)
             if improved:
                 best.load_state_dict(model.state_dict())
             message = schedule.after_epoch(logs["val_loss"])
@@ -170,7 +176,7 @@ def train_epoch(
 ) -> Figures:
     """Take one step per batch; return the figures that each batch had before its own step, dropout on.
 
-    Raises Diverged naming the first batch whose loss is not finite.
+    Raises Diverged if a loss is not finite.
     """
     network.train()
     tally = Tally(network, objective.l2)
@@ -191,12 +197,14 @@ def evaluate(model: Network, split: data.Split, objective: Objective, mirrored: 
     """Return the figures on `split`, dropout off; `mirrored` as for Objective. Raises Diverged."""
     model.eval()
     tally = Tally(model, objective.l2, "evaluation batch")
-    for batch in parts_of_batches(split, EVALUATION_BATCH, dtype_of(model)):
+    for batch in own_batches(split, EVALUATION_BATCH, dtype_of(model)):
         tally.add(*objective(model, batch, mirrored), batch.labels)
     return tally.total()
 
 
-def parts_of_batches(split: data.Split, size: int, dtype: torch.dtype, order=None, views=None) -> Iterable[data.Batch]:
+def own_batches(
+    split: data.Split, size: int, dtype: torch.dtype, order: Tensor | None = None, views: Tensor | None = None
+) -> Iterable[data.Batch]:
     """Yield this process's part of each batch; between two of them a signal ends the run."""
     for batch in data.batches(split, size, order, views, dtype, distributed.rank(), distributed.size()):
         signals.check()

@@ -33,8 +33,9 @@ def read(path: Path, state: dict, run: dict) -> dict:
         if content.get("format") != FORMAT:
             found = f"{content.get('format')!r:.20}"
             raise ValueError(f"its format is {found}, this version of the project reads {FORMAT}")
-        form = {"format": FORMAT, "run": run} | {name: _form(part) for name, part in state.items()}
-        return _fitted(content, form, "it")
+        forms = {name: _form(part) for name, part in state.items()}
+        known = {name: form for name, form in forms.items() if form or name in content}  # others came with this version
+        return _fitted(content, {"format": FORMAT, "run": run} | known, "it")
 
 
 def read_weights(path: Path, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -62,7 +63,12 @@ def _load(path: Path) -> object:
 
 
 def _form(part: object) -> dict:
-    """What the state dict of `part` looks like after a step, when torch's optimizers have all of theirs."""
+    """What the state dict of `part` looks like after a first step, when torch's optimizers have their moments.
+
+    A part that is not torch's looks at its state itself when it is loaded: any dict will do here.
+    """
+    if not isinstance(part, torch.nn.Module | torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler):
+        return {}
     if isinstance(part, torch.optim.Optimizer):
         part = copy.deepcopy(part)  # its parameters too
         for group in part.param_groups:
@@ -75,14 +81,14 @@ def _form(part: object) -> dict:
 def _fitted(found: object, like: object, where: str) -> object:
     """Return `found` with its tensors laid out in memory as those of `like`, the same tree. Raises ValueError.
 
-    In `like` a tensor stands for its shape and dtype, a number or text for any of its type, an empty list for any list,
-    a list of whole numbers for itself, None for None or a number.
+    In `like` a tensor stands for its shape and dtype, a number or text for any of its type, an empty list or dict for
+    any, a list of whole numbers for itself (they are parameters' numbers), None for None or a number.
     """
     if isinstance(like, torch.Tensor):
         return _fitted_tensor(found, like, where)
-    if isinstance(like, dict) and isinstance(found, dict):
+    if isinstance(like, dict) and isinstance(found, dict) and like:
         if found.keys() != like.keys():
-            raise ValueError(f"{where} has {', '.join(map(str, found)):.60}, not {', '.join(map(str, like)):.60}")
+            raise ValueError(f"{where} has not the same parts: {', '.join(map(str, found.keys() ^ like.keys())):.90}")
         return {name: _fitted(found[name], part, f"{where}.{name}") for name, part in like.items()}
     fits = type(found) is type(like) or (like is None and type(found) in (int, float))
     if isinstance(like, list | tuple) and like:
@@ -90,7 +96,7 @@ def _fitted(found: object, like: object, where: str) -> object:
     if isinstance(found, float):
         fits = fits and (math.isfinite(found) or found == like)  # ReduceLROnPlateau begins with an infinite best
     if not fits:
-        raise ValueError(f"{where} is {found!r:.60}, not such as {like!r:.60}")
+        raise ValueError(f"{where} is {found!r:.60}, it must be like {like!r:.60}")
     if isinstance(like, list | tuple) and like:
         return type(like)(_fitted(*pair, f"{where}[{i}]") for i, pair in enumerate(zip(found, like, strict=True)))
     return found

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness import signals
-from harness.errors import FirstFailed, Lost, first_line
+from harness.errors import BadInput, FirstFailed, Lost, first_line
 
 TIMEOUT = timedelta(minutes=10)  # for a machine that falls silent; a process that ends is noticed at once
 
@@ -78,6 +78,22 @@ def first(call: Callable[[], object]) -> object:
     return result
 
 
+def agree(values: dict[str, object]) -> None:
+    """Raise BadInput, on all processes, unless each has the same `values`; named is what differs, and where."""
+    if not launched():
+        return
+    gathered = [None] * size()
+    with _talking():
+        dist.all_gather_object(gathered, values)
+    for number, others in enumerate(gathered):
+        pairs = [(name, others[name], value) for name, value in gathered[0].items() if others[name] != value]
+        if pairs:
+            said = ", ".join(f"{name} {other} (process 0: {value})" for name, other, value in pairs)
+            refusal = BadInput(f"process {number} has {said}; give all processes the same")
+            refusal.shared = True
+            raise refusal
+
+
 def total(tensor: Tensor) -> Tensor:
     """Return the sum of all processes' tensors, the same bits on each."""
     if not launched():
@@ -92,7 +108,7 @@ def total(tensor: Tensor) -> Tensor:
 def sum_gradients(model: nn.Module) -> None:
     """Put the sum of all processes' gradients into each parameter's."""
     if launched():
-        gradients = [parameter.grad for parameter in model.parameters()]
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         sums = total(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, part in zip(gradients, sums.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view(gradient.shape))

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import ctypes
+import hashlib
 import importlib.metadata
 import platform
 import re
@@ -43,12 +44,7 @@ def keep_freed_memory() -> None:
 
 
 def describe(device: torch.device) -> dict:
-    """What besides the flags decides a run's bits: device, threads, processes, versions, git commit (None outside)."""
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
-        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
+    """What besides the flags decides a run's bits: device, threads, processes, versions, git commit."""
     return {
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -57,8 +53,24 @@ def describe(device: torch.device) -> dict:
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES}
         | {"torch": str(torch.__version__)},  # with the build: +cpu, +cu130
-        "git_commit": commit,
+        "git_commit": _git_commit(),
     }
+
+
+def _git_commit() -> str | None:
+    """The commit of this code, with a hash of what was changed since; None outside a repository of its own."""
+    try:
+        if Path(_git("rev-parse", "--show-toplevel").strip()) != ROOT.resolve():  # a repository around the project's
+            return None
+        commit, changes = _git("rev-parse", "HEAD").strip(), _git("diff", "HEAD")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}-dirty-{hashlib.sha256(changes.encode()).hexdigest()[:8]}" if changes else commit
+
+
+def _git(*words: str) -> str:
+    command = ["git", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=True).stdout
 
 
 def _cpu_name() -> str:

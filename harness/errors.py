@@ -33,13 +33,17 @@ class Unavailable(Failure):
 class Diverged(Failure):
     """The loss is not finite."""
 
-    shared = True
+    advice, shared = "the epochs before are kept; try a smaller --lr in another --out", True
 
 
 class CannotWrite(Failure):
     """A file could not be written; what stood in its place still stands."""
 
     advice = "what was finished before stands: make room there, then go on: {again}"
+
+
+class TakenAway(Failure):
+    """The run's directory is no longer its own: nothing in it may be touched."""
 
 
 class OutOfMemory(Failure):
@@ -53,7 +57,7 @@ class DeviceFailed(Failure):
 class Lost(Failure):
     """Another process of the run has ended, or does not answer."""
 
-    advice, shared = GO_ON, True
+    advice = GO_ON  # not shared: it may be the first one that has ended
 
 
 class FirstFailed(Failure):

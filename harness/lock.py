@@ -65,6 +65,13 @@ class Lock:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
 
+    def still_there(self) -> bool:
+        """Tell whether the file that is locked still lies at the path; of no use where nothing could be locked."""
+        try:
+            return self.file is None or os.path.samestat(os.fstat(self.file.fileno()), self.path.stat())
+        except OSError:
+            return False
+
     def release(self) -> None:
         """Give it back; nothing if it was never claimed."""
         if self.file is not None:

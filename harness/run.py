@@ -11,7 +11,7 @@ from torch import nn
 
 from harness import checkpoint, distributed, files, histories
 from harness.console import say
-from harness.errors import BadInput
+from harness.errors import BadInput, CannotWrite, TakenAway
 from harness.lock import Held, Lock, Unsupported
 
 CONFIG, HISTORY, METRICS, WEIGHTS, CURVES = "config.json", "history.csv", "metrics.json", "best.pt", "curves.png"
@@ -19,20 +19,26 @@ CONFUSION = "confusion.png"
 INITIAL_WEIGHTS, BEST_WEIGHTS = "initial_weights.npz", "best_weights.npz"  # as Keras's get_weights() orders them
 CHECKPOINT, ERROR, LOCK = "checkpoint.pt", "error.txt", ".lock"
 FILES = (CONFIG, HISTORY, METRICS, WEIGHTS, INITIAL_WEIGHTS, BEST_WEIGHTS, CURVES, CONFUSION, CHECKPOINT, ERROR)
-EARLY_STOPPING, ALL_EPOCHS = "early stopping", "all epochs used"
+EARLY_STOPPING, ALL_EPOCHS, STOPPED = "early stopping", "all epochs used", "stopped"
+INITIAL_WEIGHTS_LIMIT = 256 << 20  # bytes: 60 times the baseline's in float64
+# What another of these means for a run that is resumed; anything else moves last bits.
+MEANS = {
+    "processes": "each process draws dropout masks of its own, so that figures differ as with another seed",
+    "git_commit": "the code may compute something else",
+}
+LAST_BITS = "figures may differ in their last bits from an undisturbed run's"
 
 
 class Run:
     """One training, and the directory `options.out` that is its own. Only the first process writes and prints.
 
     The order is: `look`; within `claimed`, unless it has finished: `resume`, `keep` after each epoch, `finish`.
-    `to_keras` gives a network's weights as Keras orders them.
+    `to_keras` gives a network's weights as Keras orders them; `data_stamp` is data.stamp's.
     """
 
-    def __init__(self, options, to_keras: Callable[[nn.Module], list[np.ndarray]]):
-        self.options = options
+    def __init__(self, options, to_keras: Callable[[nn.Module], list[np.ndarray]], data_stamp: list | None):
+        self.options, self.to_keras, self.data_stamp = options, to_keras, data_stamp
         self.out: Path = options.out
-        self.to_keras = to_keras
         self.lock = Lock(self.out / LOCK)
 
     # --- whose is the directory? --------------------------------------------------------------------------------------
@@ -60,8 +66,10 @@ class Run:
         if different:
             raise self._refusal(f"its run cannot be resumed with {', '.join(different)}")
         metrics = self._finished_metrics()
-        if metrics is not None:  # of the same data, as far as that is known
-            return metrics if data_sha256 is not None or self.options.data == saved_data else None
+        if metrics is not None:
+            untouched = self.data_stamp in (None, config.get("data_stamp"))  # None: they are not there any more
+            known = data_sha256 is not None or (self.options.data == saved_data and untouched)
+            return metrics if known else None
         # The checkpoint is written before these, so without it they are not from a run that broke off.
         if CHECKPOINT not in taken and {HISTORY, WEIGHTS, METRICS} & set(taken):
             raise self._refusal(f"no {CHECKPOINT} in it, so its run cannot be resumed")
@@ -94,8 +102,11 @@ class Run:
         kinds = {"test_accuracy": float, "epochs": int, "stopped": str}
         if not all(type(metrics.get(name)) is kind for name, kind in kinds.items()):
             raise BadInput(f"{path}: lacks {', '.join(kinds)}; delete that file and --resume makes it anew")
-        over = metrics["stopped"] == EARLY_STOPPING or metrics["epochs"] >= self.options.epochs
-        return metrics if over else None
+        over = metrics["stopped"] != ALL_EPOCHS or metrics["epochs"] >= self.options.epochs
+        # The figures of an earlier end stay until those of a later one are there.
+        history = self.out / HISTORY
+        trained = len(files.read_text(history).splitlines()) - 1 if history.exists() else metrics["epochs"]
+        return metrics if over and trained == metrics["epochs"] else None
 
     @contextlib.contextmanager
     def claimed(self, config: dict, initial_weights: list[np.ndarray]) -> Iterator[dict | None]:
@@ -104,19 +115,23 @@ class Run:
         No other can claim it, however the block or the process ends. `config` goes into config.json; the run starts
         from `initial_weights`. What ends the block by an exception, but for BadInput, is left in error.txt.
         """
-        self.config, self.initial_weights = config, initial_weights
-        bits = {"device": self.options.device.type, "dtype": self.options.dtype, "torch": config["versions"]["torch"]}
-        bits |= {name: config[name] for name in ("device_name", "cpu_capability", "threads", "processes")}
-        start = histories.fingerprint(initial_weights)
-        self.record = {"bits": bits, "bits_changed": [], "initial_weights": start}
+        self.config, self.initial_weights = config | {"data_stamp": self.data_stamp}, initial_weights
+        part = {"after_epoch": 0, "device": self.options.device.type, "dtype": self.options.dtype}
+        part |= {name: config[name] for name in ("device_name", "cpu_capability", "threads", "processes", "git_commit")}
+        self.record = {
+            "parts": [part | config["versions"]],
+            "bits_changed": [],
+            "initial_weights": histories.fingerprint(initial_weights),
+            **{name: config[name] for name in ("flags", "not_default", "data_sha256")},
+        }
         try:
             finished = distributed.first(self._claim)
             yield finished
         except BadInput:  # bad input changes no file
             raise
         except BaseException as error:
-            if not distributed.rank():
-                self._leave_word(error)
+            with contextlib.suppress(Exception):  # a full disk, a directory taken away: stderr has it all the same
+                self._write(files.write_bytes, ERROR, "".join(traceback.format_exception_only(error)).encode())
             raise
         finally:
             self.lock.release()
@@ -134,10 +149,6 @@ class Run:
         # Once more: another process may have been at work here while the data were read.
         return self.look(self.config["data_sha256"], own=True)
 
-    def _leave_word(self, error: BaseException) -> None:
-        with contextlib.suppress(Exception):  # a full disk, say; stderr has it all the same
-            files.write_bytes(self.out / ERROR, "".join(traceback.format_exception_only(error)).encode())
-
     # --- at work ------------------------------------------------------------------------------------------------------
 
     def resume(self, state: dict) -> None:
@@ -150,58 +161,88 @@ class Run:
         saved = distributed.first(lambda: self._read_checkpoint(path, state))
         if saved is not None:
             with checkpoint.refusing_checkpoint(path):
-                for name, part in state.items():
-                    part.load_state_dict(saved[name])
+                for name in state.keys() & saved.keys():  # a part that came with this version begins anew
+                    state[name].load_state_dict(saved[name])
                 if not 0 <= state["early_stopping"].best_epoch < len(state["history"]):
                     raise ValueError("its counts do not agree")
             self._take_up(saved["run"], len(state["history"]))
-        if distributed.rank():
-            return
-        files.write_json(self.out / CONFIG, self.config)
-        for stale in (ERROR, METRICS, CURVES, CONFUSION):
-            (self.out / stale).unlink(missing_ok=True)
+        self._write(files.write_json, CONFIG, self.config | {"parts": self.record["parts"]})
+        self._write(Path.unlink, ERROR, True)  # if it is there
         if saved is None:
-            files.write_arrays(self.out / INITIAL_WEIGHTS, self.initial_weights)
+            self._write(files.write_arrays, INITIAL_WEIGHTS, self.initial_weights)
         else:  # the process before may have ended between its checkpoint and these
             self._write_history_and_best(state, improved=True)
 
     def _read_checkpoint(self, path: Path, state: dict) -> dict | None:
         if not path.exists():
             return None
-        saved = checkpoint.read(path, state, self.record)
+        saved = checkpoint.read(path, state, self.record | {"parts": [], "flags": {}})
+        run, epochs = saved["run"], len(saved["history"]["logs"])
+        with checkpoint.refusing_checkpoint(path):
+            different = self.options.differences(run)
+        if run["data_sha256"] != self.record["data_sha256"]:
+            different.append("other images or labels")
+        started = self.out / INITIAL_WEIGHTS
+        if started.exists():
+            arrays = files.read_npz("--out", started, INITIAL_WEIGHTS_LIMIT)
+            if histories.fingerprint(list(arrays.values())) != run["initial_weights"]:
+                different.append(f"other weights at its start than {INITIAL_WEIGHTS}")
+        if different:
+            raise BadInput(f"{path}: belongs to another run ({', '.join(different)}); pass another --out")
         given = self.options.init_weights
-        if given is not None and saved["run"]["initial_weights"] != self.record["initial_weights"]:
+        if given is not None and run["initial_weights"] != self.record["initial_weights"]:
             raise BadInput(
                 f"--init-weights {given}: not the weights that the run in {self.out} started from; "
                 "pass those or another --out"
             )
+        if epochs > self.options.epochs:
+            raise BadInput(f"--epochs {self.options.epochs}: {epochs} are trained already; pass {epochs} or more")
         return saved
 
     def _take_up(self, saved: dict, epoch: int) -> None:
+        """Continue the record of the run that was saved, and say what is another now, and what that means."""
         say(f"Resuming after epoch {epoch}.")
-        now, before = self.record["bits"], saved["bits"]
-        changed = ", ".join(f"{name} {now[name]} instead of {old}" for name, old in before.items() if old != now[name])
-        self.record = saved | {"bits": now}
-        if changed:
-            self.record["bits_changed"] = [*saved["bits_changed"], f"after epoch {epoch}: {changed}"]
-            say(f"With {changed}: figures may differ in their last bits from an undisturbed run's.")
+        before, now = saved["parts"][-1], self.record["parts"][-1] | {"after_epoch": epoch}
+        self.record = saved | {"parts": [*saved["parts"], now]}
+        changed = {}
+        for name, value in now.items():
+            if name != "after_epoch" and value != before.get(name):
+                meaning = MEANS.get(name, LAST_BITS)
+                if name == "processes" and self.options.dropout == 0:
+                    meaning = LAST_BITS
+                changed.setdefault(meaning, []).append(f"{name} {value} instead of {before.get(name)}")
+        for meaning, names in changed.items():
+            said = f"{', '.join(names)}: {meaning}"
+            self.record["bits_changed"] = [*self.record["bits_changed"], f"after epoch {epoch}, {said}"]
+            say(f"With {said}.")
 
     def keep(self, state: dict, improved: bool) -> None:
         """Write what an epoch has left; `improved` tells that it was the best one so far."""
-        if not distributed.rank():
-            # The checkpoint first: what the others say can be had from it, when the process ends before they are.
-            checkpoint.write(self.out / CHECKPOINT, state, self.record)
-            self._write_history_and_best(state, improved)
+        # The checkpoint first: what the others say can be had from it, when the process ends before they are.
+        self._write(checkpoint.write, CHECKPOINT, state, self.record)
+        self._write_history_and_best(state, improved)
 
     def _write_history_and_best(self, state: dict, improved: bool) -> None:
-        histories.write(self.out / HISTORY, state["history"].logs)
+        self._write(histories.write, HISTORY, state["history"].logs)
         if improved:
-            files.write_weights(self.out / WEIGHTS, state["best"].state_dict())
-            files.write_arrays(self.out / BEST_WEIGHTS, self.to_keras(state["best"]))
+            self._write(files.write_weights, WEIGHTS, state["best"].state_dict())
+            self._write(files.write_arrays, BEST_WEIGHTS, self.to_keras(state["best"]))
 
     def finish(self, metrics: dict, curves: bytes, confusion: bytes) -> None:
         """Write what there is when training is over; metrics.json, which says so, comes last."""
-        if not distributed.rank():
-            files.write_bytes(self.out / CURVES, curves)
-            files.write_bytes(self.out / CONFUSION, confusion)
-            files.write_json(self.out / METRICS, metrics)
+        self._write(files.write_bytes, CURVES, curves)
+        self._write(files.write_bytes, CONFUSION, confusion)
+        self._write(files.write_json, METRICS, metrics)
+
+    def _write(self, write: Callable, name: str, *content: object) -> None:
+        """Let `write(path, *content)` change the file `name`, on the first process, while it is still this run's."""
+        if distributed.rank():
+            return
+        try:
+            if self.lock.still_there():
+                write(self.out / name, *content)
+                return
+        except CannotWrite:
+            if self.lock.still_there():
+                raise
+        raise TakenAway(f"--out {self.out}: its {LOCK} was taken away, it may be another run's; nothing was written")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -11,6 +12,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import callbacks
+import metrics
 import model
 import optim
 import options
@@ -80,10 +82,10 @@ def test_a_network_is_one_class_and_one_name(trained, monkeypatch, arrays, tmp_p
 class Warmup(Schedule, lr_scheduler.SequentialLR):
     """The rate for the first half of the steps in a straight line up, then down along half a cosine."""
 
-    def __init__(self, optimizer, *, steps, min_lr, **_):
-        rise = lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=steps // 2)
-        fall = lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps - steps // 2, eta_min=min_lr)
-        super().__init__(optimizer, [rise, fall], milestones=[steps // 2])
+    def __init__(self, optimizer, *, total_steps, min_lr, **_):
+        rise = lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=total_steps // 2)
+        fall = lr_scheduler.CosineAnnealingLR(optimizer, T_max=total_steps - total_steps // 2, eta_min=min_lr)
+        super().__init__(optimizer, [rise, fall], milestones=[total_steps // 2])
 
 
 def broken_off(monkeypatch, after):
@@ -131,19 +133,19 @@ def test_an_optimizer_is_one_class_and_one_name(flags, trained, monkeypatch):
 class More(options.Options):
     """One option more, whose default is what all did before."""
 
-    beta2: float = options.option(0.999, options.number(float, "[0, 1)"), "Adam's second beta")
+    made_up: float = options.option(0.999, options.number(float, "[0, 1)"), "nothing")
 
 
 def test_a_flag_is_one_line_and_is_refused_in_a_run_that_had_another(trained, npz, tmp_path, monkeypatch, capsys):
     trained()  # without the flag
     monkeypatch.setattr(options, "Options", More)
     resume = ["--data", str(npz), "--out", str(tmp_path / "run"), "--resume", "--epochs", "3"]
-    assert train.main([*resume, "--beta2", "0.5"]) == 2
-    assert "--beta2 0.5 (was 0.999)" in capsys.readouterr().err
+    assert train.main([*resume, "--made-up", "0.5"]) == 2
+    assert "--made-up 0.5 (was 0.999)" in capsys.readouterr().err
     assert train.main(resume) == 0  # what the earlier version made counts as made with the default
-    assert json.loads((tmp_path / "run" / CONFIG).read_text())["flags"]["beta2"] == 0.999
-    assert train.main(["--beta2", "1"]) == 2
-    assert "--beta2: '1' is not a number in [0, 1)" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / CONFIG).read_text())["flags"]["made_up"] == 0.999
+    assert train.main(["--made-up", "1"]) == 2
+    assert "--made-up: '1' is not a number in [0, 1)" in capsys.readouterr().err
 
 
 def test_a_run_made_with_an_option_that_this_version_lacks_is_refused_unless_it_was_at_its_default(
@@ -153,13 +155,13 @@ def test_a_run_made_with_an_option_that_this_version_lacks_is_refused_unless_it_
     with monkeypatch.context() as patch:
         patch.setattr(options, "Options", More)
         assert train.main([*arguments, str(tmp_path / "default")]) == 0
-        assert train.main([*arguments, str(tmp_path / "other"), "--beta2", "0.5"]) == 0
+        assert train.main([*arguments, str(tmp_path / "other"), "--made-up", "0.5"]) == 0
     capsys.readouterr()
     before = {file: file.read_bytes() for file in (tmp_path / "other").iterdir()}
     arguments[3] = "2"
     assert train.main([*arguments, str(tmp_path / "other"), "--resume"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--beta2 0.5 (an option that this version lacks)" in line
+    assert "--made-up 0.5 (an option that this version lacks)" in line
     assert {file: file.read_bytes() for file in (tmp_path / "other").iterdir()} == before
     assert train.main([*arguments, str(tmp_path / "default"), "--resume"]) == 0
 
@@ -178,46 +180,121 @@ def test_an_option_that_an_earlier_version_did_not_have_counts_as_its_default_th
     assert train.main([*flags, "--epochs", "2", "--resume"]) == 0
 
 
-class Counter:
-    """A callback with a state: how often the training loss fell."""
+class Frozen(model.BaselineCNN):
+    """A network whose first layer is not trained."""
 
-    def __init__(self):
-        self.falls, self.last = 0, None
+    def __init__(self, dropout):
+        super().__init__(dropout)
+        self.conv1.weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize("flags", ["", "--optimizer adamw --weight-decay 0.5 --lookahead"])
+def test_a_weight_that_is_frozen_stays_as_it_is_and_the_run_is_resumed(flags, trained, monkeypatch):
+    monkeypatch.setitem(model.MODELS, "frozen", Frozen)
+    out = trained("--model", "frozen", *flags.split())
+    with np.load(out / "initial_weights.npz") as first, np.load(out / "best_weights.npz") as best:
+        assert np.array_equal(first["arr_0"], best["arr_0"])
+        assert not np.array_equal(first["arr_2"], best["arr_2"])
+
+
+class Limit:
+    """A callback with a state of any kind: stops after so many epochs."""
+
+    def __init__(self, epochs):
+        self.epochs, self.seen = epochs, {}
 
     def update(self, logs):
-        self.falls += self.last is not None and logs["loss"] < self.last
-        self.last = logs["loss"]
+        self.seen[f"epoch {len(self.seen)}"] = [logs["loss"], None, "text"]
 
     def state_dict(self):
-        return {"falls": self.falls, "last": self.last}
+        return self.seen
 
     def load_state_dict(self, state_dict):
-        self.falls, self.last = state_dict["falls"], state_dict["last"]
+        self.seen = dict(state_dict)
 
 
-def test_a_callback_is_an_object_in_fit_s_state(npz, tmp_path, monkeypatch):
-    """As CONTRIBUTING.md adds it: one line in `state`, one call in the loop; both are put in from outside here."""
-    made = []
-    resume, keep = train.Run.resume, train.Run.keep
+@pytest.fixture
+def limited(monkeypatch):
+    """Put a Limit into fit, as CONTRIBUTING.md says: into `state`, called in the loop, asked before an epoch."""
 
-    def resuming(self, state):
-        state["counter"] = Counter()
-        made.append(state["counter"])
-        resume(self, state)
+    def put(epochs):
+        made = []
+        resume, keep = train.Run.resume, train.Run.keep
 
-    def keeping(self, state, improved):
-        state["counter"].update(state["history"].logs[-1])
-        keep(self, state, improved)
+        def resuming(self, state):
+            made.append(Limit(epochs))
+            resume(self, state | {"limit": made[-1]})
 
-    monkeypatch.setattr(train.Run, "resume", resuming)
-    monkeypatch.setattr(train.Run, "keep", keeping)
-    arguments = ["--data", str(npz), "--lr", "0.01", "--out"]
-    assert train.main([*arguments, str(tmp_path / "whole"), "--epochs", "4"]) == 0
-    for epochs in "24":
+        def keeping(self, state, improved):
+            made[-1].update(state["history"].logs[-1])
+            keep(self, state | {"limit": made[-1]}, improved)
+
+        monkeypatch.setattr(train.Run, "resume", resuming)
+        monkeypatch.setattr(train.Run, "keep", keeping)
+        should_stop = property(lambda self: self.stopped_epoch is not None)
+        stops = property(lambda self: should_stop.fget(self) or (made and len(made[-1].seen) >= epochs))
+        monkeypatch.setattr(train.EarlyStopping, "should_stop", stops)
+        return made
+
+    return put
+
+
+def test_a_callback_is_an_object_in_fit_s_state_of_whatever_form(npz, tmp_path, limited, monkeypatch):
+    arguments = ["--data", str(npz), "--out"]
+    assert train.main([*arguments, str(tmp_path / "old"), "--epochs", "1"]) == 0  # before there was the callback
+    made = limited(99)
+    assert train.main([*arguments, str(tmp_path / "whole"), "--epochs", "3"]) == 0
+    for epochs in "13":
         assert train.main([*arguments, str(tmp_path / "run"), "--epochs", epochs, "--resume"]) == 0
     whole, _, run = made
-    assert whole.state_dict() == run.state_dict()
-    assert whole.falls > 0
+    assert whole.seen == run.seen
+    assert len(whole.seen) == 3
+    # In a run from before it begins anew; a version without it refuses what it does not know.
+    assert train.main([*arguments, str(tmp_path / "old"), "--epochs", "3", "--resume"]) == 0
+    assert len(made[-1].seen) == 2
+
+
+def test_a_version_without_a_callback_refuses_its_checkpoint_by_name(npz, tmp_path, limited, monkeypatch, capsys):
+    arguments = ["--data", str(npz), "--out", str(tmp_path / "run"), "--epochs"]
+    with monkeypatch.context():
+        limited(99)
+        assert train.main([*arguments, "1"]) == 0
+    monkeypatch.undo()
+    assert train.main([*arguments, "2", "--resume"]) == 2
+    assert "it has not the same parts: limit" in capsys.readouterr().err
+
+
+def test_a_run_that_a_callback_stopped_says_so_and_is_finished(npz, tmp_path, monkeypatch, capsys):
+    arguments = ["--data", str(npz), "--epochs", "3", "--out", str(tmp_path / "run"), "--resume"]
+    with monkeypatch.context() as patch:
+        # Asked before the first epoch, after it, before the second; early stopping itself, asked last, has not stopped.
+        answers = iter([False, True, True, False])
+        patch.setattr(train.EarlyStopping, "should_stop", property(lambda self: next(answers)))
+        assert train.main(arguments) == 0
+    assert "Training ended after epoch 1 of 3: stopped." in capsys.readouterr().out
+    assert train.main(arguments) == 0
+    assert "finished already, after epoch 1: stopped." in capsys.readouterr().out
+
+
+def test_a_figure_more_in_the_history_is_refused_in_a_run_that_has_it_not_and_nothing_is_lost(
+    npz, tmp_path, monkeypatch, capsys
+):
+    arguments = ["--data", str(npz), "--out", str(tmp_path / "run"), "--epochs"]
+    assert train.main([*arguments, "1"]) == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir() if file.name != CONFIG}
+    logs = metrics.Figures.logs
+
+    def more(self, dtype, prefix=""):
+        return logs(self, dtype, prefix) | {f"{prefix}top_3_accuracy": 1.0}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.Figures, "logs", more)
+        assert train.main([*arguments, "2", "--resume"]) == 2
+        assert "log other figures (top_3_accuracy, val_top_3_accuracy)" in capsys.readouterr().err
+        assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before
+        assert train.main([*arguments[:-2], str(tmp_path / "new"), "--epochs", "1"]) == 0
+        assert "val_top_3_accuracy" in (tmp_path / "new" / HISTORY).read_text()
+    assert train.main([*arguments, "2", "--resume"]) == 0
 
 
 ELSEWHERE = [path for path in ROOT.glob("*.py") if path.stem not in ("model", "callbacks", "optim")]

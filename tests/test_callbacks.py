@@ -144,7 +144,7 @@ def test_early_stopping_watches_the_metric_it_is_told_to():
 def rates_of(schedule, steps, lr=1e-2, min_lr=1e-4):
     """The rates that `steps` optimizer steps are taken with, and the one after them."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr)
-    scheduler = SCHEDULES[schedule](optimizer, steps=steps, min_lr=min_lr, factor=0.5, patience=3)
+    scheduler = SCHEDULES[schedule](optimizer, total_steps=steps, min_lr=min_lr, factor=0.5, patience=3)
     rates = [scheduler.rate]
     for _ in range(steps):
         optimizer.step()
@@ -172,3 +172,28 @@ def test_a_schedule_of_a_few_steps_has_finite_rates_above_nothing(schedule, step
     rates = rates_of(schedule, steps)
     assert np.isfinite(rates).all()
     assert min(rates) > 0
+
+
+def test_epochs_before_the_highest_rate_take_nothing_of_the_patience():
+    early_stopping = EarlyStopping(patience=2)
+    for epoch, loss in enumerate([1.0, 1.1, 1.2, 1.3]):
+        assert early_stopping.update(epoch, {"val_loss": loss}, counts=False) is (epoch == 0)
+    assert not early_stopping.should_stop
+    assert not early_stopping.update(4, {"val_loss": 1.4})
+    assert not early_stopping.should_stop
+    early_stopping.update(5, {"val_loss": 1.5})
+    assert early_stopping.stopped_epoch == 5
+
+
+@pytest.mark.parametrize(("schedule", "rising"), [("plateau", 0), ("cosine", 0), ("onecycle", 10)])
+def test_a_schedule_says_while_its_highest_rate_is_still_to_come(schedule, rising):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-2)
+    scheduler = SCHEDULES[schedule](optimizer, total_steps=39, min_lr=0.0, factor=0.5, patience=3)
+    rates, said = [], []
+    for _ in range(39):
+        rates.append(scheduler.rate)
+        said.append(scheduler.rising)
+        optimizer.step()
+        scheduler.after_step()
+    assert said == [True] * (rising - 1) + [False] * (40 - max(rising, 1))
+    assert rates[said.index(False)] == max(rates)

@@ -51,7 +51,7 @@ def test_the_host_waits_for_the_device_as_often_in_a_long_epoch_as_in_a_short_on
         part = data.as_split(arrays.x_train[:images], arrays.y_train[:images])
         model = build_model(given.model)
         optimizer = OPTIMIZERS[given.optimizer](parameter_groups(model, given.l2), given.lr, given.lookahead)
-        schedule = SCHEDULES[given.schedule](optimizer, steps=99, min_lr=0.0, factor=0.5, patience=3)
+        schedule = SCHEDULES[given.schedule](optimizer, total_steps=99, min_lr=0.0, factor=0.5, patience=3)
         draws = data.draw(images, seed=0, epoch=0, shift=given.shift if given.augment else None)
         objective = metrics.Objective(given.l2)
         waits.clear()

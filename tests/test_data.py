@@ -264,6 +264,7 @@ def server(tmp_path, monkeypatch):
     for name in [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]:
         members[name] = {"data": random.integers(0, 256, (20, 3072), np.uint8), "labels": list(range(10)) * 2}
     members = {name: pickle.dumps(content) for name, content in members.items()}
+    (tmp_path / "data").mkdir()
     folder = tmp_path / "served"
     folder.mkdir()
     archive = folder / "cifar-10-python.tar.gz"
@@ -321,7 +322,7 @@ def offline(monkeypatch):
 
 
 def test_cifar_10_is_downloaded_once_and_read_pixel_by_pixel(server, tmp_path, capsys):
-    folder = tmp_path / "new" / "data"
+    folder = tmp_path / "data"
     first, requests = data.load(str(folder)), server.requests
     second = data.load(str(folder))
     assert requests == server.requests > 0
@@ -336,7 +337,6 @@ def test_cifar_10_is_downloaded_once_and_read_pixel_by_pixel(server, tmp_path, c
 
 def test_an_archive_that_a_person_put_there_is_used_without_network(server, offline, tmp_path):
     folder = tmp_path / "data"
-    folder.mkdir()
     (folder / server.archive.name).write_bytes(server.archive.read_bytes())
     offline()
     assert len(data.load(str(folder)).x_train) == 100
@@ -347,7 +347,6 @@ def test_an_archive_that_a_person_put_there_is_used_without_network(server, offl
 
 def test_an_archive_with_a_wrong_checksum_is_refused_and_left_alone(server, tmp_path, capsys):
     folder = tmp_path / "data"
-    folder.mkdir()
     wrong = server.archive.read_bytes()[:-1] + b"!"
     (folder / server.archive.name).write_bytes(wrong)
     assert train.main(["--data", str(folder), "--out", str(tmp_path / "run")]) == 2
@@ -362,7 +361,6 @@ def test_an_archive_with_a_wrong_checksum_is_refused_and_left_alone(server, tmp_
 @pytest.mark.parametrize("name", ["../x", "{outside}/x", "cifar-10-batches-py/../../x"])
 def test_an_archive_with_a_member_outside_its_folder_writes_nothing_there(name, server, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "data"
-    folder.mkdir()
     with tarfile.open(folder / server.archive.name, "w:gz") as tar:
         info = tarfile.TarInfo(name.format(outside=tmp_path))
         info.size = 4
@@ -436,12 +434,23 @@ def test_without_cifar_10_the_command_exits_with_3_and_names_every_way_on(
 ):
     offline()
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
     assert train.main(["--data", "mine", "--epochs", "1"]) == 3
     message = capsys.readouterr().err
     for way in ("mine", "cifar-10-python.tar.gz", CIFAR10.tgz_md5, "--data FILE.npz", "--data synthetic"):
         assert way in message
     assert "Traceback" not in message
     assert not Path("runs").exists()
+
+
+def test_only_the_default_folder_is_made_and_a_name_with_a_slip_in_it_is_refused(server, tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").rmdir()
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--data", "dtaa", "--epochs", "1"]) == 2
+    assert "--data dtaa: no such folder" in capsys.readouterr().err
+    assert not Path("dtaa").exists()
+    assert server.requests == 0
+    assert len(data.load("data").x_train) == 100
 
 
 def test_the_download_goes_through_the_whole_command(server, tmp_path, capsys):

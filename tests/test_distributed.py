@@ -129,12 +129,9 @@ def test_a_process_that_dies_ends_the_others_within_30_seconds_and_the_run_can_g
     *_, message = logs[0].read_text().splitlines()
     assert "another process has ended or does not answer" in message
     assert "to go on: the same torchrun command with --resume" in message
-    assert logs[2].read_text() == ""
+    assert "process 2: another process has ended" in logs[2].read_text()
     assert "Lost: " in (out / ERROR).read_text()
     finished = histories.read(out).history["loss"]
-    arguments = ["--data", npz, "--epochs", len(finished) + 1, "--patience", "500", "--quiet", "--out", out, "--resume"]
-    processes, _ = group(2, arguments, "again")
-    assert finish(processes) == [2, 1]  # refused: --epochs may only grow
     processes, logs = group(2, ["--data", npz, *LONG, "--out", out, "--resume"], "on")
     end = time.monotonic() + 60
     while not re.search(r"^Epoch \d+/500 - ", logs[0].read_text() if logs[0].exists() else "", re.MULTILINE):
@@ -156,8 +153,48 @@ def test_bad_input_and_a_diverging_loss_end_all_processes_with_one_line(group, n
     assert len("".join(log.read_text() for log in logs).splitlines()) == 1
     processes, logs = group(2, ["--data", npz, "--lr", "1e9", "--out", tmp_path / "run"], "diverged")
     assert finish(processes) == [1, 1]
-    assert re.search(r"not finite in epoch \d+, (batch \d+|evaluation)", logs[0].read_text())
+    assert re.search(
+        r"epoch \d+, learning rate 1e\+09: the loss is not finite in (evaluation )?batch \d+", logs[0].read_text()
+    )
     assert logs[1].read_text() == ""
+
+
+def test_when_the_first_process_is_killed_the_others_say_why_they_end(group, npz, tmp_path):
+    out = tmp_path / "run"
+    processes, logs = group(3, ["--data", npz, *LONG, "--out", out])
+    wait_for(out / CHECKPOINT, processes)
+    processes[0].kill()
+    assert finish(processes, 30) == [-signal.SIGKILL, 1, 1]
+    for rank, log in enumerate(logs[1:], start=1):
+        (line,) = log.read_text().splitlines()
+        assert line.startswith(f"train.py: error: process {rank}: another process has ended or does not answer")
+        assert line.endswith("to go on: the same torchrun command with --resume")
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (["--seed", "1"], "--seed 1 (process 0: 0)"),
+        (["--lr", "0.5", "--epochs", "9"], "--epochs 9 (process 0: 2), --lr 0.5 (process 0: 0.001)"),
+        (["--model", "improved", "--no-augment"], "--model improved (process 0: baseline)"),
+        (["--data", "other.npz"], "images and labels of --data, by hash "),
+        (["--data", "fewer.npz"], "images and labels of --data, by hash "),
+    ],
+)
+def test_processes_that_were_told_different_things_do_not_train(
+    others, said, group, few, arrays, tmp_path, monkeypatch
+):
+    np.savez(tmp_path / "other.npz", **arrays | {"y_test": arrays["y_test"][::-1]})
+    np.savez(tmp_path / "fewer.npz", **arrays | {"x_train": arrays["x_train"][:9], "y_train": arrays["y_train"][:9]})
+    others = [str(tmp_path / word) if word.endswith(".npz") else word for word in others]
+    arguments = ["--data", few, *EXACT, "--out", tmp_path / "run"]
+    processes, logs = group(2, arguments, others=[*arguments, *others])
+    assert finish(processes) == [2, 2]
+    (line,) = logs[0].read_text().splitlines()[-1:]
+    assert f"process 1 has {said}" in line
+    assert "give all processes the same" in line
+    assert logs[1].read_text() == ""
+    assert not (tmp_path / "run").exists()
 
 
 def test_all_processes_start_from_the_first_one_s_weights(group, few, tmp_path):
@@ -187,7 +224,7 @@ def test_a_loss_that_is_not_finite_is_placed_in_the_batch_of_the_whole(size, gro
     flags = ["--lr", "1e9", "--dropout", "0", "--batch-size", "32", "--out", tmp_path / "run"]
     processes, logs = group(size, ["--data", npz, *flags])
     assert finish(processes) == [1] * size
-    assert "the loss is not finite in epoch 1, batch 2, " in logs[0].read_text()
+    assert "epoch 1, learning rate 1e+09: the loss is not finite in batch 2" in logs[0].read_text()
 
 
 def test_each_process_draws_dropout_masks_of_its_own(npz, tmp_path, monkeypatch):

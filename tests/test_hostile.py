@@ -91,11 +91,11 @@ INPUT = {
     # --data
     "data: missing": ("--data=none.npz", None, ["none.npz: no such file", "pass"]),
     "data: a text": ("--data=note.txt", None, ["note.txt: neither a folder nor an .npz", "pass"]),
-    "data: below a file": ("--data=note.txt/x", None, ["note.txt/x", "Not a directory", "pass"]),
+    "data: below a file": ("--data=note.txt/x", None, ["note.txt/x", "no such folder", "pass"]),
     "data: no name": ("--data=", None, ["--data", "''", "pass"]),
     "data: a name of two lines": ("--data=a\nb", None, ["--data", r"'a\nb'", "pass"]),
     "data: a name that is no text": ("--data=a\udcff.npz", None, ["--data", "pass"]),
-    "data: a long name": (f"--data={'n' * 300}", None, ["n" * 300, "File name too long", "pass"]),
+    "data: a long name": (f"--data={'n' * 300}", None, ["n" * 300, "no such folder", "pass"]),
     "data: a long name of an .npz": (f"--data={'n' * 300}.npz", None, ["n" * 300, "File name too long", "np.savez"]),
     "data: a folder that cannot be made": ("--data=/proc/none", None, ["/proc/none", "pass"]),
     "data: a folder for a file": ("--data=f.npz", lambda: os.mkdir("f.npz"), ["f.npz", "not a file", "np.savez"]),
@@ -346,7 +346,7 @@ RUN = {
         ["its counts do not agree", ANOTHER],
     ),
     "checkpoint: no step taken": (
-        damaged(lambda state: state["optimizer"]["param_groups"][0].update(steps=0)),
+        damaged(lambda state: state["optimizer"]["param_groups"][0].update(taken=0)),
         ["the optimizer has taken no step", ANOTHER],
     ),
     "checkpoint: a list": (
@@ -364,8 +364,31 @@ RUN = {
     "config: a folder": (folder_for("config.json"), ["run/config.json: cannot be read"]),
     "config: gone": (lambda run: (run / "config.json").unlink(), ["run/config.json: cannot be read"]),
     "config: no flags": (lambda run: change_json(run / "config.json", flags=None), ["no flags in it", ANOTHER]),
-    "config: flags of nonsense": (other_flags(lr=[{}], epochs="x"), ["--lr 0.001 (was [{}])", "(was 'x'", ANOTHER]),
-    "config: more epochs": (other_flags(epochs=9), ["--epochs 3 (was 9, and may only grow)", ANOTHER]),
+    "config: flags of nonsense": (other_flags(lr=[{}]), ["--lr 0.001 (was [{}])", ANOTHER]),
+    "checkpoint: more epochs than asked for": (
+        damaged(lambda state: [values.extend(values) for values in state["history"].values()]),
+        ["--epochs 3: 4 are trained already; pass 4 or more"],
+    ),
+    "checkpoint: of another seed": (
+        damaged(lambda state: state["run"]["flags"].update(seed=1)),
+        ["run/checkpoint.pt: belongs to another run (--seed 0 (was 1))", ANOTHER],
+    ),
+    "checkpoint: of other data": (
+        damaged(lambda state: state["run"].update(data_sha256="0")),
+        ["run/checkpoint.pt: belongs to another run (other images or labels)", ANOTHER],
+    ),
+    "checkpoint: from other weights": (
+        damaged(lambda state: state["run"].update(initial_weights="0")),
+        ["run/checkpoint.pt: belongs to another run (other weights at its start", ANOTHER],
+    ),
+    "checkpoint: flags of nonsense": (
+        damaged(lambda state: state["run"].update(flags={7: 8}, not_default=[7])),
+        ["run/checkpoint.pt", ANOTHER],
+    ),
+    "initial weights: damaged": (
+        replaced("initial_weights.npz", b"hello"),
+        ["run/initial_weights.npz: not a readable"],
+    ),
     "config: other images": (
         lambda run: change_json(run / "config.json", data_sha256=7),
         ["--data good.npz (other images or labels", ANOTHER],
@@ -421,7 +444,7 @@ OTHER_FLAGS = {
 def test_every_flag_that_changes_the_result_is_refused_on_resuming_with_both_values(place, capsys):
     for flag, value in OTHER_FLAGS.items():
         refuses(place, capsys, ["--out", "run", "--resume", flag, *(value or "").split()], [flag, "was ", ANOTHER])
-    deciding = options.parse([]).deciding()
+    deciding = options.parse([]).defaults()
     assert {options.flag_of(name) for name in deciding} == set(OTHER_FLAGS)
 
 
@@ -576,7 +599,7 @@ def reads_or_refuses(path):
     assert saved.keys() == {"format", "run", *state}
     assert saved["model"]["weight"].shape == (1, 1)
     assert len(state["history"]) > 0
-    assert state["optimizer"].param_groups[0]["steps"] > 0
+    assert state["optimizer"].param_groups[0]["taken"] > 0
     return saved
 
 

@@ -119,3 +119,37 @@ def test_all_commands_and_a_run_work_without_fcntl_sigusr1_and_the_program_s_own
     assert "No locks in" in process.stdout
     assert (tmp_path / "run" / "metrics.json").exists()
     assert (tmp_path / "run" / "comparison.json").exists()
+
+
+LONG = ["--epochs", "500", "--patience", "500", "--quiet"]
+
+
+def wait_for(path, process):
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert process.is_alive()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("what", ["lock", "directory"])
+def test_a_run_whose_directory_is_taken_away_ends_and_touches_nothing_of_the_next_one_s(what, start, npz, tmp_path):
+    out, log = tmp_path / "run", tmp_path / "log"
+    first = start(["--data", npz, *LONG, "--out", out], log)
+    wait_for(out / "checkpoint.pt", first)
+    if what == "lock":
+        (out / ".lock").unlink()
+    else:
+        out.rename(tmp_path / "away")  # as if deleted, all at once
+        assert train.main(["--data", str(npz), "--epochs", "1", "--seed", "9", "--out", str(out)]) == 0
+        before = contents(out)
+    first.join(60)
+    assert first.exitcode == 1
+    assert f"--out {out}: its .lock was taken away" in log.read_text().splitlines()[-1]
+    if what == "directory":
+        assert contents(out) == before
+    assert not (out / "error.txt").exists()

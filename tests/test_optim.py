@@ -135,7 +135,7 @@ def in_keras(optimizer, dtype=np.float32):
 )
 def test_each_optimizer_with_decoupled_decay_follows_real_keras(ours, theirs, decay):
     parameter = start(torch.float32)
-    optimizer = ours([{"params": [parameter], "decay": decay}], lr=float(np.float32(1e-2)))
+    optimizer = ours([{"params": [parameter], "decoupled_decay": decay}], lr=float(np.float32(1e-2)))
     # float32 both: weights up to 1 round by 6e-8 a step, 60 steps.
     np.testing.assert_allclose(
         trajectory(optimizer, parameter, gradients(np.float32)), in_keras(theirs(1e-2, weight_decay=decay)), atol=2e-6

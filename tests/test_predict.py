@@ -80,6 +80,38 @@ def test_an_image_is_turned_upright_and_its_middle_square_taken(tmp_path):
     assert np.array_equal(predict.read_image(tmp_path / "photo.png"), wide[:, 32:64])
 
 
+GREY = np.random.default_rng(0).integers(0, 230, (48, 48), np.uint8)
+DEEP = {
+    "16.png": GREY.astype(np.uint16) * 257,
+    "16.tiff": GREY.astype(np.uint16) * 257,
+    "32.tiff": GREY.astype(np.int32) * 257,
+    "float.tiff": (GREY / 255).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_a_grey_image_of_more_bits_is_scaled_by_its_depth(name, finished, tmp_path, capsys):
+    Image.fromarray(DEEP[name]).save(tmp_path / name)
+    Image.fromarray(GREY).save(tmp_path / "8.png")
+    assert np.array_equal(predict.read_image(tmp_path / name), predict.read_image(tmp_path / "8.png"))
+    assert predict.main([str(finished), str(tmp_path / name), str(tmp_path / "8.png")]) == 0
+    deep, plain = (line.split(": ")[1] for line in capsys.readouterr().out.splitlines())
+    assert deep == plain
+
+
+@pytest.mark.parametrize(
+    "values",
+    [GREY.astype(np.int32), GREY.astype(np.int32) * 70_000, GREY.astype(np.int32) - 99, GREY.astype(np.float32),
+     np.full((9, 9), np.nan, np.float32), -GREY.astype(np.float32) / 255],
+    ids=["8 bits in 32", "more than 16 bits", "below 0", "floats above 1", "no numbers", "floats below 0"],
+)  # fmt: skip
+def test_a_grey_image_whose_range_cannot_be_told_is_refused(values, finished, tmp_path, capsys):
+    Image.fromarray(values).save(tmp_path / "odd.tiff")
+    assert predict.main([str(finished), str(tmp_path / "odd.tiff")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be told" in line
+
+
 def cut(path):
     buffer = io.BytesIO()
     Image.new("RGB", (50, 50)).save(buffer, "png")

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from torch.nn.modules.module import register_module_forward_hook
 
 import data
 import train
@@ -234,16 +233,98 @@ def test_files_older_than_the_checkpoint_are_made_anew_on_resuming(epochs, finis
     assert after["best_weights.npz"] == before["best_weights.npz"]
 
 
-def test_while_a_run_goes_on_the_figures_of_its_earlier_end_are_not_there(copy, npz):
-    names, seen = ("metrics.json", "curves.png", "confusion.png"), set()
-    assert all((copy / name).exists() for name in names)
-    handle = register_module_forward_hook(lambda *_: seen.update(name for name in names if (copy / name).exists()))
-    try:
-        assert resume(npz, copy) == 0
-    finally:
-        handle.remove()
-    assert not seen
+def test_the_figures_of_an_earlier_end_stay_until_new_ones_are_there(copy, npz, monkeypatch, capsys):
+    names = ("metrics.json", "curves.png", "confusion.png")
+    before = {name: (copy / name).read_bytes() for name in names}
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_epoch", interrupting)
+        assert resume(npz, copy) == 130
+    assert {name: (copy / name).read_bytes() for name in names} == before
+    # As nothing came of it, the run is still finished for those epochs.
+    assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(copy), "--resume"]) == 0
+    assert "finished already, after epoch 2" in capsys.readouterr().out
+    # With an epoch more on disk it is not, and the earlier figures are not taken for its own.
+    with monkeypatch.context() as patch:
+        patch.setattr(train.report, "end", interrupting)
+        assert resume(npz, copy) == 130
+    assert {name: (copy / name).read_bytes() for name in names} == before
+    capsys.readouterr()
+    assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(copy), "--resume"]) == 2
+    assert "--epochs 2: 3 are trained already; pass 3 or more" in capsys.readouterr().err
+    assert resume(npz, copy) == 0
     assert histories.read(copy).metrics["epochs"] == 3
+    assert all((copy / name).read_bytes() != content for name, content in before.items())
+
+
+def interrupting(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)  # until it is there
+    train.signals.check()
+
+
+def test_a_finished_run_is_known_again_without_reading_its_data_and_asked_anew_when_they_changed(
+    copy, npz, arrays, tmp_path, monkeypatch, capsys
+):
+    mine, out = tmp_path / "mine.npz", tmp_path / "of mine"
+    shutil.copy(npz, mine)
+    arguments = ["--data", str(mine), "--epochs", "1", "--out", str(out), "--resume"]
+    assert train.main(arguments) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "load", None)
+        assert train.main(arguments) == 0
+    os.utime(mine)  # the same images, written at another time
+    assert train.main(arguments) == 0
+    np.savez(mine, **arrays | {"y_test": arrays["y_test"][::-1]})
+    assert train.main(arguments) == 2
+    assert "other images or labels" in capsys.readouterr().err
+    mine.unlink()
+    assert train.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "finished already, after epoch 1" in printed
+    assert f"Its data are no longer in {mine}." in printed
+
+
+def test_a_checkpoint_of_another_run_is_not_resumed(copy, npz, tmp_path, capsys):
+    other = tmp_path / "other"
+    assert train.main(["--data", str(npz), "--epochs", "1", "--seed", "1", "--out", str(other)]) == 0
+    shutil.copy(other / CHECKPOINT, copy / CHECKPOINT)
+    before = {file.name: file.read_bytes() for file in copy.iterdir()}
+    assert resume(npz, copy) == 2
+    assert f"{copy / CHECKPOINT}: belongs to another run (--seed 0 (was 1)" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "said"),
+    [
+        ({"git_commit": "0" * 40}, [], "the code may compute something else"),
+        ({"git_commit": None}, [], "the code may compute something else"),
+        ({"processes": 2}, [], "each process draws dropout masks of its own"),
+        ({"processes": 2}, ["--dropout", "0"], "last bits"),
+        ({"numpy": "1.0"}, [], "last bits"),
+        ({"device_name": "abacus"}, [], "last bits"),
+    ],
+)
+def test_what_is_another_on_resuming_is_said_with_what_it_means_and_kept_in_order(
+    change, flags, said, npz, tmp_path, capsys
+):
+    arguments = ["--data", str(npz), "--out", str(tmp_path / "run"), *flags, "--epochs"]
+    assert train.main([*arguments, "1"]) == 0
+    path = tmp_path / "run" / CHECKPOINT
+    state = torch.load(path, weights_only=True)
+    ((name, value),) = change.items()
+    now = state["run"]["parts"][0][name]
+    state["run"]["parts"][0] |= change
+    torch.save(state, path)
+    capsys.readouterr()
+    assert train.main([*arguments, "2", "--resume"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "instead of" in line]
+    assert f"{name} {now} instead of {value}" in line
+    assert said in line
+    (changed,) = histories.read(tmp_path / "run").metrics["bits_changed"]
+    assert changed in f"after epoch 1, {line.removeprefix('With ')}"
+    parts = json.loads((tmp_path / "run" / "config.json").read_text())["parts"]
+    assert [(part["after_epoch"], part[name]) for part in parts] == [(0, value), (1, now)]
 
 
 def contiguous(tree):
@@ -267,7 +348,7 @@ def test_how_tensors_lay_in_memory_when_they_were_saved_does_not_matter(flags, a
 
 def test_other_threads_are_accepted_with_one_line(copy, npz, capsys):
     state = torch.load(copy / CHECKPOINT, weights_only=True)
-    state["run"]["bits"]["threads"] += 1
+    state["run"]["parts"][0]["threads"] += 1
     torch.save(state, copy / CHECKPOINT)
     assert resume(npz, copy) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "may differ" in line]
@@ -345,7 +426,7 @@ def test_a_diverging_run_names_epoch_batch_and_rate_and_keeps_the_last_good_epoc
     assert resume(npz, copy) == 1
     assert taken == [0, 1, 2]  # it ends at once
     err = capsys.readouterr().err
-    for words in ("not finite in epoch 3, batch 3, learning rate 0.001", "--lr"):
+    for words in ("epoch 3, learning rate 0.001: the loss is not finite in batch 3", "--lr"):
         assert words in err
     assert (copy / CHECKPOINT).read_bytes() == good
     assert "not finite" in (copy / ERROR).read_text()

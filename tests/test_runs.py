@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import subprocess
 
 import keras
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 
 import report
 from callbacks import History
-from harness import files, histories
+from harness import environment, files, histories
 from harness.errors import BadInput, CannotWrite
 from harness.run import ALL_EPOCHS, EARLY_STOPPING, Run
 from model import to_keras_weights
@@ -16,7 +18,7 @@ from options import Options
 
 
 def at(out):
-    return Run(Options(out=out), to_keras_weights)
+    return Run(Options(out=out), to_keras_weights, data_stamp=None)
 
 
 def logs(epoch, learning_rate=1e-3):
@@ -162,3 +164,25 @@ def test_confused_pairs_are_counted_either_way_and_classes_without_images_have_n
         "ship": {"images": 9, "accuracy": 1.0},
         "frog": {"images": 0, "accuracy": None},
     }
+
+
+def repository(folder, *commands):
+    for command in (["init", "-q"], *commands):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], cwd=folder, check=True)
+
+
+def test_the_commit_is_the_code_s_own_with_a_hash_of_what_was_changed_since(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "ROOT", tmp_path / "code")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.py").write_text("1")
+    repository(tmp_path, ["add", "."], ["commit", "-qm", "around it"])
+    assert environment._git_commit() is None  # the commit of a repository around the code says nothing of it
+    repository(tmp_path / "code", ["add", "."], ["commit", "-qm", "its own"])
+    commit = environment._git_commit()
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    found = []
+    for text in ("2", "3", "2"):
+        (tmp_path / "code" / "a.py").write_text(text)
+        found.append(environment._git_commit())
+    assert all(re.fullmatch(f"{commit}-dirty-[0-9a-f]{{8}}", name) for name in found)
+    assert found[0] == found[2] != found[1]
