@@ -177,6 +177,7 @@ HEADER, *ROWS = csv(BARE).splitlines(keepends=True)
         ("two_fits_appended.csv", TWO_FITS, ["counter goes from 2 to 0 in row 4", "in a file of its own"]),
         ("header_repeated.csv", HEADER + "".join(ROWS[:3]) + HEADER + "".join(ROWS[:3]), ["header comes twice"]),
         ("skipped.csv", HEADER + ROWS[0] + ROWS[5], ["counter goes from 0 to 5"]),
+        ("index_restarts.csv", ",loss\n0,3.0\n1,2.0\n0,1.0\n", ["counter goes from 1 to 0"]),  # pandas's index
         ("records.json", json.dumps(records({"epoch": [0, 1, 0], "loss": [3, 2, 1]})), ["goes from 1 to 0 in row 3"]),
         ("restarts.csv", "epoch,step,val_loss\n0,1,2.0\n1,2,1.5\n0,3,1.2\n", ["goes from 1 back to 0"]),
         ("tensorboard.csv", "Wall time,Step,Value\n1.7e9,0,1.42\n", ["found 'Wall time', 'Step', 'Value'", "pass the"]),
