@@ -2,26 +2,27 @@
 
     python compare.py runs/keras-seed0 runs/baseline-seed0
     python compare.py keras=runs/keras-seed* torch=runs/baseline-seed* --within 0.01
+    python compare.py mine=history.csv@0.72 keras=results/keras-seed*
 
-Exit codes: 0 done (with --within: shown to be equivalent), 1 equivalence not shown, 2 bad input.
+Exit codes: 0 done (with --within: shown to be equivalent), 1 equivalence not shown, 2 bad input, 3 not comparable,
+4 failed (disk full, closed pipe, crash).
 """
 
 import argparse
+import contextlib
 import glob
-import itertools
-import math
-import os
-import statistics
 import sys
 from pathlib import Path
 
 import plots
 from callbacks import SCHEDULES
-from harness import files, histories
-from harness.console import Parser, command, number
+from harness import comparability, files, histories
+from harness.console import Parser, command, number, say
 from harness.errors import BadInput
+from harness.figures import accuracy_difference, cut_epochs, run_figures
 from harness.histories import Training
-from harness.intervals import Difference, Estimate, estimate, welch
+from harness.intervals import Difference, Estimate, estimate
+from options import Options
 
 # What is printed of each run, and the formats for one run and for the mean of several.
 FIGURES = {
@@ -31,19 +32,22 @@ FIGURES = {
     "val_accuracy there": (".4f", ".4f"),
     "test accuracy": (".4f", ".4f"),
     "learning-rate cuts": ("g", ".1f"),
-    "seconds per epoch": (".1f", ".1f"),
-    "images per second": (",.0f", ",.0f"),
+    "mean seconds per epoch": (".1f", ".1f"),
+    "mean images per second": (",.0f", ",.0f"),
 }
-
-
+TEST, VALIDATION = "test accuracy", "val_accuracy there"
 CUTTING = [name for name, schedule in SCHEDULES.items() if schedule.cutting]
+# The options that decide a figure, but for those in which repetitions of one training differ.
+SETTINGS = {name: default for name, default in Options().defaults().items() if name not in ("seed", "init_weights")}
+SETTINGS["epochs"] = Options.epochs
+PICTURE, CONTENT = "comparison.png", "comparison.json"
+KEYS = {"groups", "test_accuracy_difference", "within", "equivalent"}  # by which an earlier CONTENT is known
 
 
-@command("compare.py")
+@command("compare.py", failed=4)
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit code."""
-    equivalent = compare(parse_arguments(argv))
-    return 1 if equivalent is False else 0
+    return compare(parse_arguments(argv))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -51,38 +55,60 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="compare.py",
         description="Compare trainings of one framework or of several, and say how sure the comparison is.",
-        epilog="exit codes: 0 done (with --within: shown to be equivalent), 1 equivalence not shown, 2 bad input",
+        epilog="exit codes: 0 done (with --within: shown to be equivalent), 1 equivalence not shown, 2 bad input, "
+        "3 not comparable, 4 failed (disk full, closed pipe, crash)",
     )
     parser.add_argument(
         "runs",
         nargs="+",
-        metavar="[LABEL=]RUN",
-        help="a run's directory, a history.csv, or Keras's history.history saved as JSON; LABEL=GLOB makes a group",
+        metavar="[LABEL=]RUN[@ACCURACY]",
+        help="a run's directory, or a training history (CSV, JSON) from Keras, Lightning, timm, fastai, Hugging Face "
+        "or pandas; LABEL=GLOB makes a group; @0.7236 gives a bare history its test accuracy",
     )
     parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+    parser.add_argument("--mixed", action="store_true", help="pool runs that do not belong together, and say so")
     parser.add_argument(
         "--within",
         type=number(float, "(0, 1]"),
         metavar="PART",
         help="test two groups for equivalence, and tell by the exit code: the 95%% interval of the difference of their "
-        "test accuracies must lie within plus or minus PART (0.01 is one point)",
+        "test accuracies must lie within plus or minus PART (0.01 is one point); by validation accuracy at the best "
+        "epoch where a group has no test accuracy",
     )
-    parser.add_argument("--out", type=Path, default=".", metavar="DIR", help="where comparison.png and .json go")
+    parser.add_argument("--out", type=Path, default=".", metavar="DIR", help=f"where {PICTURE} and {CONTENT} go")
     return parser.parse_args(argv)
 
 
-def compare(args: argparse.Namespace) -> bool | None:
-    """Print the comparison and write its two files; return the verdict of --within, None if it was not asked for."""
+def compare(args: argparse.Namespace) -> int:
+    """Print the comparison, then write its two files; return the exit code."""
     groups = read_groups(args.runs)
     if args.within is not None and len(groups) != 2:
         raise BadInput(f"--within {args.within:g}: needs two groups, not {len(groups)}; name them LABEL=GLOB")
-    figures = {label: [run_figures(run) for run in group] for label, group in groups.items()}
-    estimates = {
-        label: {name: estimate([found[name] for found in group if found[name] is not None]) for name in FIGURES}
-        for label, group in figures.items()
-    }
-    difference = test_accuracy_difference(*groups.values()) if len(groups) == 2 else None
-    equivalent = None if args.within is None else difference is not None and difference.within(args.within)
+    notes = pooled(groups, args.mixed)
+    not_comparable, settings = comparability.differences(groups, SETTINGS)
+    notes += not_comparable + settings + comparability.repeated(groups) + comparability.unknown(groups)
+    figures = {label: [run_figures(run, CUTTING) for run in group] for label, group in groups.items()}
+    estimates = {label: {name: over_runs(found, name) for name in FIGURES} for label, found in figures.items()}
+    judged_by = TEST if all(found[TEST] for found in estimates.values()) else VALIDATION
+    accuracies = [[run[judged_by] for run in found] for found in figures.values()]
+    difference = None
+    if len(groups) == 2 and not not_comparable:
+        difference = accuracy_difference(*groups.values(), *accuracies)
+    equivalent = None
+    if args.within is not None and not not_comparable:
+        equivalent = difference is not None and difference.within(args.within)
+
+    for line in histories.how_read(groups):
+        print(line, file=sys.stderr)
+    if notes:
+        say(*notes, "")
+    say(table({label: cells(figures[label], estimates[label]) for label in groups}, args.markdown))
+    if any(len(group) > 1 for group in groups.values()):
+        say("\nOver several runs: mean ± standard deviation; the interval is the mean's.")
+    if not_comparable:
+        say("\nNot comparable, so no difference is stated.")
+    elif len(groups) == 2:
+        say("", *verdict(difference, figures, estimates, judged_by, args.within or 0.01))
 
     content = {
         "groups": {
@@ -92,117 +118,103 @@ def compare(args: argparse.Namespace) -> bool | None:
             }
             for label, group in groups.items()
         },
+        "notes": notes,
+        "comparable": not not_comparable,
+        "judged_by": judged_by,
         "test_accuracy_difference": difference and difference._asdict(),
         "within": args.within,
         "equivalent": equivalent,
     }
-    picture = plots.overlay({label: [run.history for run in group] for label, group in groups.items()})
-    files.make_folder(args.out)
-    files.write_json(args.out / "comparison.json", content)
-    files.write_bytes(args.out / "comparison.png", picture)
-
-    print(table({label: cells(figures[label], estimates[label]) for label in groups}, args.markdown))
-    if any(len(group) > 1 for group in groups.values()):
-        print("\nOver several runs: mean ± standard deviation; the interval is the mean's.")
-    if len(groups) == 2:
-        print("", difference_in_words(difference, *groups, args.within or 0.01), sep="\n")
-    return equivalent
+    write(args.out, groups, content)
+    if not_comparable:
+        return 3
+    return 1 if equivalent is False else 0
 
 
 def read_groups(arguments: list[str]) -> dict[str, list[Training]]:
-    """Read what each `[LABEL=]GLOB` names, grouped by label; without one, by the argument itself."""
-    paths: dict[str, list[str]] = {}
+    """Read what each `[LABEL=]GLOB[@ACCURACY]` names, grouped by label; without one, by the glob itself."""
+    groups: dict[str, list[Training]] = {}
     for argument in arguments:
         label, equals, pattern = argument.partition("=")
         if not equals or Path(argument).exists():
             label = pattern = argument
-        found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
-        if not (label and found):
-            raise BadInput(f"{argument}: no such run; pass a run's directory, its history.csv, or LABEL=GLOB")
-        paths.setdefault(label, []).extend(found)
-    for label, group in paths.items():
-        if len({os.path.realpath(path) for path in group}) < len(group):
-            raise BadInput(f"{label}: names a run twice ({', '.join(group):.200}); name each run once")
-    return {label: [histories.read(Path(path)) for path in group] for label, group in paths.items()}
+        paths, accuracy = matches(pattern), None
+        if not paths and "@" in pattern:
+            pattern, _, text = pattern.rpartition("@")
+            paths, accuracy, label = matches(pattern), given_accuracy(argument, text), label if equals else pattern
+        if not (label and paths):
+            raise BadInput(f"{argument}: no such run; pass a run's directory, a training history, or LABEL=GLOB")
+        runs = [histories.read(Path(path)) for path in paths]
+        if accuracy is not None:
+            if len(runs) > 1 or runs[0].config or runs[0].metrics:
+                raise BadInput(f"{argument}: @ gives one bare history its test accuracy; leave it out here")
+            runs = [runs[0]._replace(metrics={"test_accuracy": accuracy})]
+        groups.setdefault(label, []).extend(runs)
+    # As everywhere, the stand-in's figures are named as such: in the table, the picture, the file.
+    stand_in = {label for label, group in groups.items() if any(map(comparability.of_stand_in, group))}
+    return {f"{label} ({comparability.STAND_IN})" if label in stand_in else label: groups[label] for label in groups}
 
 
-def run_figures(run: Training) -> dict[str, float | list[int] | None]:
-    """The figures of one run, epochs counted from 1; None for what it lacks."""
-    history = run.history
-    losses = [loss for loss in history.get("val_loss", []) if math.isfinite(loss)]
-    best = history["val_loss"].index(min(losses)) if losses else None
-    cuts = learning_rate_cuts(run)
-    return {
-        "epochs": len(history["loss"]),
-        "best epoch": None if best is None else best + 1,
-        "best val_loss": None if best is None else history["val_loss"][best],
-        "val_accuracy there": None if best is None or "val_accuracy" not in history else history["val_accuracy"][best],
-        "test accuracy": test_accuracy(run),
-        "learning-rate cuts": None if cuts is None else len(cuts),
-        "cut after epochs": cuts,
-        "seconds per epoch": metric(run, "seconds_per_epoch"),
-        "images per second": metric(run, "images_per_second"),
-    }
+def matches(pattern: str) -> list[str]:
+    return [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
 
 
-def learning_rate_cuts(run: Training) -> list[int] | None:
-    """The epochs, from 1, after which the rate was lower; of the last epoch only metrics.json can tell.
-
-    None without rates, or where a schedule changed the rate with each step.
-    """
-    cutting = "schedule" not in run.metrics or run.metrics["schedule"] in CUTTING
-    if "learning_rate" not in run.history or not cutting:
-        return None
-    rates = run.history["learning_rate"] + metric_values(run, "learning_rate_after_epoch")[-1:]
-    return [epoch for epoch, (before, after) in enumerate(itertools.pairwise(rates), start=1) if after < before]
+def given_accuracy(argument: str, text: str) -> float:
+    try:
+        return number(float, "[0, 1]")(text)
+    except argparse.ArgumentTypeError as error:
+        raise BadInput(f"{argument}: no such run, and as a test accuracy {error}; write 72.36 % as 0.7236") from None
 
 
-def test_accuracy(run: Training) -> float | None:
-    return metric(run, "test_accuracy")
+def pooled(groups: dict[str, list[Training]], mixed: bool) -> list[str]:
+    """Return what is to be said of runs in a group that do not belong together. Raises BadInput unless `mixed`."""
+    found = {label: comparability.faults(group, SETTINGS) for label, group in groups.items()}
+    said = [f"{label}: {'; '.join(faults)}" for label, faults in found.items() if faults]
+    if said and not mixed:
+        raise BadInput(f"{'; '.join(said):.600}; leave such runs out, or pool them all the same by --mixed")
+    return [f"Pooled all the same (--mixed): {line}." for line in said]
 
 
-def metric(run: Training, name: str) -> float | None:
-    """A number of the run's metrics.json, or the median of a list of them; None if it is not there."""
-    values = metric_values(run, name)
-    return statistics.median(values) if values else None
+def write(out: Path, groups: dict[str, list[Training]], content: dict) -> None:
+    """Write comparison.json and comparison.png. Raises BadInput rather than overwrite those of another program."""
+    files.make_folder(out)
+    earlier = {}
+    with contextlib.suppress(BadInput):
+        earlier = files.read_json(out / CONTENT)
+    if not earlier.keys() >= KEYS and ((out / CONTENT).exists() or (out / PICTURE).exists()):
+        raise BadInput(f"--out {out}: has a {CONTENT} or {PICTURE} that is not compare.py's own; pass another --out")
+    runs = [run for group in groups.values() for run in group]
+    l2 = all(comparability.facts(run, SETTINGS).get("l2") for run in runs)
+    own = all(run.config or "learning_rate_after_epoch" in run.metrics for run in runs)
+    picture = plots.overlay(
+        {label: [run.history for run in group] for label, group in groups.items()},
+        "loss with L2 penalty" if l2 else "loss",
+        "learning rate before the epoch" if own else "learning rate as logged in each epoch",
+    )
+    files.write_json(out / CONTENT, content)
+    files.write_bytes(out / PICTURE, picture)
 
 
-def metric_values(run: Training, name: str) -> list[float]:
-    value = run.metrics.get(name, [])
-    values = value if isinstance(value, list) else [value]
-    if not all(type(v) in (int, float) and math.isfinite(v) for v in values):
-        raise BadInput(f"{run.path}: metrics.json has {value!r:.60} for {name}; mend it, or delete the file")
-    return values
+def over_runs(figures: list[dict], name: str) -> Estimate | None:
+    values = [run[name] for run in figures if run[name] is not None]
+    return estimate(values, 0, 1) if name in (TEST, VALIDATION) else estimate(values)
 
 
-def test_accuracy_difference(first: list[Training], second: list[Training]) -> Difference | None:
-    """Compare by pairs if each run of the smaller group has a partner in the other, else by Welch's method.
-
-    Partners have the same initial weights, or else the same seed. None if a group has no test accuracy at all.
-    """
-    first, second = ([run for run in group if test_accuracy(run) is not None] for group in (first, second))
-    for shared in ("initial_weights", "seed"):
-        ones, others = ({run.metrics.get(shared): run for run in group} for group in (first, second))
-        partners = [value for value in ones if value is not None and value in others]
-        unique = len(ones) == len(first) and len(others) == len(second)
-        if unique and len(partners) == min(len(first), len(second)) > 0:
-            found = estimate([test_accuracy(others[value]) - test_accuracy(ones[value]) for value in partners])
-            pairs = "1 pair" if found.n == 1 else f"{found.n} pairs"
-            method = f"{pairs} with the same {shared.replace('_', ' ')}"
-            if len(first) != len(second):
-                method += f", {abs(len(first) - len(second))} without a partner left out"
-            return Difference(found.mean, found.interval, method)
-
-    a, b = (estimate([test_accuracy(run) for run in group]) for group in (first, second))
-    if a is None or b is None:
-        return None
-    return Difference(b.mean - a.mean, welch(a, b), f"Welch's method, {a.n} and {b.n} independent runs")
-
-
-def difference_in_words(difference: Difference | None, first: str, second: str, margin: float) -> str:
+def verdict(difference: Difference | None, figures: dict, estimates: dict, judged_by: str, margin: float) -> list[str]:
+    """Say how two groups differ, and where a single run lies among the other group's."""
+    (first, a), (second, b) = ((label, found[judged_by]) for label, found in estimates.items())
     if difference is None:
-        return "No difference of test accuracies: a group has none in its metrics.json."
-    return f"Test accuracy, {second} minus {first}: {difference.in_words(margin)}"
+        return ["No difference of accuracies: a group has none of test and none of validation."]
+    what, lines = "Test accuracy", []
+    if judged_by == VALIDATION:
+        what = "Validation accuracy at the best epoch"
+        lines.append("Judged by validation accuracy at the best epoch, since a group has no test accuracy.")
+    lines.append(f"{what}, {second} minus {first}: {difference.in_words(margin)}")
+    for label, one, among, several in ((first, a, second, b), (second, b, first, a)):
+        if one.n == 1 < several.n:
+            below = sum(run[judged_by] is not None and run[judged_by] < one.mean for run in figures[among])
+            lines.append(f"{label} is one run. Of the runs of {among}, {several.place(one.mean, below)}")
+    return lines
 
 
 def cells(figures: list[dict], estimates: dict[str, Estimate | None]) -> dict[str, str]:
@@ -218,21 +230,14 @@ def cells(figures: list[dict], estimates: dict[str, Estimate | None]) -> dict[st
             column[name] = f"{found.mean:{several}} ± {found.sd:{several}}"
         if found is not None and found.n < len(figures):
             column[name] += f" (n = {found.n})"
-        if name == "test accuracy":
+        if found is None and name == "learning-rate cuts" and any(run["schedule"] for run in figures):
+            column[name] = "schedule"
+        if name == TEST:
             interval = found and found.interval
             column["  its 95 % interval"] = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "-"
         if name == "learning-rate cuts":
             column["  after epochs"] = cut_epochs([run["cut after epochs"] for run in figures])
     return column
-
-
-def cut_epochs(cuts: list[list[int] | None]) -> str:
-    """The epochs of one run's cuts, or between which epochs the first cut of several runs lies."""
-    cuts = [epochs for epochs in cuts if epochs]
-    if len(cuts) < 2:
-        return ", ".join(map(str, cuts[0])) if cuts else "-"
-    first = [epochs[0] for epochs in cuts]
-    return f"first {min(first)} to {max(first)}"
 
 
 def table(columns: dict[str, dict[str, str]], markdown: bool) -> str:

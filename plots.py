@@ -14,16 +14,25 @@ TRAINING = {"color": "#e69f00", "linestyle": "--", "label": "training"}
 VALIDATION = {"color": "#00468b", "linestyle": "-", "label": "validation"}
 BEST = {"color": "black", "linestyle": ":", "linewidth": 1.2}
 CUT = {"color": "0.45", "linestyle": "-.", "linewidth": 1.0, "zorder": 1}
-GROUPS = ("#00468b", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
+RATE = {"color": "#7a5195", "marker": "o", "markersize": 4}
+GROUPS = ("#00693e", "#cc79a7", "#56b4e9", "#8c2d04", "#9a9a00", "#e34a6f")  # none of the colours above
 STYLES = (("--", "training"), ("-", "validation and learning rate"))
+THIN = 0.5
+WIDE = 20  # learning rates that span more than this factor are drawn on a logarithmic axis
 
 
 def curves(
-    history: list[dict[str, float]], learning_rates: list[float], best_epoch: int, cuts: list[int], title: str
+    history: list[dict[str, float]],
+    learning_rates: list[float],
+    best_epoch: int,
+    cuts: list[int],
+    loss_name: str,
+    title: str,
 ) -> bytes:
     """Draw accuracy, loss and learning rate of one run and return the picture as PNG, 14 x 4 inches.
 
     `learning_rates` are those after each epoch; `best_epoch` and `cuts` (the epochs that ended in a cut) count from 1.
+    `loss_name` says what the loss is made of.
     """
     figure = Figure(figsize=(14, 4), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12)  # inches between the panels
@@ -34,10 +43,10 @@ def curves(
         axes.plot(epochs, [logs[name] for logs in history], **TRAINING)
         axes.plot(epochs, [logs[f"val_{name}"] for logs in history], **VALIDATION)
         axes.set(title=name.capitalize(), ylabel=name)
-    loss.set(ylabel="loss with L2 penalty")
-    rate.plot(epochs, learning_rates, color="#00468b", marker="o", markersize=4, label="after the epoch")
-    rate.set(title="Learning rate", ylabel="learning rate", ylim=(0, None))
-    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    loss.set(ylabel=loss_name)
+    rate.plot(epochs, learning_rates, label="after the epoch", **RATE)
+    rate.set(title="Learning rate", ylabel="learning rate after the epoch")
+    _scale_rates(rate, learning_rates)
     for axes in (accuracy, loss, rate):
         axes.axvline(best_epoch, **BEST, label=f"best epoch ({best_epoch})")
         for number, epoch in enumerate(cuts):
@@ -49,15 +58,16 @@ def curves(
     return _png(figure)
 
 
-def overlay(groups: dict[str, list[dict[str, list[float]]]]) -> bytes:
+def overlay(groups: dict[str, list[dict[str, list[float]]]], loss_name: str, rate_name: str) -> bytes:
     """Draw the histories of several groups of runs over each other and return the picture as PNG, 14 x 4.5 inches.
 
-    A group has one colour: the mean of its runs, and the band from their least to their greatest. Where runs differ in
-    length both go as far as half of them went. Columns a history lacks are left out.
+    A group has one colour: the mean of its runs, and the band from their least to their greatest. Both end with the
+    shortest run, since a mean of fewer runs would jump there; from there on each longer run is a thin line of its own.
+    Columns that a history lacks are left out, and so are epochs without a figure.
     """
     figure = Figure(figsize=(14, 4.5), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12)
-    colours = GROUPS if len(groups) <= len(GROUPS) else colormaps["turbo"](np.linspace(0, 1, len(groups)))
+    colours = GROUPS if len(groups) <= len(GROUPS) else colormaps["cool"](np.linspace(0, 1, len(groups)))
     handles = []
     panels = {
         "accuracy": ("accuracy", "val_accuracy"),
@@ -77,10 +87,17 @@ def overlay(groups: dict[str, list[dict[str, list[float]]]]) -> bytes:
         axes.set(title=panel.capitalize(), xlabel="epoch", ylabel=panel)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    all_axes["loss"].set(ylabel="loss with L2 penalty")
-    all_axes["learning rate"].set(ylabel="the epoch's learning rate", ylim=(0, None))
-    all_axes["learning rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    all_axes["loss"].set(ylabel=loss_name)
+    all_axes["learning rate"].set(ylabel=rate_name)
+    rates = [
+        rate for histories in groups.values() for history in histories for rate in history.get("learning_rate", [])
+    ]
+    _scale_rates(all_axes["learning rate"], rates)
     handles += [Line2D([], [], color="0.3", linestyle=style, label=label) for style, label in STYLES]
+    if any(
+        len({len(columns["loss"]) for columns in histories if "loss" in columns}) > 1 for histories in groups.values()
+    ):
+        handles.append(Line2D([], [], color="0.3", linewidth=THIN, label="a run that is longer than another"))
     for text in figure.legend(handles=handles, loc="outside lower center", ncols=4).get_texts():
         text.set_parse_math(False)
     return _png(figure)
@@ -93,7 +110,7 @@ def confusion(matrix: list[list[int]], names: tuple[str, ...], title: str) -> by
     figure = Figure(figsize=(8, 7), layout="constrained")
     figure.suptitle(title).set_parse_math(False)
     axes = figure.subplots()
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow(share, cmap="Greys", vmin=0, vmax=1)
     ticks = range(len(names))
     axes.set_xticks(ticks, names, rotation=45, ha="right")
     axes.set_yticks(ticks, [f"{name}  {share[i, i]:.1%}" for i, name in enumerate(names)])
@@ -105,15 +122,33 @@ def confusion(matrix: list[list[int]], names: tuple[str, ...], title: str) -> by
     return _png(figure)
 
 
+def _scale_rates(axes: Axes, rates: list[float]) -> None:
+    """Draw learning rates from zero, or logarithmically where they span more than a factor of WIDE and none is zero."""
+    finite = [rate for rate in rates if np.isfinite(rate)]
+    if finite and min(finite) > 0 and max(finite) > WIDE * min(finite):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, None)
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+
+
 def _draw_group(axes: Axes, curves: list[list[float]], colour, style: str) -> None:
     values = np.full((len(curves), max(map(len, curves))), np.nan)
     for row, curve in zip(values, curves, strict=True):
         row[: len(curve)] = curve
-    shown = np.isfinite(values).sum(0) * 2 >= len(curves)
-    values, epochs = values[:, shown], np.flatnonzero(shown) + 1
-    axes.plot(epochs, np.nanmean(values, 0), color=colour, linestyle=style, marker="." if len(epochs) == 1 else None)
-    if len(curves) > 1:
-        axes.fill_between(epochs, np.nanmin(values, 0), np.nanmax(values, 0), color=colour, alpha=0.15, linewidth=0)
+    together = np.flatnonzero(np.isfinite(values).all(0))
+    line = {"color": colour, "linestyle": style}
+    if len(together):
+        common = values[:, together]
+        marker = "." if len(together) == 1 else None
+        axes.plot(together + 1, common.mean(0), marker=marker, **line)
+        if len(curves) > 1:
+            axes.fill_between(together + 1, common.min(0), common.max(0), color=colour, alpha=0.15, linewidth=0)
+    for row in values:
+        alone = np.flatnonzero(np.isfinite(row))
+        alone = alone[alone >= max(together, default=0)]
+        if len(alone) > 1:
+            axes.plot(alone + 1, row[alone], linewidth=THIN, **line)
 
 
 def _png(figure: Figure) -> bytes:

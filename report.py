@@ -66,7 +66,8 @@ def end(
     }
     caption = f"{title(options)}, seed {options.seed}, {metrics['data']}: test accuracy {metrics['test_accuracy']:.4f}"
     cuts = [cut["epoch"] for cut in metrics["learning_rate_cuts"]]
-    curves = plots.curves(history.logs, history.learning_rates, metrics["best_epoch"], cuts, caption)
+    loss = "loss with L2 penalty" if options.l2 else "loss"
+    curves = plots.curves(history.logs, history.learning_rates, metrics["best_epoch"], cuts, loss, caption)
     run.finish(metrics, curves, plots.confusion(figures.confusion, names, caption))
     say("", reading(history.logs, metrics, options.epochs, cutting))
     say(most_confused(figures.confusion, names))

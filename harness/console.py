@@ -1,9 +1,11 @@
 """What the commands share: their flags, lines that are said once, and errors as one line and an exit code."""
 
 import argparse
+import contextlib
 import functools
 import shlex
 import sys
+import traceback
 import unicodedata
 from collections.abc import Callable
 
@@ -15,10 +17,11 @@ from harness.errors import CannotWrite, DeviceFailed, Failure, Interrupted, OutO
 Main = Callable[[list[str] | None], int | None]
 
 
-def command(prog: str, resumes: bool = False) -> Callable[[Main], Main]:
+def command(prog: str, resumes: bool = False, failed: int = Failure.code) -> Callable[[Main], Main]:
     """Turn `main(argv)` into a command: whatever ends it is an exit code and, if it failed, one line on stderr.
 
-    `resumes` tells that `--resume` goes on with what the command was doing.
+    `resumes` tells that `--resume` goes on with what the command was doing. `failed` is the exit code of what nobody
+    did wrong, such as a full disk; where it is not Python's own 1, a crash has it too.
     """
 
     def decorate(main: Main) -> Main:
@@ -36,8 +39,13 @@ def command(prog: str, resumes: bool = False) -> Callable[[Main], Main]:
                 failure = OutOfMemory(first_line(error))
             except torch.AcceleratorError as error:
                 failure = DeviceFailed(f"the device failed ({first_line(error)})")
+            except Exception:
+                if failed == Failure.code:
+                    raise
+                traceback.print_exc()
+                return failed
             _explain(prog, failure, _again(prog, argv, resumes))
-            return failure.code
+            return failed if failure.code == Failure.code else failure.code
 
         return run
 
@@ -51,7 +59,8 @@ def _explain(prog: str, failure: Failure | Interrupted, again: str) -> None:
     message = f"process {rank}: {failure}" if rank else str(failure)
     if failure.advice:
         message += f"; {failure.advice.format(again=again)}"
-    print(f"{prog}: error: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a pipe whose reader has gone: the exit code still tells
+        print(f"{prog}: error: {message}", file=sys.stderr)
 
 
 def _again(prog: str, argv: list[str] | None, resumes: bool) -> str:

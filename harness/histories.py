@@ -1,25 +1,44 @@
 """Histories of trainings, this project's and other people's: written as Keras does, read from where they are."""
 
+import contextlib
 import csv
 import hashlib
 import io
+import math
+import re
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from harness import files
+from harness import files, formats
 from harness.errors import BadInput
 
-HISTORY, METRICS = "history.csv", "metrics.json"
+HISTORY, METRICS, CONFIG = "history.csv", "metrics.json", "config.json"
+SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".pkl", ".pickle", ".npy")
+PICKLES = {
+    ".npy": "json.dump(numpy.load({0!r}, allow_pickle=True).item(), open({1!r}, 'w'), default=float)",
+    ".pkl": "json.dump(pickle.load(open({0!r}, 'rb')), open({1!r}, 'w'), default=float)",
+}
 
 
 class Training(NamedTuple):
-    """A finished or unfinished training as read back: its path, one list per column of its history, its metrics."""
+    """A training as read back: its history by column, metrics.json, config.json, and how the history was read.
+
+    `form` says it in words; `remarks` are what a reader of its figures must know.
+    """
 
     path: str
     history: dict[str, list[float]]
     metrics: dict
+    config: dict
+    form: str
+    remarks: list[str]
+
+    @property
+    def epochs(self) -> int:
+        return len(next(iter(self.history.values())))
 
 
 def fingerprint(arrays: list[np.ndarray]) -> str:
@@ -37,39 +56,117 @@ def write(path: Path, logs: list[dict[str, float]]) -> None:
 
 
 def read(path: Path) -> Training:
-    """Read a run's directory, a bare history.csv, or a Keras `history.history` saved as JSON; metrics may be empty.
+    """Read a run's directory, one with a single history of any form in it, or such a file itself.
 
-    Keras 2's `lr` is read as `learning_rate`. Raises BadInput naming what is wrong.
+    `learning_rate` is as logged. metrics and config are empty but for a run's directory. Raises BadInput.
     """
-    if not path.is_dir():
-        return Training(str(path), _read_history(path), {})
-    metrics_file = path / METRICS
-    metrics = files.read_json(metrics_file) if metrics_file.exists() else {}
-    return Training(str(path), _read_history(path / HISTORY), metrics)
+    metrics, config, file = {}, {}, path
+    if (path / HISTORY).exists():
+        file = path / HISTORY
+        metrics, config = (files.read_json(path / name) if (path / name).exists() else {} for name in (METRICS, CONFIG))
+    elif path.is_dir():
+        file = _only_history(path)
+    history, form, remarks = _read_history(file)
+    return Training(str(path), history, metrics, config, form, remarks)
 
 
-def _read_history(path: Path) -> dict[str, list[float]]:
-    columns = files.read_json(path) if path.suffix == ".json" else _read_csv(path)
-    columns = {"learning_rate" if name == "lr" else name: values for name, values in columns.items()}
-    if "loss" not in columns:
-        raise BadInput(f"{path}: no column 'loss' in it; pass a history.csv, or history.history saved as JSON")
-    history = {}
-    for name, values in columns.items():
-        try:
-            history[name] = [float(value) for value in values]
-        except (TypeError, ValueError, OverflowError) as error:
-            raise BadInput(f"{path}: column {name!r} is not all numbers ({error}); pass a training history") from None
-    if not history["loss"] or len({len(values) for values in history.values()}) > 1:
-        raise BadInput(f"{path}: it needs one row or more, and as many values in each column; pass a training history")
-    return history
+def how_read(groups: dict[str, list[Training]]) -> list[str]:
+    """Say how each group's histories were read, once for all that were read alike, and the remarks on each."""
+    lines = []
+    for label, group in groups.items():
+        for form, count in Counter(run.form for run in group).items():
+            lines.append(f"{label}: {form}" if count == 1 else f"{label}, {count} files: {form}")
+        lines += [f"{run.path}: {remark}" for run in group for remark in run.remarks]
+    return lines
 
 
-def _read_csv(path: Path) -> dict[str, list[str]]:
-    try:
-        rows = list(csv.reader(io.StringIO(files.read_text(path), newline="")))
-    except csv.Error as error:
-        raise BadInput(f"{path}: not a CSV file ({error}); pass a history.csv as CSVLogger writes it") from None
-    header = rows[0] if rows else []
-    if any(len(row) != len(header) for row in rows):
-        raise BadInput(f"{path}: its rows differ in length; pass a history.csv as CSVLogger writes it")
-    return {name: [row[number] for row in rows[1:]] for number, name in enumerate(header)}
+def _only_history(folder: Path) -> Path:
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    found = [file for file in found if file.name not in (METRICS, CONFIG)]
+    if len(found) > 1:
+        readable = []
+        for file in found:
+            with contextlib.suppress(BadInput):
+                _read_history(file)
+                readable.append(file)
+        found = readable
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise BadInput(f"{folder}: one training history is wanted in it, and found are: {names:.200}; pass the file")
+    return found[0]
+
+
+def _read_history(path: Path) -> tuple[dict[str, list[float]], str, list[str]]:
+    """Return the columns of formats.ROLES that a file has, how it was read in words, and remarks on it.
+
+    Each column has a value per epoch, NaN where there is none.
+    """
+    _refuse_pickle(path)
+    table = formats.read_table(path)
+    names = _names_of_roles(path, table)
+    history = {role: formats.numbers(path, name, table.columns[name]) for role, name in names.items()}
+    history = {role: values for role, values in history.items() if role == "loss" or not all(map(math.isnan, values))}
+    if not {"loss", "val_loss"} & history.keys():
+        raise BadInput(f"{path}: {formats.found(table.columns)}, no loss and no val_loss; {formats.WANTED}")
+    per_cent = _as_fractions(path, history)
+    taken = []
+    for role in history:
+        said = role if role == names[role] else f"{role} from {names[role]!r:.60}"
+        taken.append(f"{said} in per cent" if role in per_cent else said)
+    form = f"{table.form}: {', '.join(taken)}"
+    used = ["epoch", "step", *(names[role] for role in history)]
+    left_out = ", ".join(f"{name!r:.60}" for name in table.columns if name not in used)
+    return history, f"{form}; left out: {left_out:.200}" if left_out else form, table.remarks
+
+
+def _refuse_pickle(path: Path) -> None:
+    """Raise BadInput for what only unpickling could read, which can run any code."""
+    start = b""
+    if path.is_file():  # a pipe can be read but once
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            start = file.read(6)
+    suffix = ".npy" if start.startswith(b"\x93NUMPY") else path.suffix.lower().replace("pickle", "pkl")
+    if suffix not in PICKLES and start[:1] != b"\x80":
+        return
+    line = PICKLES.get(suffix, PICKLES[".pkl"]).format(str(path), str(path.with_suffix(".json")))
+    module = "numpy" if suffix == ".npy" else "pickle"
+    raise BadInput(
+        f"{path}: a pickle, which is not opened; if you trust it, make JSON of it: import json, {module}; {line}"
+    )
+
+
+def _names_of_roles(path: Path, table: formats.Table) -> dict[str, str]:
+    """Return which column is taken for what. Raises BadInput where two would be the same."""
+    claims: dict[str, list[str]] = {role: [] for role in formats.ROLES}
+    for name in table.columns:
+        role = formats.role(name)
+        if role:
+            claims[role].append(name)
+    if claims["loss"] == ["train_loss"] and not claims["val_accuracy"]:
+        # Beside train_loss a name without a part says nothing of whose it is; in fastai's own form it is validation's.
+        plain = [name for name in claims["accuracy"] if re.fullmatch(formats.ACCURACY, name)]
+        claims["accuracy"] = [name for name in claims["accuracy"] if name not in plain]
+        if claims["val_loss"] == ["valid_loss"]:
+            claims["val_accuracy"] = plain
+    for role, names in claims.items():
+        if len(names) > 1:
+            raise BadInput(f"{path}: {' and '.join(map(repr, names)):.200} would each be its {role}; keep one of them")
+    return {role: names[0] for role, names in claims.items() if names}
+
+
+def _as_fractions(path: Path, history: dict[str, list[float]]) -> set[str]:
+    """Make fractions of accuracies in per cent, which some value above 1 tells; return whose they were."""
+    highest = {}
+    for role in ("accuracy", "val_accuracy"):
+        finite = [value for value in history.get(role, []) if not math.isnan(value)]
+        if finite and not 0 <= min(finite) <= max(finite) <= 100:
+            raise BadInput(f"{path}: its {role} goes from {min(finite):g} to {max(finite):g}; {formats.WANTED}")
+        if finite:
+            highest[role] = max(finite)
+    if all(value <= 1 for value in highest.values()):
+        return set()
+    if any(value <= 1 for value in highest.values()):
+        raise BadInput(f"{path}: one of its accuracies is in per cent and the other is not; write both alike")
+    for role in highest:
+        history[role] = [value / 100 for value in history[role]]
+    return set(highest)

@@ -15,6 +15,21 @@ class Estimate(NamedTuple):
     sd: float | None
     interval: tuple[float, float] | None
 
+    def percentile(self, value: float) -> float:
+        """The part of all further values that lies below `value`, by Student's t; for an n of at least 2."""
+        spread = self.sd * math.sqrt(1 + 1 / self.n)  # of one further value about the mean of n
+        distance = value - self.mean
+        t = distance / spread if spread else math.copysign(math.inf, distance) if distance else 0.0
+        return 0.5 + math.copysign(_above_median(abs(t), self.n - 1), t)
+
+    def place(self, value: float, below: int) -> str:
+        """Say where a further value lies; `below` of the n values are less."""
+        return (
+            f"{below} of {self.n} lie below its {value:.4f}; mean {self.mean:.4f}, standard deviation {self.sd:.4f}.\n"
+            f"Among further ones it is at percentile {100 * self.percentile(value):.1f}, by Student's t. "
+            "One run can say no more."
+        )
+
 
 class Difference(NamedTuple):
     """One mean minus another, its 95 % interval (None: too few values), and how it was got."""
@@ -37,14 +52,14 @@ class Difference(NamedTuple):
         return f"{self.mean:+.4f}, 95 % interval {low:+.4f} to {high:+.4f} ({self.method}); {zero}.\nA {verdict}"
 
 
-def estimate(values: list[float]) -> Estimate | None:
-    """Mean, standard deviation, and Student's 95 % interval of the mean; None without values."""
+def estimate(values: list[float], low: float = -math.inf, high: float = math.inf) -> Estimate | None:
+    """Mean, standard deviation, and Student's 95 % interval of the mean, within `low` and `high`; None without any."""
     n = len(values)
     if n < 2:
         return Estimate(n, values[0], None, None) if values else None
     mean, sd = statistics.fmean(values), statistics.stdev(values)
     half = t_quantile(n - 1) * sd / math.sqrt(n)
-    return Estimate(n, mean, sd, (mean - half, mean + half))
+    return Estimate(n, mean, sd, (max(mean - half, low), min(mean + half, high)))
 
 
 def welch(a: Estimate, b: Estimate) -> tuple[float, float] | None:
@@ -60,14 +75,18 @@ def welch(a: Estimate, b: Estimate) -> tuple[float, float] | None:
 
 def t_quantile(freedom: float) -> float:
     """The 97.5 % quantile of Student's t with `freedom` >= 1 degrees of freedom, to 1e-8 of it."""
-    # None of the six packages has it. With t = sqrt(freedom) * tan(angle) the density is a power of the cosine:
-    # Gauss-Legendre integration, and bisection between 1.9 and 12.8 (the limits are 1.960 and, for 1, 12.706).
-    nodes, weights = np.polynomial.legendre.leggauss(64)
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
-    low, high = 1.9, 12.8
+    low, high = 1.9, 12.8  # the limits are 1.960 and, for 1, 12.706
     while high - low > 1e-12 * low:
         middle = (low + high) / 2
-        half = math.atan(middle / math.sqrt(freedom)) / 2
-        above_median = scale * half * (weights @ np.cos(half * (nodes + 1)) ** (freedom - 1))
-        low, high = (middle, high) if above_median < 0.475 else (low, middle)
+        low, high = (middle, high) if _above_median(middle, freedom) < 0.475 else (low, middle)
     return low
+
+
+def _above_median(t: float, freedom: float) -> float:
+    """The part of Student's t between 0 and `t` >= 0."""
+    # None of the six packages has it. With t = sqrt(freedom) * tan(angle) the density is a power of the cosine:
+    # Gauss-Legendre integration.
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    half = math.atan(t / math.sqrt(freedom)) / 2
+    return float(scale * half * (weights @ np.cos(half * (nodes + 1)) ** (freedom - 1)))

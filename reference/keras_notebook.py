@@ -82,7 +82,7 @@ def read_arrays(path: str) -> dict[str, np.ndarray]:
 
 
 def load_data(path: str | None) -> tuple[np.ndarray, ...]:
-    """Return x_train, y_train, x_test, y_test: images in [0, 1] of Keras's floatx, labels one-hot."""
+    """Return x_train, y_train, x_test, y_test as stored: images of 0 to 255, and labels."""
     if path is None:
         (x_train, y_train), (x_test, y_test) = keras.datasets.cifar10.load_data()
     else:
@@ -93,6 +93,11 @@ def load_data(path: str | None) -> tuple[np.ndarray, ...]:
         x_train, y_train, x_test, y_test = (arrays[name] for name in ("x_train", "y_train", "x_test", "y_test"))
         if x_train.shape[1:] != (32, 32, 3) or x_test.shape[1:] != (32, 32, 3):
             raise ValueError(f"{path}: images of {x_train.shape[1:]} and {x_test.shape[1:]}; they must be (32, 32, 3)")
+    return x_train, y_train.reshape(-1).astype(np.int64), x_test, y_test.reshape(-1).astype(np.int64)
+
+
+def prepare(x_train, y_train, x_test, y_test) -> tuple[np.ndarray, ...]:
+    """Return images in [0, 1] of Keras's floatx, and labels one-hot."""
     dtype = keras.config.floatx()
     return (
         x_train.astype(dtype) / 255,
@@ -100,6 +105,14 @@ def load_data(path: str | None) -> tuple[np.ndarray, ...]:
         x_test.astype(dtype) / 255,
         keras.utils.to_categorical(y_test, 10),
     )
+
+
+def fingerprint(arrays: tuple[np.ndarray, ...]) -> str:
+    """SHA-256 of the data as stored, as train.py computes it, so that compare.py knows the same data again."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape}{array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def count(text: str) -> int:
@@ -145,22 +158,24 @@ def main(argv: list[str] | None = None) -> int:
         if args.init_weights:
             arrays = read_arrays(args.init_weights)
             model.set_weights([arrays[name] for name in sorted(arrays)])  # arr_0 to arr_7
-        data = load_data(args.data)
+        arrays = load_data(args.data)
+        data = prepare(*arrays)
         args.out.mkdir(parents=True)
     except (ValueError, OSError) as error:
         print(f"keras_notebook.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    run(model, *data, args)
+    run(model, *data, fingerprint(arrays), args)
     return 0
 
 
-def run(model: keras.Model, x_train, y_train, x_test, y_test, args: argparse.Namespace) -> None:
+def run(model: keras.Model, x_train, y_train, x_test, y_test, sha256: str, args: argparse.Namespace) -> None:
     """Train as the notebook does, and write the run's directory."""
     compile_model(model, args.lr)
     backend = keras.backend.backend()
     versions = {"python": platform.python_version(), "keras": keras.__version__, "numpy": np.__version__}
     versions[backend] = __import__(backend).__version__
     config = {"model": "keras notebook", "backend": backend, "flags": vars(args), "versions": versions}
+    config["data_sha256"] = sha256
     (args.out / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
     initial_weights = model.get_weights()
     np.savez(args.out / "initial_weights.npz", *initial_weights)

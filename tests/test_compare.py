@@ -1,16 +1,22 @@
+import itertools
 import json
 import math
+import os
+import shutil
 import statistics
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
 import compare
-from harness import intervals
-from harness.histories import Training
+import data
+from harness import comparability, figures, histories, intervals
 
 HEADER = "epoch,accuracy,learning_rate,loss,val_accuracy,val_loss"
 EPOCHS = [
@@ -23,12 +29,19 @@ EPOCHS = [
 
 @pytest.fixture
 def make_run(tmp_path):
-    """Write a run's directory with some test accuracy; further metrics by name."""
+    """Write a run's directory with some test accuracy; further metrics by name; config.json from `config`.
 
-    def make(name, test_accuracy, **metrics):
+    The last loss tells the runs apart: 1.2, 1.201 and so on.
+    """
+    count = itertools.count()
+
+    def make(name, test_accuracy, config=None, **metrics):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "history.csv").write_text("\r\n".join([HEADER, *EPOCHS, ""]))
+        last = EPOCHS[-1].replace(",1.2,", f",{1.2 + next(count) / 1000:g},")
+        (folder / "history.csv").write_text("\r\n".join([HEADER, *EPOCHS[:-1], last, ""]))
+        if config is not None:
+            (folder / "config.json").write_text(json.dumps(config))
         content = {
             "test_accuracy": test_accuracy,
             "learning_rate_after_epoch": [0.001, 0.001, 0.0005, 0.00025],
@@ -49,7 +62,7 @@ def result(tmp_path, capsys):
         out = tmp_path / "comparison"
         code = compare.main([*map(str, arguments), "--out", str(out)])
         printed = capsys.readouterr()
-        assert printed.err == ""
+        assert "error" not in printed.err
         return code, printed.out, json.loads((out / "comparison.json").read_text())
 
     return run
@@ -75,10 +88,12 @@ def test_one_run_of_each_is_described_figure_by_figure(make_run, result):
         "best val_loss": 1.2,
         "val_accuracy there": 0.6,
         "test accuracy": 0.7,
+        "data": None,
         "learning-rate cuts": 2,
         "cut after epochs": [3, 4],
-        "seconds per epoch": 3.5,
-        "images per second": 12345.0,
+        "schedule": False,
+        "mean seconds per epoch": 4.5,
+        "mean images per second": 12345.0,
     }
     assert row(text, "test accuracy") == ["0.7000", "0.7100"]
     assert row(text, "best epoch") == ["2", "2"]
@@ -97,8 +112,9 @@ def test_the_picture_shows_the_histories_of_all_groups(make_run, result, tmp_pat
     assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["k", "t"]
     columns = {accuracy: [[0.4, 0.5, 0.6, 0.6], [0.5, 0.6, 0.58, 0.59]], rate: [[0.001, 0.001, 0.001, 0.0005]]}
     columns[loss] = [[1.8, 1.5, 1.3, 1.2], [1.5, 1.2, 1.3, 1.25]]
-    for axes, values in columns.items():
-        assert [[*line.get_ydata()] for line in axes.get_lines()] == values * 2
+    for axes, (first, *others) in columns.items():
+        second = [*first[:3], 1.201] if axes is loss else first
+        assert [[*line.get_ydata()] for line in axes.get_lines()] == [first, *others, second, *others]
 
 
 def test_a_group_has_mean_standard_deviation_and_interval_as_scipy_computes_them(make_run, result, tmp_path):
@@ -207,9 +223,9 @@ def test_keras_2_s_lr_bare_files_and_json_histories_are_read_and_what_lacks_is_a
     first, second = (group["runs"][0] for group in content["groups"].values())
     assert (first["cut after epochs"], first["best epoch"], first["val_accuracy there"]) == ([1], 2, None)
     assert (second["learning-rate cuts"], second["best val_loss"], second["test accuracy"]) == (None, None, None)
-    assert row(text, "test accuracy") == row(text, "images per second") == ["-", "-"]
+    assert row(text, "test accuracy") == row(text, "mean images per second") == ["-", "-"]
     assert row(text, "best val_loss") == ["1.5000", "-"]
-    assert "No difference of test accuracies" in text
+    assert "No difference of accuracies" in text
 
 
 def test_a_loss_that_was_not_a_number_in_some_epoch_does_not_hide_the_best_one(result, tmp_path):
@@ -230,15 +246,15 @@ def test_markdown_is_a_markdown_table(make_run, result):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.csv", "", "no column 'loss'"),
-        ("foreign.csv", "a,b\n1,2\n", "no column 'loss'"),
+        ("empty.csv", "", "found nothing, no loss and no val_loss"),
+        ("foreign.csv", "a,b\n1,2\n", "found 'a', 'b', no loss and no val_loss"),
         ("header.csv", "epoch,loss\n", "one row or more"),
         ("words.csv", "epoch,loss\n0,low\n", "column 'loss' is not all numbers"),
         ("ragged.csv", "epoch,loss\n0,1.0\n1\n", "rows differ in length"),
         ("bytes.csv", b"\xff\xfe\x00", "not a text file"),
         ("broken.json", "{", "not JSON"),
-        ("list.json", "[1]", "must be an object"),
-        ("metrics.json", '{"loss": 1.0}', "column 'loss' is not all numbers"),
+        ("list.json", "[1]", "found a list"),
+        ("metrics.json", '{"loss": 1.0}', "found an object: 'loss'"),
         ("uneven.json", '{"loss": [1.0], "val_loss": []}', "as many values"),
     ],
 )
@@ -259,11 +275,12 @@ def test_a_file_that_is_no_history_is_one_clear_line(name, content, message, tmp
         (["nowhere"], "nowhere: no such run"),
         (["k=nowhere*"], "k=nowhere*: no such run"),
         (["=run"], "=run: no such run"),
-        (["."], "history.csv: cannot be read (No such file or directory)"),
-        (["k=run", "k=run/"], "k: names a run twice"),
+        (["."], ".: one training history is wanted in it, and found are: none"),
+        (["k=run", "k=run/"], "k: run is run again, figure by figure"),
         (["run", "--within", "0.01"], "needs two groups, not 1"),
         (["run", "--within", "0"], "argument --within: '0' is not a number in (0, 1]"),
-        (["run", "--out", "run/history.csv"], "--out run/history.csv: cannot make that folder"),
+        (["run@72"], "run@72: no such run, and as a test accuracy '72' is not a number in [0, 1]; write 72.36 %"),
+        (["run@0.7"], "run@0.7: @ gives one bare history its test accuracy"),
         ([], "the following arguments are required"),
     ],
 )
@@ -286,7 +303,397 @@ def test_a_metric_that_is_no_number_is_one_clear_line(value, make_run, tmp_path,
     assert error.count("\n") == 1
 
 
-def test_a_rate_that_a_schedule_lowers_with_each_step_is_no_cut():
-    history = {"loss": [2.0, 1.0, 0.5], "learning_rate": [1e-3, 5e-4, 2e-4]}
-    assert compare.learning_rate_cuts(Training("r", history, {"schedule": "plateau"})) == [1, 2]
-    assert compare.learning_rate_cuts(Training("r", history, {"schedule": "cosine"})) is None
+# --- what the history says --------------------------------------------------------------------------------------------
+
+
+def training(metrics=None, **history):
+    return histories.Training("r", history, metrics or {}, {}, "", [])
+
+
+@pytest.mark.parametrize(
+    ("rates", "metrics", "cuts"),
+    [
+        ([1e-3, 5e-4, 2e-4], {"schedule": "plateau"}, [1, 2]),
+        ([1e-3, 5e-4, 2e-4, 1e-4], {"schedule": "plateau"}, [1, 2, 3]),
+        ([1e-3, 5e-4, 2e-4, 1e-4], {"learning_rate_cuts": [{}]}, [1, 2, 3]),  # the Keras reference's
+        ([1e-3, 5e-4, 2e-4], {"schedule": "cosine"}, None),
+        ([1e-3, 1e-3, 5e-4, 5e-4, 2e-4], {}, [2, 4]),
+        ([1e-3, 5e-4, 2e-4, 1e-4], {}, None),
+        ([1e-4, 1e-3, 1e-3], {}, None),
+        ([1e-3, 1e-3, 1e-3, 9e-4, 8e-4, 7e-4], {}, None),
+    ],
+)
+def test_a_rate_that_changes_epoch_by_epoch_is_a_schedule_and_not_cuts(rates, metrics, cuts):
+    run = training(metrics, loss=[1.0] * len(rates), learning_rate=rates)
+    assert figures.learning_rate_cuts(run, compare.CUTTING) == cuts
+    assert figures.scheduled(run, compare.CUTTING) is (cuts is None)
+
+
+def test_the_table_says_schedule_where_there_are_no_cuts(result, tmp_path):
+    path = tmp_path / "cosine.csv"
+    rates = [0.001 * (1 + math.cos(math.pi * epoch / 12)) / 2 for epoch in range(12)]
+    rows = [f"{epoch},{rate},{2 - epoch / 10}" for epoch, rate in enumerate(rates)]
+    path.write_text("\n".join(["epoch,learning_rate,loss", *rows, ""]))
+    text = result(path)[1]
+    assert row(text, "learning-rate cuts") == ["schedule"]
+    assert row(text, "  after epochs") == ["-"]
+
+
+def test_nan_where_val_loss_is_best_is_a_dash_and_no_traceback(result, tmp_path):
+    path = tmp_path / "nan.csv"
+    path.write_text("epoch,loss,val_accuracy,val_loss\n0,1.6,nan,1.1\n1,1.4,0.55,1.3\n")
+    text = result(path)[1]
+    assert (row(text, "best epoch"), row(text, "best val_loss")) == (["1"], ["1.1000"])
+    assert row(text, "val_accuracy there") == ["-"]
+
+
+def test_seconds_and_images_per_second_are_one_statistic_the_mean(make_run, result):
+    text = result(make_run("run", 0.7, seconds_per_epoch=[30.0, 10.0, 10.0, 10.0], images_per_second=40_000 * 4 / 60))[
+        1
+    ]
+    (seconds,), (images,) = row(text, "mean seconds per epoch"), row(text, "mean images per second")
+    assert (seconds, images) == ("15.0", "2,667")
+    assert float(images.replace(",", "")) * float(seconds) == pytest.approx(40_000, rel=1e-3)
+
+
+def test_the_interval_of_an_accuracy_lies_within_0_and_1(make_run, result, tmp_path):
+    for number, accuracy in enumerate([0.99, 0.75, 0.45]):
+        make_run(f"t{number}", accuracy)
+    _, text, content = result(f"torch={tmp_path}/t*")
+    assert content["groups"]["torch"]["estimates"]["test accuracy"]["interval"][1] == 1
+    assert row(text, "  its 95 % interval")[2] == "1.0000"
+    assert content["groups"]["torch"]["estimates"]["epochs"]["interval"] == [4, 4]
+
+
+# --- what may stand together ------------------------------------------------------------------------------------------
+
+FLAGS = {**compare.SETTINGS, "seed": 0, "init_weights": None, "device": "cpu", "threads": 1, "out": "runs/x"}
+
+
+def config(sha256="a", **flags):
+    return {"model": "baseline", "data": "data from x.npz", "data_sha256": sha256, "flags": FLAGS | flags}
+
+
+def group_of_two(make_run, tmp_path, first=None, second=None, **metrics):
+    make_run("a0", 0.70, config() if first is None else first)
+    make_run("a1", 0.71, config() if second is None else second, **metrics)
+    return f"a={tmp_path}/a*"
+
+
+def both_ways(arguments, tmp_path, capsys):
+    """Refuse without --mixed; return that line, and what is printed with it."""
+    out = ["--out", str(tmp_path / "comparison")]
+    assert compare.main([*arguments, *out]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pool them all the same by --mixed" in line
+    assert compare.main([*arguments, *out, "--mixed"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Pooled all the same (--mixed): a")
+    assert printed.index("Pooled") < printed.index("test accuracy")
+    return line, printed
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        (config("b"), "a1 has other data than {}/a0"),
+        (config(lr=0.01), "a1 has lr 0.01 and {}/a0 0.001"),
+        (config(epochs=3), "a1 has epochs 3 and {}/a0 50"),
+        (config() | {"model": "keras notebook"}, "a1 has model keras notebook and {}/a0 baseline"),
+    ],
+    ids=["other data", "another learning rate", "other epochs", "another model"],
+)
+def test_runs_of_other_data_or_settings_are_not_pooled_but_by_mixed(second, said, make_run, tmp_path, capsys):
+    line, printed = both_ways([group_of_two(make_run, tmp_path, second=second)], tmp_path, capsys)
+    assert said.format(tmp_path) in line
+    assert said.format(tmp_path) in printed
+
+
+def test_a_setting_that_an_older_config_lacks_counts_as_its_default(make_run, result, tmp_path):
+    older = config()
+    del older["flags"]["label_smoothing"], older["flags"]["lookahead"]
+    code, text, _ = result(group_of_two(make_run, tmp_path, second=older))
+    assert code == 0
+    assert "Not known" not in text
+
+
+def test_repetitions_may_differ_in_seed_start_device_and_place(make_run, result, tmp_path):
+    second = config(seed=1, init_weights="w.npz", device="cuda", threads=8, out="runs/y")
+    assert result(group_of_two(make_run, tmp_path, second=second))[0] == 0
+
+
+def test_an_unfinished_run_is_not_pooled_but_by_mixed(make_run, tmp_path, capsys):
+    group = group_of_two(make_run, tmp_path)
+    (tmp_path / "a1" / "metrics.json").unlink()
+    line, _ = both_ways([group], tmp_path, capsys)
+    assert "a1 has not finished (no metrics.json)" in line
+
+
+def test_a_run_that_goes_on_beyond_its_figures_has_not_finished(make_run, tmp_path, capsys):
+    line, _ = both_ways([group_of_two(make_run, tmp_path, epochs=3)], tmp_path, capsys)
+    assert "a1 has not finished (4 epochs in its history, 3 in metrics.json)" in line
+
+
+@pytest.mark.parametrize("kind", ["copy", "link", "form", "continued"])
+def test_the_same_run_twice_is_known_by_its_figures_whatever_its_path(kind, make_run, tmp_path, capsys):
+    run = make_run("a0", 0.7)
+    if kind == "form":
+        history = histories.read(run).history
+        (tmp_path / "a1.json").write_text(json.dumps(history))
+    elif kind == "link":
+        (tmp_path / "a1").symlink_to(run)
+    else:
+        (tmp_path / "a1").mkdir()
+        more = "4,0.7,0.0005,1.1,0.6,1.15\r\n" if kind == "continued" else ""
+        (tmp_path / "a1" / "history.csv").write_text((run / "history.csv").read_text() + more)
+    line, _ = both_ways([f"a={tmp_path}/a*"], tmp_path, capsys)
+    assert f"is {run} again, figure by figure" in line
+
+
+def test_a_run_that_stands_in_two_groups_is_said(make_run, result, tmp_path):
+    run = make_run("a", 0.7, config())
+    shutil.copytree(run, tmp_path / "b")
+    code, text, _ = result(f"a={run}", f"b={tmp_path / 'b'}", f"c={make_run('c', 0.7, config())}")
+    assert code == 0
+    assert text.startswith(f"The same figures in each epoch: {run} and {tmp_path / 'b'}.\n\n")
+
+
+def test_histories_without_a_column_in_common_are_not_one_run():
+    assert not comparability.same_run(training(loss=[1.0]), training(val_loss=[1.0]))
+    assert comparability.same_run(training(loss=[math.nan]), training(loss=[math.nan], val_loss=[1.0]))
+
+
+def test_the_stand_in_carries_its_name_and_is_not_pooled_with_real_data(make_run, result, tmp_path, capsys):
+    stand_in = data.describe("synthetic")
+    assert comparability.STAND_IN in stand_in
+    make_run("a0", 0.62, data="data from data/cifar10.npz")
+    for number in (1, 2):
+        make_run(f"a{number}", 0.99 - number / 100, data=stand_in)
+    line, printed = both_ways([f"a={tmp_path}/a*"], tmp_path, capsys)
+    assert "a1 has other data than" in line
+    assert "a (NOT CIFAR-10)" in printed
+    _, text, content = result(f"b={tmp_path}/a1")
+    assert row(text, " ") == ["b", "(NOT", "CIFAR-10)"]
+    assert "NOT CIFAR-10" in content["groups"]["b (NOT CIFAR-10)"]["runs"][0]["data"]
+
+
+def test_the_stand_in_is_known_by_its_hash_from_a_file_too(make_run, result):
+    sha256 = data.fingerprint(data.synthetic())
+    reference = config(sha256) | {"model": "keras notebook", "data": "stand_in.npz"}
+    ours = config(sha256) | {"data": data.describe("synthetic")}
+    code, text, _ = result(f"k={make_run('k', 0.7, reference)}", f"t={make_run('t', 0.7, ours)}")
+    assert code == 0
+    assert row(text, " ") == ["k", "(NOT", "CIFAR-10)", "t", "(NOT", "CIFAR-10)"]
+
+
+def test_the_picture_of_the_stand_in_is_labelled_as_such(make_run, result, monkeypatch):
+    labels, draw = [], compare.plots.overlay
+    monkeypatch.setattr(compare.plots, "overlay", lambda groups, *names: labels.extend(groups) or draw(groups, *names))
+    result(f"a={make_run('a', 0.7, data=data.describe('synthetic'))}")
+    assert labels == ["a (NOT CIFAR-10)"]
+
+
+def two_groups(make_run, tmp_path, first, second, **metrics):
+    for number, accuracy in enumerate(FIRST):
+        make_run(f"k{number}", accuracy, first, seed=number)
+        make_run(f"t{number}", accuracy, second, seed=number, **metrics)
+    return f"keras={tmp_path}/k*", f"torch={tmp_path}/t*"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (config("a"), config("b"), "The data differ between keras and torch."),
+        (config(l2=0.001), config(l2=0.0), "The loss is not the same: keras: l2 0.001; torch: l2 0.0."),
+        (config(), config(label_smoothing=0.1), "keras: label_smoothing 0.0; torch: label_smoothing 0.1."),
+    ],
+    ids=["data", "L2", "label smoothing"],
+)
+@pytest.mark.parametrize("within", [[], ["--within", "0.9"]], ids=["shown", "within"])
+def test_groups_of_other_data_or_another_loss_are_not_comparable(
+    first, second, said, within, make_run, result, tmp_path
+):
+    code, text, content = result(*two_groups(make_run, tmp_path, first, second), *within)
+    assert code == 3
+    assert said in text
+    assert text.index(said) < text.index("test accuracy")
+    assert "Not comparable" in text
+    assert "minus" not in text
+    assert (content["comparable"], content["test_accuracy_difference"], content["equivalent"]) == (False, None, None)
+
+
+def test_a_stand_in_without_config_is_not_comparable_with_other_data(make_run, result):
+    real, stand_in = make_run("a", 0.7, data="data/cifar10.npz"), make_run("b", 0.9, data=data.describe("synthetic"))
+    code, text, _ = result(f"a={real}", f"b={stand_in}")
+    assert code == 3
+    assert "The data differ between a and b (NOT CIFAR-10)." in text
+
+
+def test_settings_that_differ_between_groups_are_listed_in_a_line_and_no_refusal(make_run, result, tmp_path):
+    groups = two_groups(make_run, tmp_path, config(lr=0.01, batch_size=32), config())
+    code, text, content = result(*groups, "--within", "0.01")
+    assert code == 0
+    assert "Settings that differ: keras: batch_size 32, lr 0.01; torch: batch_size 64, lr 0.001." in text
+    assert content["comparable"] is True
+
+
+def test_the_flags_of_the_keras_reference_are_compared_with_the_notebook_s_defaults(make_run, result, tmp_path):
+    flags = {"epochs": 50, "batch_size": 64, "lr": 1e-3, "dropout": 0.5, "patience": 5, "lr_patience": 3}
+    flags |= {"min_lr": 1e-6, "no_shuffle": False, "seed": 0, "dtype": "float32", "data": "x.npz", "init_weights": None}
+    reference = {"model": "keras notebook", "data_sha256": "a", "flags": flags}
+    code, text, _ = result(*two_groups(make_run, tmp_path, reference, config()))
+    assert code == 0
+    assert "Settings that differ: keras: model keras notebook; torch: model baseline." in text
+    assert "Not known" not in text
+
+
+def test_what_the_files_do_not_tell_is_said_as_not_known(make_run, result, tmp_path):
+    bare = tmp_path / "bare.csv"
+    bare.write_text("epoch,loss\n0,2.0\n1,1.0\n")
+    make_run("t0", 0.7)
+    make_run("t1", 0.7, config())
+    code, text, content = result(f"mine={bare}", f"torch={tmp_path}/t*")
+    assert code == 0
+    said = (
+        "data (mine, 1 of the 2 runs of torch), settings (mine, 1 of the 2 runs of torch), whether it finished (mine)"
+    )
+    assert f"Not known from the files: {said}." in text
+    assert content["notes"] == [f"Not known from the files: {said}."]
+
+
+# --- one visitor's figure ---------------------------------------------------------------------------------------------
+
+
+def test_the_percentile_of_a_further_value_is_scipy_s():
+    values = [0.70, 0.72, 0.69, 0.705]
+    found = intervals.estimate(values)
+    for value in (0.5, 0.69, found.mean, 0.7236, 0.9):
+        spread = found.sd * math.sqrt(1 + 1 / 4)
+        assert found.percentile(value) == pytest.approx(stats.t.cdf((value - found.mean) / spread, 3), abs=1e-12)
+    flat = intervals.estimate([0.5, 0.5])
+    assert [flat.percentile(value) for value in (0.4, 0.5, 0.6)] == pytest.approx([0, 0.5, 1])
+
+
+@pytest.fixture
+def bare(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("epoch,accuracy,loss,val_accuracy,val_loss\n0,0.4,1.9,0.5,1.6\n1,0.5,1.6,0.702,1.3\n")
+    return path
+
+
+def test_a_bare_history_is_given_its_test_accuracy_and_placed_among_several_runs(bare, make_run, result, tmp_path):
+    for number, accuracy in enumerate(FIRST):
+        make_run(f"t{number}", accuracy)
+    code, text, content = result(f"mine={bare}@0.7236", f"torch={tmp_path}/t*")
+    assert code == 0
+    assert content["groups"]["mine"]["runs"][0]["test accuracy"] == 0.7236
+    found = intervals.estimate(FIRST)
+    assert (
+        f"mine is one run. Of the runs of torch, 4 of 4 lie below its 0.7236; "
+        f"mean {found.mean:.4f}, standard deviation {found.sd:.4f}." in text
+    )
+    at = 100 * stats.t.cdf((0.7236 - found.mean) / (found.sd * math.sqrt(1.25)), 3)
+    assert f"Among further ones it is at percentile {at:.1f}, by Student's t. One run can say no more." in text
+    # The single run may come second as well, and without a label.
+    text = result(f"torch={tmp_path}/t*", f"{bare}@0.7")[1]
+    assert f"{bare} is one run. Of the runs of torch, 1 of 4 lie below its 0.7000;" in text
+
+
+def test_a_path_with_an_at_sign_is_a_path(bare, result, tmp_path):
+    place = tmp_path / "x@0.5"
+    place.mkdir()
+    bare.rename(place / "mine.csv")
+    for argument in (place, place / "mine.csv", f"{tmp_path}/x@*/mine.csv"):
+        content = result(f"a={argument}")[2]
+        assert content["groups"]["a"]["runs"][0]["test accuracy"] is None
+
+
+def test_without_a_test_accuracy_the_validation_accuracy_judges_and_that_is_said(bare, make_run, result, tmp_path):
+    for number in range(4):
+        make_run(f"t{number}", 0.70 + number / 1000)
+    code, text, content = result(f"mine={bare}", f"torch={tmp_path}/t*", "--within", "0.01")
+    assert code == 1
+    assert content["judged_by"] == "val_accuracy there"
+    assert "Judged by validation accuracy at the best epoch, since a group has no test accuracy." in text
+    assert "Validation accuracy at the best epoch, torch minus mine: -0.1020" in text  # 0.6 - 0.702
+    assert "4 of 4 lie below its 0.7020" in text
+
+
+# --- exit codes and files ---------------------------------------------------------------------------------------------
+
+
+def test_what_fails_by_itself_is_neither_shown_nor_not_shown(make_run, tmp_path, monkeypatch, capsys):
+    arguments = [str(make_run("run", 0.7)), "--out", str(tmp_path)]
+
+    def crash(*_):
+        raise RuntimeError("a fault of this program's")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare.plots, "overlay", crash)
+        assert compare.main(arguments) == 4
+    assert "RuntimeError: a fault of this program's" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(compare.plots, "overlay", lambda *_: b"")
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert compare.main(arguments) == 4
+    printed = capsys.readouterr()
+    assert "cannot write" in printed.err
+    assert row(printed.out, "test accuracy") == ["0.7000"]
+
+
+def test_a_reader_that_has_gone_is_no_verdict(make_run, tmp_path):
+    command = f"{sys.executable} compare.py {make_run('run', 0.7)} --out {tmp_path} | true; exit ${{PIPESTATUS[0]}}"
+    process = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 4
+    assert "cannot write to standard output" in process.stderr
+
+
+def test_a_full_disk_behind_the_output_is_no_verdict(make_run, tmp_path):
+    command = f"{sys.executable} compare.py {make_run('run', 0.7)} --out {tmp_path} > /dev/full 2> /dev/full"
+    assert subprocess.run(["bash", "-c", command], cwd=ROOT, check=False).returncode == 4
+
+
+def test_the_table_is_printed_where_no_folder_can_be_made(make_run, capsys):
+    run = make_run("run", 0.7)
+    assert compare.main([str(run), "--out", str(run / "history.csv")]) == 2
+    printed = capsys.readouterr()
+    assert "cannot make that folder" in printed.err.splitlines()[-1]
+    assert row(printed.out, "test accuracy") == ["0.7000"]
+
+
+@pytest.mark.parametrize("content", ['{"groups": 1}', "no JSON", "[]", None])
+def test_a_comparison_that_is_not_its_own_is_not_overwritten(content, make_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    if content is not None:
+        (out / "comparison.json").write_text(content)
+    (out / "comparison.png").write_bytes(b"mine")
+    assert compare.main([str(make_run("run", 0.7)), "--out", str(out)]) == 2
+    printed = capsys.readouterr()
+    assert "not compare.py's own; pass another --out" in printed.err
+    assert "0.7000" in printed.out
+    assert (out / "comparison.png").read_bytes() == b"mine"
+    assert content is None or (out / "comparison.json").read_text() == content
+
+
+def test_its_own_comparison_is_overwritten(make_run, result):
+    assert result(make_run("a", 0.7))[0] == 0
+    assert "b" in result(f"b={make_run('b', 0.7)}")[2]["groups"]
+
+
+@pytest.mark.parametrize(
+    ("configs", "loss", "rate"),
+    [
+        ([config(), config()], "loss with L2 penalty", "learning rate before the epoch"),
+        ([config(), config(l2=0.0)], "loss", "learning rate before the epoch"),
+        ([config(), None], "loss", "learning rate before the epoch"),
+        ([config()], "loss", "learning rate as logged in each epoch"),
+    ],
+    ids=["L2 known", "another without it", "not known", "a bare history"],
+)
+def test_pictures_name_what_is_known_of_loss_and_rate(configs, loss, rate, make_run, bare, result, monkeypatch):
+    names, draw = [], compare.plots.overlay
+    monkeypatch.setattr(compare.plots, "overlay", lambda groups, *said: names.extend(said) or draw(groups, *said))
+    runs = [f"{number}={make_run(f'r{number}', 0.7, found)}" for number, found in enumerate(configs)]
+    result(*runs, *([] if len(configs) > 1 else [f"bare={bare}"]))
+    assert names == [loss, rate]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from keras.src.backend.common import dtypes
 from keras.src.backend.torch import core
 
+import compare
 import train
 from data import Batch, as_split, batches, synthetic
 from metrics import Objective, rounded
@@ -296,6 +297,18 @@ def test_with_dropout_and_shuffling_both_start_alike_and_log_the_same_things(sta
                 assert all(np.array_equal(written[key], file[key]) for key in file)
 
 
+def test_the_reference_records_the_same_hash_of_the_same_data(npz, tmp_path):
+    arguments = ["--data", str(npz), "--epochs", "1", "--out"]
+    hashes = set()
+    for name, main in (("keras", keras_notebook.main), ("torch", train.main)):
+        assert main([*arguments, str(tmp_path / name)]) == 0
+        hashes.add(json.loads((tmp_path / name / "config.json").read_text())["data_sha256"])
+    assert len(hashes) == 1
+    assert compare.main([str(tmp_path / "keras"), str(tmp_path / "torch"), "--out", str(tmp_path)]) == 0
+    notes = json.loads((tmp_path / "comparison.json").read_text())["notes"]
+    assert notes == [f"Settings that differ: {tmp_path}/keras: model keras notebook; {tmp_path}/torch: model baseline."]
+
+
 def test_keras_gets_a_run_s_test_figures_from_its_best_weights(start_file, tmp_path):
     data = stand_in(tmp_path / "data.npz", 1000)
     assert train.main(["--data", str(data), "--epochs", "2", "--out", str(tmp_path / "run")]) == 0
@@ -303,7 +316,7 @@ def test_keras_gets_a_run_s_test_figures_from_its_best_weights(start_file, tmp_p
     keras_notebook.compile_model(reference)
     with np.load(tmp_path / "run" / "best_weights.npz") as file:
         reference.set_weights(list(file.values()))
-    _, _, images, labels = keras_notebook.load_data(data)
+    _, _, images, labels = keras_notebook.prepare(*keras_notebook.load_data(data))
     loss, accuracy = reference.evaluate(images, labels, verbose=0)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert accuracy == metrics["test_accuracy"]

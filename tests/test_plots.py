@@ -19,8 +19,12 @@ RATES = [1e-3] * 5 + [5e-4] * 4
 
 
 def curves(**changes):
-    given = {"history": HISTORY, "learning_rates": RATES, "best_epoch": 4, "cuts": [6], "title": "a run"} | changes
-    return plots.curves(**given)
+    given = {"history": HISTORY, "learning_rates": RATES, "best_epoch": 4, "cuts": [6], "loss_name": "loss"}
+    return plots.curves(**given | {"title": "a run"} | changes)
+
+
+def overlay(groups, loss_name="loss", rate_name="learning rate"):
+    return plots.overlay(groups, loss_name, rate_name)
 
 
 def draw(**changes):
@@ -103,7 +107,7 @@ def test_the_title_is_drawn():
 
 def test_drawing_leaves_pyplot_alone():
     # In a process of its own: here another test may have imported it already.
-    drawn = f"plots.curves({HISTORY}, {RATES}, 4, [6], 'a')"
+    drawn = f"plots.curves({HISTORY}, {RATES}, 4, [6], 'loss', 'a')"
     code = f"import sys, plots; {drawn}; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
@@ -115,7 +119,7 @@ def falling(start, epochs=12):
 
 def painted(groups):
     """How many pixels of the panels, legend left out, have each group's colour, or a band's lighter one."""
-    picture = np.asarray(Image.open(io.BytesIO(plots.overlay(groups))).convert("RGB"))[:400].astype(int)
+    picture = np.asarray(Image.open(io.BytesIO(overlay(groups))).convert("RGB"))[:400].astype(int)
     pure = [np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in plots.GROUPS[: len(groups)]]
     band = [255 - 0.15 * (255 - colour) for colour in pure]
     return [[int((np.abs(picture - colour).sum(2) < 12).sum()) for colour in colours] for colours in (pure, band)]
@@ -130,7 +134,7 @@ def test_an_overlay_draws_each_group_in_its_colour_and_a_band_only_for_several_r
 
 def test_an_overlay_s_line_is_the_mean_of_the_runs_and_its_band_from_the_least_to_the_greatest(drawn):
     runs = [falling(1.0), falling(0.5), falling(0.7)]
-    plots.overlay({"one": [falling(2.0)], "three": runs})
+    overlay({"one": [falling(2.0)], "three": runs})
     (legend,) = drawn[0].legends
     named = {text.get_text(): line for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
     assert [named[label].get_color() for label in ("one", "three, mean and range of 3 runs")] == [*plots.GROUPS[:2]]
@@ -155,7 +159,7 @@ def test_an_overlay_s_line_is_the_mean_of_the_runs_and_its_band_from_the_least_t
 
 
 def test_an_overlay_leaves_out_what_a_history_lacks(drawn):
-    plots.overlay({"one": [{"loss": [2.0, 1.0]}]})
+    overlay({"one": [{"loss": [2.0, 1.0]}]})
     accuracy, loss, rate = drawn[0].axes
     assert not accuracy.get_lines()
     assert not rate.get_lines()
@@ -163,23 +167,84 @@ def test_an_overlay_leaves_out_what_a_history_lacks(drawn):
     assert ([*line.get_xdata()], [*line.get_ydata()], line.get_linestyle()) == ([1, 2], [2.0, 1.0], "--")
 
 
-@pytest.mark.parametrize(
-    ("lengths", "end"), [((4, 4, 4, 12), 4), ((4, 4, 12, 12), 12), ((4, 6, 12), 6), ((12, 4), 12), ((5,), 5)]
-)
-def test_an_overlay_of_runs_of_several_lengths_goes_as_far_as_half_of_them(lengths, end, drawn):
+@pytest.mark.parametrize(("lengths", "end"), [((4, 4, 4, 12), 4), ((12, 12), 12), ((6, 4, 12), 4), ((5,), 5)])
+def test_a_mean_ends_with_the_shortest_run_and_longer_ones_go_on_as_thin_lines(lengths, end, drawn):
     runs = [falling(1.0 + number, length) for number, length in enumerate(lengths)]
-    plots.overlay({"g": runs})
-    (dashed,) = [line for line in drawn[0].axes[1].get_lines() if line.get_linestyle() == "--"]
-    assert [*dashed.get_xdata()] == [*range(1, end + 1)]
-    # The mean of those runs that went so far.
-    last = [run["loss"][end - 1] for run in runs if len(run["loss"]) >= end]
-    assert dashed.get_ydata()[-1] == pytest.approx(np.mean(last))
-    for band in drawn[0].axes[1].collections:
+    overlay({"g": runs})
+    axes = drawn[0].axes[1]
+    mean, *alone = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+    named = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert ("a run that is longer than another" in named) is (max(lengths) > end)
+    assert [*mean.get_xdata()] == [*range(1, end + 1)]
+    np.testing.assert_allclose(mean.get_ydata(), np.mean([run["loss"][:end] for run in runs], axis=0))
+    for band in axes.collections:
         assert band.get_paths()[0].vertices[:, 0].max() == end
+    longer = [run["loss"] for run in runs if len(run["loss"]) > end]
+    assert [[*line.get_ydata()] for line in alone] == [values[end - 1 :] for values in longer]
+    for line in alone:
+        assert line.get_xdata()[0] == end
+        assert line.get_linewidth() < mean.get_linewidth()
+        assert line.get_color() == mean.get_color()
+
+
+def test_epochs_without_a_figure_are_left_out_of_the_line_and_of_the_mean(drawn):
+    nan = float("nan")
+    overlay({"one": [{"val_loss": [nan, 2.0, nan, 1.0]}]})
+    overlay({"two": [{"val_loss": [nan, 2.0, nan, 1.0]}, {"val_loss": [9.0, 4.0, 9.0, 3.0]}]})
+    for figure, values in zip(drawn, ([2.0, 1.0], [3.0, 2.0]), strict=True):
+        (line,) = figure.axes[1].get_lines()
+        assert ([*line.get_xdata()], [*line.get_ydata()]) == ([2, 4], values)
+
+
+@pytest.mark.parametrize(
+    ("rates", "scale"),
+    [([1e-3, 1e-3, 5e-4], "linear"), ([1e-3, 1e-3 / 20], "linear"), ([1e-3, 1e-3 / 21], "log"), ([1e-3, 0], "linear")],
+)
+def test_learning_rates_are_on_a_logarithmic_axis_where_they_span_more_than_a_factor_of_20(rates, scale, drawn):
+    curves(history=HISTORY[: len(rates)], learning_rates=rates, best_epoch=1, cuts=[])
+    overlay({"g": [{"loss": rates, "learning_rate": rates}]})
+    for figure in drawn:
+        axes = figure.axes[2]
+        assert axes.get_yscale() == scale
+        assert scale == "log" or axes.get_ylim()[0] == 0
+
+
+def test_pictures_state_which_rate_and_which_loss_they_show(drawn):
+    curves(loss_name="loss with L2 penalty")
+    overlay({"g": [{"loss": [1.0], "learning_rate": [0.1]}]}, "loss", "learning rate before the epoch")
+    one, other = ([axes.get_ylabel() for axes in figure.axes[1:]] for figure in drawn)
+    assert one == ["loss with L2 penalty", "learning rate after the epoch"]
+    assert other == ["loss", "learning rate before the epoch"]
+
+
+def test_one_colour_means_one_thing_in_all_pictures(drawn):
+    curves()
+    overlay({str(number): [falling(1.0 + number)] for number in range(6)})
+    overlay({str(number): [falling(1.0 + number)] for number in range(12)})
+    plots.confusion([[3, 1], [0, 2]], ("a", "b"), "t")
+    one, few, many, confusion = drawn
+    accuracy, loss, rate = one.axes
+    meaning = {
+        name: {to_rgb(line.get_color()) for axes in panels for line in axes.get_lines() if line.get_label() == name}
+        for name, panels in {
+            "training": [accuracy, loss],
+            "validation": [accuracy, loss],
+            "after the epoch": [rate],
+            "learning rate cut": [accuracy, loss, rate],
+        }.items()
+    }
+    assert [len(colours) for colours in meaning.values()] == [1, 1, 1, 1]
+    found = [colour for colours in meaning.values() for colour in colours]
+    for figure, count in ((few, 6), (many, 12)):
+        groups = {to_rgb(line.get_color()) for line in figure.axes[1].get_lines()}
+        assert len(groups) == count
+        assert min(np.abs(np.subtract(a, b)).sum() for a in groups for b in found) > 0.2
+    (image,) = confusion.axes[0].images
+    assert all(len({*image.cmap(value)[:3]}) == 1 for value in (0.2, 0.5, 0.9))  # grey: no colour of the others
 
 
 def test_an_overlay_has_a_colour_for_each_of_many_groups(drawn):
-    plots.overlay({str(number): [falling(1.0 + number)] for number in range(12)})
+    overlay({str(number): [falling(1.0 + number)] for number in range(12)})
     colours = [to_rgb(line.get_color()) for line in drawn[0].axes[1].get_lines()]
     assert len(colours) == 24
     assert len({*colours}) == 12

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shlex
 import statistics
 
 import keras
 import pytest
 from conftest import ROOT
+from scipy import stats
 from test_callbacks import in_keras, in_ours
 
 import compare
@@ -44,6 +46,22 @@ def test_the_documentation_shows_what_compare_prints_for_the_kept_runs(tmp_path,
         assert unwrapped(line) in document
     kept = json.loads((ROOT / "results" / "comparison.json").read_text())
     assert kept == json.loads((tmp_path / "comparison.json").read_text())
+
+
+def test_the_documentation_answers_where_a_run_at_72_per_cent_lies(tmp_path, capsys, monkeypatch):
+    (tmp_path / "history.csv").write_text("epoch,loss,val_loss\n0,1.7,1.4\n1,1.4,1.3\n")
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    monkeypatch.chdir(tmp_path)
+    document, readme = ((ROOT / name).read_text() for name in ("docs/keras.md", "README.md"))
+    (command,) = re.findall(r"^    python compare.py (mine=.*)$", document, re.M)
+    assert f"python compare.py {command}" in readme
+    assert compare.main(shlex.split(command)) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed[-2:] if f"    {line}\n" not in document] == []
+    accuracies = [histories.read(folder).metrics["test_accuracy"] for folder in ROOT.glob("results/baseline-seed*")]
+    spread = statistics.stdev(accuracies) * (1 + 1 / len(accuracies)) ** 0.5
+    percentile = 100 * stats.t.cdf((0.72 - statistics.mean(accuracies)) / spread, len(accuracies) - 1)
+    assert f"at percentile {percentile:.1f}," in printed[-1]
 
 
 def unwrapped(text):

@@ -82,6 +82,14 @@ def test_the_picture_of_a_synthetic_run_is_titled_as_such(tmp_path, monkeypatch)
     assert "NOT CIFAR-10" in title
 
 
+@pytest.mark.parametrize(("l2", "name"), [("0.001", "loss with L2 penalty"), ("0", "loss")])
+def test_the_picture_names_the_l2_penalty_only_where_there_is_one(l2, name, npz, tmp_path, monkeypatch):
+    names, draw = [], plots.curves
+    monkeypatch.setattr(plots, "curves", lambda *args: names.append(args[-2]) or draw(*args))
+    assert train.main(["--data", str(npz), "--l2", l2, "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
+    assert names == [name]
+
+
 def test_history_metrics_and_terminal_tell_the_same_story(synthetic_run):
     process, out = synthetic_run
     history, metrics = rows(out), json.loads((out / "metrics.json").read_text())

@@ -1,0 +1,125 @@
+"""Which trainings may stand beside each other: their data, their settings, and whether they have finished."""
+
+import itertools
+
+from harness.histories import Training
+
+STAND_IN = "NOT CIFAR-10"  # in the description of its data
+STAND_IN_SHA256 = "92a150ce0d52c82b982bfc8a77e3f0c85affcb67222fdf4669411f555feb78ce"  # as a file it is the same data
+LOSS = ("l2", "label_smoothing")  # what the loss is made of, besides the cross-entropy
+DATA = ("data_sha256", STAND_IN)
+
+
+def of_stand_in(run: Training) -> bool:
+    described = STAND_IN in str(run.metrics.get("data", run.config.get("data")))
+    return described or run.config.get("data_sha256") == STAND_IN_SHA256
+
+
+def facts(run: Training, defaults: dict) -> dict:
+    """What is known of a run's data and settings, by name; `defaults` has the settings that decide a figure.
+
+    A setting that config.json lacks counts as its default. Without config.json there is only what metrics.json says.
+    """
+    known = {name: run.metrics[name] for name in ("model", "schedule") if name in run.metrics}
+    flags = run.config.get("flags")
+    if isinstance(flags, dict):
+        known |= {name: flags.get(name, default) for name, default in defaults.items()}
+        known["model"] = run.config.get("model", known["model"])  # flags of the Keras notebook have none
+    if run.config.get("data_sha256"):
+        known["data_sha256"] = run.config["data_sha256"]
+    if run.metrics.get("data") or run.config.get("data"):
+        known[STAND_IN] = of_stand_in(run)
+    return known
+
+
+def unfinished(run: Training) -> str | None:
+    """Say why a run's directory is that of a run which has not finished; None if it has, or if that is not known."""
+    if run.config and not run.metrics:
+        return "no metrics.json"
+    epochs = run.metrics.get("epochs", run.epochs)
+    return None if epochs == run.epochs else f"{run.epochs} epochs in its history, {epochs!r:.20} in metrics.json"
+
+
+def same_run(one: Training, other: Training) -> bool:
+    """Tell whether two histories are one training's: every figure that both have, in every epoch that both have."""
+    shared = sorted(one.history.keys() & other.history.keys())
+    epochs = min(one.epochs, other.epochs)
+    first, second = ([run.history[name][:epochs] for name in shared] for run in (one, other))
+    return bool(shared) and repr(first) == repr(second)  # NaN is itself there
+
+
+def faults(group: list[Training], defaults: dict) -> list[str]:
+    """Say what keeps runs from being pooled as repetitions of one training; nothing where nothing is known."""
+    found = [f"{run.path} has not finished ({unfinished(run)})" for run in group if unfinished(run)]
+    for one, other in itertools.combinations(group, 2):
+        if same_run(one, other):
+            found.append(f"{other.path} is {one.path} again, figure by figure")
+    first: dict[str, tuple] = {}
+    for run in group:
+        for name, value in facts(run, defaults).items():
+            was, path = first.setdefault(name, (value, run.path))
+            if was == value:
+                continue
+            if name in DATA:
+                found.append(f"{run.path} has other data than {path}")
+            else:
+                found.append(f"{run.path} has {name} {value!s:.60} and {path} {was!s:.60}")
+    return list(dict.fromkeys(found))  # data differ by hash and by name, which is one thing
+
+
+def differences(groups: dict[str, list[Training]], defaults: dict) -> tuple[list[str], list[str]]:
+    """Say what makes groups not comparable, data or loss, and then in which other settings they differ."""
+    known = {label: [facts(run, defaults) for run in group] for label, group in groups.items()}
+    fatal, settings = {}, {}
+    for name in dict.fromkeys([*DATA, *LOSS, *defaults]):
+        values = {
+            label: list(dict.fromkeys(str(f[name]) for f in found if name in f)) for label, found in known.items()
+        }
+        values = {label: found for label, found in values.items() if found}
+        if len({tuple(sorted(found)) for found in values.values()}) > 1:
+            (fatal if name in DATA + LOSS else settings)[name] = values
+    said = []
+    if fatal.keys() & {*DATA}:
+        said.append(f"The data differ between {' and '.join(next(iter(fatal.values())))}.")
+    loss = {name: values for name, values in fatal.items() if name in LOSS}
+    if loss:
+        said.append(f"The loss is not the same: {_by_group(loss)}.")
+    return said, [f"Settings that differ: {_by_group(settings)}."] if settings else []
+
+
+def repeated(groups: dict[str, list[Training]]) -> list[str]:
+    """Say which runs of different groups are one and the same, in as many epochs as both have."""
+    said = []
+    for first, second in itertools.combinations(groups.values(), 2):
+        for one, other in itertools.product(first, second):
+            if same_run(one, other):
+                said.append(f"The same figures in each epoch: {one.path} and {other.path}.")
+    return said
+
+
+def _by_group(values: dict[str, dict[str, list[str]]]) -> str:
+    labels = dict.fromkeys(label for found in values.values() for label in found)
+    parts = []
+    for label in labels:
+        has = [f"{name} {' or '.join(found[label]):.60}" for name, found in values.items() if label in found]
+        parts.append(f"{label}: {', '.join(has)}")
+    return "; ".join(parts)
+
+
+def unknown(groups: dict[str, list[Training]]) -> list[str]:
+    """Say in a line what the files of each group do not tell of data, settings and end; nothing if they tell all."""
+    lacking = {
+        "data": lambda run: not (run.config.get("data_sha256") or of_stand_in(run)),
+        "settings": lambda run: not isinstance(run.config.get("flags"), dict),
+        "whether it finished": lambda run: not (run.config or run.metrics),
+    }
+    said = []
+    for what, lacks in lacking.items():
+        labels = []
+        for label, group in groups.items():
+            count = sum(map(lacks, group))
+            if count:
+                labels.append(label if count == len(group) else f"{count} of the {len(group)} runs of {label}")
+        if labels:
+            said.append(f"{what} ({', '.join(labels)})")
+    return [f"Not known from the files: {', '.join(said)}."] if said else []
