@@ -239,6 +239,7 @@ def test_markdown_is_a_markdown_table(make_run, result):
         ("broken.json", "{", "not JSON"),
         ("list.json", "[1]", "must be an object"),
         ("metrics.json", '{"loss": 1.0}', "column 'loss' is not all numbers"),
+        ("huge.json", '{"loss": [1' + 400 * "0" + "]}", "column 'loss' is not all numbers"),
         ("uneven.json", '{"loss": [1.0], "val_loss": []}', "as many values"),
     ],
 )
@@ -290,3 +291,41 @@ def test_a_rate_that_a_schedule_lowers_with_each_step_is_no_cut():
     history = {"loss": [2.0, 1.0, 0.5], "learning_rate": [1e-3, 5e-4, 2e-4]}
     assert compare.learning_rate_cuts(Training("r", history, {"schedule": "plateau"})) == [1, 2]
     assert compare.learning_rate_cuts(Training("r", history, {"schedule": "cosine"})) is None
+
+
+def test_a_figure_that_some_runs_lack_says_of_how_many_it_is(make_run, result, tmp_path):
+    make_run("t0", 0.7)
+    make_run("t1", 0.72)
+    (make_run("t2", 0.74) / "metrics.json").unlink()
+    _, text, _ = result(f"torch={tmp_path}/t*")
+    assert row(text, "test accuracy")[-3:] == ["(n", "=", "2)"]
+    assert "(n = " not in "".join(row(text, "best epoch"))
+    assert "Over several runs: mean ± standard deviation; the interval is the mean's." in text
+
+
+def test_the_first_cuts_of_several_runs_are_given_from_the_earliest_to_the_latest(make_run, result, tmp_path):
+    make_run("t0", 0.7)
+    early = make_run("t1", 0.7) / "history.csv"
+    early.write_text(early.read_text().replace("2,0.6,0.001", "2,0.6,0.0005"))
+    assert row(result(f"torch={tmp_path}/t*")[1], "  after epochs") == ["first", "2", "to", "3"]
+
+
+def test_without_test_accuracies_equivalence_is_not_shown(make_run, result):
+    runs = [make_run(name, 0.7) for name in "kt"]
+    (runs[1] / "metrics.json").unlink()
+    code, text, content = result(*runs, "--within", "1")
+    assert (code, content["equivalent"]) == (1, False)
+    assert "No difference of test accuracies" in text
+
+
+def test_a_run_whose_path_looks_like_a_group_or_a_pattern_is_that_run(make_run, result):
+    for name in ("a=b", "[ab]"):
+        run = make_run(name, 0.7)
+        assert [*result(run)[2]["groups"]] == [str(run)]
+
+
+def test_groups_without_any_spread_have_an_interval_of_one_point(make_run, result, tmp_path):
+    for name in ("k0", "k1", "t0", "t1"):
+        make_run(name, 0.75 if name[0] == "t" else 0.5)
+    difference = result(f"k={tmp_path}/k*", f"t={tmp_path}/t*")[2]["test_accuracy_difference"]
+    assert difference["interval"] == [0.25, 0.25]

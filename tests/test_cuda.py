@@ -120,6 +120,16 @@ def test_torch_compile_without_a_compiler_is_refused_in_one_line(npz, tmp_path, 
     assert "--compile needs a C++ compiler" in line
 
 
+@pytest.mark.parametrize(("compiler", "named"), [("clang++", None), ("g++", None), ("own", "own")])
+def test_torch_compile_takes_the_compilers_that_torch_would(compiler, named, tmp_path, monkeypatch):
+    (tmp_path / compiler).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    if named:
+        monkeypatch.setenv("CXX", named)
+    assert options.parse(["--compile"]).compile
+
+
 def test_a_compiled_run_gives_the_figures_of_the_usual_one(npz, tmp_path):
     if not shutil.which(os.environ.get("CXX", "g++")):
         pytest.skip("needs a C++ compiler: neither CXX nor g++ is there")

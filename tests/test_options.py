@@ -6,6 +6,7 @@ Where an option changes the arithmetic, an epoch written out by hand with torch'
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 
@@ -344,13 +345,15 @@ def tf32(trained, **_):
         assert seen == {bool(flags)}
 
 
-def deterministic(trained, **_):
+def deterministic(trained, monkeypatch, **_):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     try:
         for flags in ("--deterministic", ""):
             seen = set()
             with watched(lambda layer, output, seen=seen: seen.add(torch.are_deterministic_algorithms_enabled())):
                 trained(f"--epochs 1 --seed 5 {flags}")
             assert seen == {bool(flags)}
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"  # cuBLAS asks for it
     finally:
         torch.use_deterministic_algorithms(False)
 
