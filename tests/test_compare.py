@@ -235,6 +235,7 @@ def test_markdown_is_a_markdown_table(make_run, result):
         ("header.csv", "epoch,loss\n", "one row or more"),
         ("words.csv", "epoch,loss\n0,low\n", "column 'loss' is not all numbers"),
         ("ragged.csv", "epoch,loss\n0,1.0\n1\n", "rows differ in length"),
+        ("long.csv", "epoch,loss\n0," + 200_000 * "1" + "\n", "not a CSV file (field larger than field limit"),
         ("bytes.csv", b"\xff\xfe\x00", "not a text file"),
         ("broken.json", "{", "not JSON"),
         ("list.json", "[1]", "must be an object"),
