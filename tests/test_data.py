@@ -429,8 +429,11 @@ def wait_for_requests(server, number):
 def test_a_server_that_falls_silent_is_given_up_and_other_sockets_are_left_alone(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT", 0.2)
     server.open.clear()
+    awake = threading.Timer(5, server.open.set)  # nobody waits for ever, whatever the code does
+    awake.start()
     with pytest.raises(Unavailable, match="timed out"):
         data.load(str(tmp_path / "data"))
+    awake.cancel()
     server.open.set()
     assert socket.getdefaulttimeout() is None
 
