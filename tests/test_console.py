@@ -1,5 +1,6 @@
 """What the commands share: flags' values, and how whatever ends a command becomes a line and an exit code."""
 
+import os
 import subprocess
 import sys
 
@@ -73,10 +74,10 @@ FULL = "import sys; from harness.console import command, say; sys.exit(command('
 
 
 def test_a_full_log_is_complained_of_once():
-    # Python would try again at its end, complain in two lines of its own, and exit with 120.
+    # Python would try again at its end, if it buffers, complain in two lines of its own, and exit with 120.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    words, pipe = [sys.executable, "-c", FULL], subprocess.PIPE
     with open("/dev/full", "w") as full:
-        process = subprocess.run(
-            [sys.executable, "-c", FULL], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
+        process = subprocess.run(words, cwd=ROOT, env=environment, stdout=full, stderr=pipe, text=True, check=False)
     assert process.returncode == 1
     assert len(process.stderr.splitlines()) == 1
