@@ -20,13 +20,14 @@ from optim import OPTIMIZERS
 
 # What makes the host wait for a GPU; bincount looks for the greatest value.
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "bincount", "__bool__", "__int__", "__float__", "__index__")
+WAITS += ("unique", "masked_select", "argwhere")  # as many values as there turn out to be
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch sees none here")
 
 
 @pytest.fixture
 def waits(monkeypatch):
-    """Count the calls of each of WAITS on any tensor."""
+    """Count the calls of each of WAITS on any tensor, as a method or as torch's function."""
     counts = collections.Counter()
 
     def counting(name, method):
@@ -36,8 +37,10 @@ def waits(monkeypatch):
 
         return wrapper
 
-    for name in WAITS:
-        monkeypatch.setattr(torch.Tensor, name, counting(name, getattr(torch.Tensor, name)))
+    for owner in (torch, torch.Tensor):
+        for name in WAITS:
+            if hasattr(owner, name):
+                monkeypatch.setattr(owner, name, counting(name, getattr(owner, name)))
     return counts
 
 

@@ -323,6 +323,17 @@ def test_each_epoch_has_another_order_and_seed_and_epoch_alone_decide_it():
         assert len({tuple(draw) for draw in draws}) == 6  # three epochs of either seed, all different
 
 
+def test_a_seed_means_the_same_draws_in_every_version():
+    data.seed_torch(0, 1)
+    assert torch.initial_seed() == 5836529245451711556
+    # The only process, or the first of several, draws on from where the order was drawn.
+    data.draw(256, seed=3, epoch=5)
+    mask = torch.rand(9)
+    data.seed_torch(3, 6)
+    torch.randperm(256)
+    assert torch.equal(torch.rand(9), mask)
+
+
 def test_the_loop_draws_for_its_seed_epoch_and_process(npz, tmp_path, monkeypatch):
     seen, draw = [], data.draw
     monkeypatch.setattr(data, "draw", lambda *args: seen.append(args) or draw(*args))
