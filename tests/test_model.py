@@ -207,6 +207,7 @@ def test_whitening_looks_at_the_first_images_alone_in_float64(patches, monkeypat
         kernels.append(network.kernel)
     assert torch.equal(kernels[0], kernels[1])
     assert torch.equal(kernels[0], kernels[2])
+    assert not torch.equal(kernels[0].float().double(), kernels[0])
     single = build_model("whitened")
     single.prepare(patches)
     assert torch.equal(single.kernel, kernels[0].float())  # computed alike, rounded once

@@ -283,7 +283,8 @@ def test_two_processes_with_one_seed_give_the_same_bits_and_another_seed_others(
 def test_running_out_of_epochs_restores_the_best_weights_too(npz, tmp_path, capsys):
     # A rate this high makes the last epoch worse than an earlier one.
     out = tmp_path / "run"
-    assert train.main(["--data", str(npz), "--epochs", "4", "--lr", "0.05", "--out", str(out), "--device", "cpu"]) == 0
+    arguments = ["--data", str(npz), "--epochs", "4", "--lr", "0.05", "--augment", "--out", str(out), "--device", "cpu"]
+    assert train.main(arguments) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["stopped"] == "all epochs used"
     assert metrics["best_epoch"] < 4
@@ -295,9 +296,12 @@ def test_running_out_of_epochs_restores_the_best_weights_too(npz, tmp_path, caps
     network.load_state_dict(torch.load(out / "best.pt", weights_only=True))
     part = data.as_split(*data.load(str(npz))[2:])
     with torch.inference_mode():
-        logits = network(part.images.permute(0, 3, 1, 2) / 255)
+        images = part.images.permute(0, 3, 1, 2) / 255
+        logits = network(images)
         expected = F.cross_entropy(logits, part.labels) + l2_penalty(network, 1e-3)
+        right = (logits + network(images.flip(3))).argmax(1) == part.labels
     assert metrics["test_loss"] == pytest.approx(expected.item(), rel=1e-5)  # float32, another order of summation
+    assert metrics["test_accuracy_mirrored"] == pytest.approx(right.double().mean().item(), abs=1e-6)
 
 
 def test_an_epoch_s_seconds_are_those_between_its_lines(npz, tmp_path, monkeypatch):
