@@ -162,7 +162,7 @@ def recipe(trained, **_):
 def model(trained, **_):
     parameters = {"baseline": 545_098, "improved": 647_386, "whitened": 656_482}
     found = {name: trained(f"--epochs 1 --model {name}") for name in parameters}
-    assert {name: run.metrics["parameters"] for name, run in found.items()} == parameters
+    assert {run.metrics["model"]: run.metrics["parameters"] for run in found.values()} == parameters
     assert {name: sum(p.numel() for p in run.network().parameters()) for name, run in found.items()} == parameters
 
 
