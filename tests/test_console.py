@@ -1,17 +1,27 @@
 """What the commands share: flags' values, and how whatever ends a command becomes a line and an exit code."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 import compare
 import train
-from harness import console
+from harness import console, distributed
 from harness.console import command, first_line, number
-from harness.errors import DeviceFailed, Failure
+from harness.errors import (
+    BadInput,
+    DeviceFailed,
+    Diverged,
+    Failure,
+    FirstFailed,
+    Interrupted,
+    Lost,
+)
 
 
 def ending(error, resumes=True):
@@ -39,6 +49,25 @@ def test_the_advice_names_the_command_that_goes_on(argv, resumes, expected, caps
     assert ending(DeviceFailed("the device failed (x)"), resumes)(argv) == 1
     message = "x.py: error: the device failed (x); the epochs that were finished are kept, to go on: "
     assert capsys.readouterr().err == f"{message}{expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (BadInput("why"), "process 1: why"),
+        (DeviceFailed("why"), "process 1: why; the epochs that were finished are kept, to go on: x.py --resume"),
+        (torch.OutOfMemoryError("why"), "process 1: why; pass a smaller --batch-size, or --device cpu"),
+        (Diverged("why"), None),
+        (Lost("why"), None),
+        (FirstFailed(), None),
+        (Interrupted(signal.SIGTERM), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_another_process_than_the_first_says_what_happens_to_it_alone(error, said, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    ending(error)([])
+    assert capsys.readouterr().err == (f"x.py: error: {said}\n" if said else "")
 
 
 def test_an_error_without_a_message_is_named_by_its_kind():

@@ -375,8 +375,8 @@ RUN = {
         ["schedule.best is nan", ANOTHER],
     ),
     "checkpoint: a text where nothing was": (
-        damaged(lambda state: state["early_stopping"].update(best="low")),
-        ["early_stopping.best is 'low'", ANOTHER],
+        damaged(lambda state: state["optimizer"]["param_groups"][0].update(foreach="yes")),
+        ["optimizer.param_groups[0].foreach is 'yes', not such as None", ANOTHER],
     ),
     "checkpoint: a best epoch that never was": (
         damaged(lambda state: state["early_stopping"].update(best_epoch=2)),

@@ -373,6 +373,8 @@ def compiled(trained, monkeypatch, **_):
 def patience(trained, **_):
     metrics = trained(f"{STILL} --epochs 4 --patience 2").metrics
     assert (metrics["epochs"], metrics["stopped"]) == (3, "early stopping")
+    metrics = trained(f"{STILL} --epochs 3 --patience 2").metrics  # in the last one
+    assert (metrics["epochs"], metrics["stopped"]) == (3, "early stopping")
     metrics = trained(f"{STILL} --epochs 4 --lr-patience 1").metrics
     assert (metrics["epochs"], metrics["stopped"]) == (4, "all epochs used")
 
