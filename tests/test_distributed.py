@@ -17,7 +17,8 @@ from conftest import ROOT
 
 import data
 import train
-from harness import distributed, histories
+from harness import distributed, histories, signals
+from harness.errors import Interrupted, Lost
 from harness.run import BEST_WEIGHTS, CHECKPOINT, CONFIG, ERROR, HISTORY, METRICS, WEIGHTS
 from model import build_model, to_keras_weights
 
@@ -235,6 +236,22 @@ def alone(monkeypatch):
     monkeypatch.setattr(distributed, "launched", lambda: True)
     for name in ("broadcast", "all_reduce"):
         monkeypatch.setattr(torch.distributed, name, lambda *_: None)
+
+
+def test_a_process_that_was_asked_to_end_says_so_though_another_was_faster(alone, monkeypatch):
+    def gone(*_):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", gone)
+    with pytest.raises(Lost, match="Connection closed by peer"):
+        distributed.total(torch.zeros(1))
+
+    def asked_before():
+        os.kill(os.getpid(), signal.SIGTERM)
+        distributed.total(torch.zeros(1))
+
+    with signals.handled(), pytest.raises(Interrupted, match="SIGTERM"), signals.deferred():
+        asked_before()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
