@@ -163,6 +163,10 @@ def test_a_run_made_with_an_option_that_this_version_lacks_is_refused_unless_it_
     (line,) = capsys.readouterr().err.splitlines()
     assert "--made-up 0.5 (an option that this version lacks)" in line
     assert {file: file.read_bytes() for file in (tmp_path / "other").iterdir()} == before
+    config = json.loads((tmp_path / "other" / CONFIG).read_text())
+    del config["not_default"]  # without that list nobody knows what the default was
+    (tmp_path / "other" / CONFIG).write_text(json.dumps(config))
+    assert train.main([*arguments, str(tmp_path / "other"), "--resume"]) == 2
     assert train.main([*arguments, str(tmp_path / "default"), "--resume"]) == 0
 
 

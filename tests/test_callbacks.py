@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from callbacks import SCHEDULES, EarlyStopping, Plateau
+from optim import OPTIMIZERS
 
 # Losses are whole multiples of 1/16384: float32 holds them exactly, neighbours are 6.1e-5 apart (less than
 # min_delta) and next neighbours 1.2e-4 (more), and ties are common.
@@ -197,3 +198,28 @@ def test_a_schedule_says_while_its_highest_rate_is_still_to_come(schedule, risin
         scheduler.after_step()
     assert said == [True] * (rising - 1) + [False] * (40 - max(rising, 1))
     assert rates[said.index(False)] == max(rates)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values())
+def test_a_schedule_changes_the_rate_and_nothing_else_of_the_optimizer(schedule, optimizer):
+    def settings():
+        unlike = ("params", "taken", "lr", "initial_lr", "max_lr", "min_lr")
+        return [{name: value for name, value in group.items() if name not in unlike} for group in made.param_groups]
+
+    weight = torch.nn.Parameter(torch.zeros(1))
+    weight.grad = torch.ones(1)
+    made = optimizer([weight], lr=1e-2)
+    before = settings()
+    scheduler = SCHEDULES[schedule](made, total_steps=4, min_lr=0.0, factor=0.5, patience=1)
+    for _ in range(4):
+        made.step()
+        scheduler.after_step()
+        scheduler.after_epoch(1.0)
+        assert settings() == before
+
+
+def test_only_a_cut_is_reported():
+    plateau = Plateau(torch.optim.SGD([torch.zeros(1)], lr=1.0), factor=0.5, patience=2, min_lr=0.5)
+    said = "ReduceLROnPlateau reducing learning rate to 0.5."
+    assert [plateau.after_epoch(1.0) for _ in range(6)] == [None, None, said, None, None, None]

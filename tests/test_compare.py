@@ -251,6 +251,7 @@ def test_markdown_is_a_markdown_table(make_run, result):
         ("header.csv", "epoch,loss\n", "one row or more"),
         ("words.csv", "epoch,loss\n0,low\n", "column 'loss' is not all numbers"),
         ("ragged.csv", "epoch,loss\n0,1.0\n1\n", "rows differ in length"),
+        ("long.csv", "epoch,loss\n0," + 200_000 * "1" + "\n", "not a CSV file (field larger than field limit"),
         ("bytes.csv", b"\xff\xfe\x00", "not a text file"),
         ("broken.json", "{", "not JSON"),
         ("list.json", "[1]", "found a list"),
@@ -697,3 +698,23 @@ def test_pictures_name_what_is_known_of_loss_and_rate(configs, loss, rate, make_
     runs = [f"{number}={make_run(f'r{number}', 0.7, found)}" for number, found in enumerate(configs)]
     result(*runs, *([] if len(configs) > 1 else [f"bare={bare}"]))
     assert names == [loss, rate]
+
+
+def test_the_first_cuts_of_several_runs_are_given_from_the_earliest_to_the_latest(make_run, result, tmp_path):
+    make_run("t0", 0.7)
+    early = make_run("t1", 0.7) / "history.csv"
+    early.write_text(early.read_text().replace("2,0.6,0.001", "2,0.6,0.0005"))
+    assert row(result(f"torch={tmp_path}/t*")[1], "  after epochs") == ["first", "2", "to", "3"]
+
+
+def test_a_run_whose_path_looks_like_a_group_or_a_pattern_is_that_run(make_run, result):
+    for name in ("a=b", "[ab]"):
+        run = make_run(name, 0.7)
+        assert [*result(run)[2]["groups"]] == [str(run)]
+
+
+def test_groups_without_any_spread_have_an_interval_of_one_point(make_run, result, tmp_path):
+    for name in ("k0", "k1", "t0", "t1"):
+        make_run(name, 0.75 if name[0] == "t" else 0.5)
+    difference = result(f"k={tmp_path}/k*", f"t={tmp_path}/t*")[2]["test_accuracy_difference"]
+    assert difference["interval"] == [0.25, 0.25]

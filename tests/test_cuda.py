@@ -20,13 +20,14 @@ from optim import OPTIMIZERS
 
 # What makes the host wait for a GPU; bincount looks for the greatest value.
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "bincount", "__bool__", "__int__", "__float__", "__index__")
+WAITS += ("unique", "masked_select", "argwhere")  # as many values as there turn out to be
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch sees none here")
 
 
 @pytest.fixture
 def waits(monkeypatch):
-    """Count the calls of each of WAITS on any tensor."""
+    """Count the calls of each of WAITS on any tensor, as a method or as torch's function."""
     counts = collections.Counter()
 
     def counting(name, method):
@@ -36,8 +37,10 @@ def waits(monkeypatch):
 
         return wrapper
 
-    for name in WAITS:
-        monkeypatch.setattr(torch.Tensor, name, counting(name, getattr(torch.Tensor, name)))
+    for owner in (torch, torch.Tensor):
+        for name in WAITS:
+            if hasattr(owner, name):
+                monkeypatch.setattr(owner, name, counting(name, getattr(owner, name)))
     return counts
 
 
@@ -118,6 +121,16 @@ def test_torch_compile_without_a_compiler_is_refused_in_one_line(npz, tmp_path, 
     assert train.main(["--data", str(npz), "--compile"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "--compile needs a C++ compiler" in line
+
+
+@pytest.mark.parametrize(("compiler", "named"), [("clang++", None), ("g++", None), ("own", "own")])
+def test_torch_compile_takes_the_compilers_that_torch_would(compiler, named, tmp_path, monkeypatch):
+    (tmp_path / compiler).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    if named:
+        monkeypatch.setenv("CXX", named)
+    assert options.parse(["--compile"]).compile
 
 
 def test_a_compiled_run_gives_the_figures_of_the_usual_one(npz, tmp_path):

@@ -1,10 +1,14 @@
 import contextlib
+import errno
+import fcntl
 import functools
 import hashlib
 import http.server
 import io
 import multiprocessing
+import os
 import pickle
+import socket
 import tarfile
 import threading
 import time
@@ -19,7 +23,9 @@ from torchvision.datasets import CIFAR10
 
 import data
 import train
+from harness import download
 from harness.errors import BadInput, Unavailable
+from harness.lock import Lock
 
 # --- the validation split and the batches ---------------------------------------------------------------------------
 
@@ -150,6 +156,23 @@ def test_an_npz_is_read_as_it_was_written_with_labels_flat_or_as_a_column(arrays
         for name, array in data.load(str(path))._asdict().items():
             assert np.array_equal(array, arrays[name])
             assert array.dtype == (np.uint8 if name.startswith("x") else np.int64)
+
+
+def test_an_npz_that_lies_in_memory_column_by_column_holds_the_same_data(arrays, npz, tmp_path):
+    np.savez(tmp_path / "other.npz", **{name: np.asfortranarray(array) for name, array in arrays.items()})
+    one, other = data.load(str(npz)), data.load(str(tmp_path / "other.npz"))
+    assert data.fingerprint(one) == data.fingerprint(other)
+    first, second = (data.as_split(loaded.x_train, loaded.y_train) for loaded in (one, other))
+    assert torch.equal(first.images, second.images)
+    assert second.images.is_contiguous()  # else each batch would be copied pixel by pixel
+
+
+def test_the_same_bytes_divided_otherwise_are_other_data():
+    def black(train, test):
+        parts = [(np.zeros((count, 32, 32, 3), np.uint8), np.zeros(count, np.int64)) for count in (train, test)]
+        return data.Arrays(*parts[0], *parts[1])
+
+    assert data.fingerprint(black(2, 1)) != data.fingerprint(black(1, 2))
 
 
 WRONG_ARRAYS = {
@@ -326,6 +349,7 @@ def test_cifar_10_is_downloaded_once_and_read_pixel_by_pixel(server, tmp_path, c
     first, requests = data.load(str(folder)), server.requests
     second = data.load(str(folder))
     assert requests == server.requests > 0
+    assert not (folder / ".partial").exists()
     assert capsys.readouterr().out.count("Downloading") == 1
     stored = np.concatenate([server.expected[name]["data"] for name, _ in CIFAR10.train_list])
     for arrays in (first, second):
@@ -377,8 +401,10 @@ def test_an_archive_with_a_member_outside_its_folder_writes_nothing_there(name, 
 def test_a_download_that_broke_off_is_not_taken_for_whole_and_the_next_run_mends_it(server, tmp_path):
     folder = tmp_path / "data"
     server.breaks_off = True
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable) as kept:
         data.load(str(folder))
+    assert kept.tb is not None  # which keeps all that was open when it was raised
+    assert Lock(folder / ".lock").holder() is None
     assert not (folder / server.archive.name).exists()
     server.breaks_off = False
     assert len(data.load(str(folder)).x_train) == 100
@@ -397,6 +423,28 @@ def wait_for_requests(server, number):
             return
         time.sleep(0.01)
     raise TimeoutError
+
+
+def test_a_server_that_falls_silent_is_given_up_and_other_sockets_are_left_alone(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
+    server.open.clear()
+    awake = threading.Timer(5, server.open.set)  # nobody waits for ever, whatever the code does
+    awake.start()
+    with pytest.raises(Unavailable, match="timed out"):
+        data.load(str(tmp_path / "data"))
+    awake.cancel()
+    server.open.set()
+    assert socket.getdefaulttimeout() is None
+
+
+def test_a_folder_without_locks_gets_the_data_and_a_warning(server, tmp_path, monkeypatch, capsys):
+    def without(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    folder = tmp_path / "data"
+    assert len(data.load(str(folder)).x_train) == 100
+    assert f"No locks in {folder} ({os.strerror(errno.ENOLCK)})" in capsys.readouterr().out
 
 
 def test_of_processes_that_start_together_one_downloads_and_all_get_the_data(server, tmp_path, capfd):
@@ -457,7 +505,7 @@ def test_the_download_goes_through_the_whole_command(server, tmp_path, capsys):
     folder, out = tmp_path / "data", tmp_path / "run"
     assert train.main(["--data", str(folder), "--out", str(out), "--epochs", "1"]) == 0
     printed = capsys.readouterr()
-    assert "80 training, 20 validation, 20 test images" in printed.out
+    assert f"CIFAR-10 in {folder}: 80 training, 20 validation, 20 test images" in printed.out
     assert printed.err == ""  # no progress bar in a log file, for the download neither
 
 

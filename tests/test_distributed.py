@@ -1,5 +1,6 @@
 """Several processes give what one gives: as torchrun starts them, and by torchrun itself."""
 
+import copy
 import json
 import os
 import re
@@ -11,11 +12,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
 import data
 import train
-from harness import distributed, histories
+from harness import distributed, histories, signals
+from harness.errors import Interrupted, Lost
 from harness.run import BEST_WEIGHTS, CHECKPOINT, CONFIG, ERROR, HISTORY, METRICS, WEIGHTS
 from model import build_model, to_keras_weights
 
@@ -262,3 +265,75 @@ def test_a_run_on_two_processes_is_resumed_to_the_same_bits(group, few, tmp_path
     for name in (HISTORY, WEIGHTS):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert histories.read(tmp_path / "run").metrics["bits_changed"] == []
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """As if torchrun had started this process, and the others had nothing to add."""
+    monkeypatch.setattr(distributed, "launched", lambda: True)
+    for name in ("broadcast", "all_reduce"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_: None)
+
+
+def test_a_process_that_was_asked_to_end_says_so_though_another_was_faster(alone, monkeypatch):
+    def gone(*_):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", gone)
+    with pytest.raises(Lost, match="Connection closed by peer"):
+        distributed.total(torch.zeros(1))
+
+    def asked_before():
+        os.kill(os.getpid(), signal.SIGTERM)
+        distributed.total(torch.zeros(1))
+
+    with signals.handled(), pytest.raises(Interrupted, match="SIGTERM"), signals.deferred():
+        asked_before()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_batchnorm_over_all_processes_takes_and_gives_what_torch_s_does_in_the_same_dtype(dtype, alone):
+    own = torch.nn.Sequential(torch.nn.BatchNorm2d(3, eps=1e-3, momentum=0.01)).double()
+    if dtype is not torch.float64:  # bfloat16 comes from a convolution under autocast; the weights are float32 then
+        own.float()
+    several = copy.deepcopy(own)
+    distributed.unify(several)
+    assert type(several[0]) is not type(own[0])
+    images = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected, found = own(images), several(images)
+    assert found.dtype == expected.dtype == dtype
+    # The sums in another order; bfloat16 has 8 bits.
+    torch.testing.assert_close(found, expected, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-2)
+    for name, tensor in own.state_dict().items():
+        torch.testing.assert_close(several.state_dict()[name], tensor, msg=name)
+
+
+def test_only_the_first_process_writes_files(npz, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    arguments = ["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert train.main(arguments) == 0
+    assert train.main([*arguments[:-1], str(tmp_path / "diverged"), "--lr", "1e9", "--epochs", "9"]) == 1
+    # Here this process did what the first one does for all: it made the folder and its lock.
+    assert [file.name for file in tmp_path.glob("*/*")] == [".lock"] * 2
+
+
+def test_what_happens_to_one_process_alone_is_said_with_its_number(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    missing = tmp_path / "none.npz"
+    assert train.main(["--data", str(missing), "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith(f"train.py: error: process 1: --data {missing}: no such file")
+
+
+def test_each_process_has_the_gpu_of_its_number_on_its_own_machine_unless_one_is_named(monkeypatch):
+    environment = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for given, expected in (("cuda", "cuda:1"), ("cuda:0", "cuda:0"), ("cpu", "cpu")):
+        assert distributed.own_device(torch.device(given)) == torch.device(expected)
+
+
+def test_torchrun_with_one_process_is_no_group(monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "1", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert not distributed.launched()  # else BatchNorm would be another, and figures differ in their last bits

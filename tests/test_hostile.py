@@ -187,6 +187,7 @@ INPUT = {
     "out: in /proc": ("--out=/proc/none/run", None, ["/proc/none/run", "pass another --out"]),
     "out: no name": ("--out=", None, ["--out", "''", "pass"]),
     "out: a name of two lines": ("--out=a\nb", None, ["--out", r"'a\nb'", "pass"]),
+    "out: a name with a line separator": ("--out=a\u2028b", None, ["--out", r"'a\u2028b'", "pass"]),
     "out: a long name": (f"--out={'n' * 300}", None, ["n" * 300, "File name too long", "pass another --out"]),
     "out: a link to itself": ("--out=o", lambda: os.symlink("o", "o"), ["--out o", "pass another --out"]),
     "out: its lock is a folder": ("--out=o", lambda: os.makedirs("o/.lock"), ["--out o", "pass another --out"]),
@@ -321,6 +322,22 @@ RUN = {
         damaged(lambda state: state["history"]["logs"][1].update(loss="low")),
         ["its history has 'low'", ANOTHER],
     ),
+    "checkpoint: fewer times than epochs": (
+        damaged(lambda state: state["history"]["seconds"].pop()),
+        ["its history has 2, 2 and 1 epochs", ANOTHER],
+    ),
+    "checkpoint: a loss that is not finite": (
+        damaged(lambda state: state["history"]["logs"][1].update(loss=float("nan"))),
+        ["its history has nan, not a finite number", ANOTHER],
+    ),
+    "checkpoint: a rate that is a text": (
+        damaged(lambda state: state["history"].update(learning_rates=[0.001, "low"])),
+        ["its history has 'low'", ANOTHER],
+    ),
+    "checkpoint: a time that is a whole number": (
+        damaged(lambda state: state["history"].update(seconds=[1.0, 10**400])),
+        ["its history has 1000", ANOTHER],
+    ),
     "checkpoint: no epoch": (
         damaged(lambda state: state.update(history={"logs": [], "learning_rates": [], "seconds": []})),
         ["its history has 0, 0 and 0 epochs", ANOTHER],
@@ -341,14 +358,37 @@ RUN = {
         damaged(lambda state: state["early_stopping"].update(best_epoch=None)),
         ["early_stopping.best_epoch is None", ANOTHER],
     ),
+    "checkpoint: no best loss": (
+        damaged(lambda state: state["early_stopping"].update(best=None)),
+        ["early_stopping.best is None", ANOTHER],
+    ),
+    "checkpoint: stopped between two epochs": (
+        damaged(lambda state: state["early_stopping"].update(stopped_epoch=0.5)),
+        ["early_stopping.stopped_epoch is 0.5", ANOTHER],
+    ),
+    "checkpoint: a best epoch before the first": (
+        damaged(lambda state: state["early_stopping"].update(best_epoch=-1)),
+        ["its counts do not agree", ANOTHER],
+    ),
+    "checkpoint: a best loss of the schedule that is not finite": (
+        damaged(lambda state: state["schedule"].update(best=float("nan"))),
+        ["schedule.best is nan", ANOTHER],
+    ),
+    "checkpoint: a text where nothing was": (
+        damaged(lambda state: state["optimizer"]["param_groups"][0].update(foreach="yes")),
+        ["optimizer.param_groups[0].foreach is 'yes', not such as None", ANOTHER],
+    ),
     "checkpoint: a best epoch that never was": (
         damaged(lambda state: state["early_stopping"].update(best_epoch=2)),
         ["its counts do not agree", ANOTHER],
     ),
-    "checkpoint: no step taken": (
-        damaged(lambda state: state["optimizer"]["param_groups"][0].update(taken=0)),
-        ["the optimizer has taken no step", ANOTHER],
-    ),
+    **{
+        f"checkpoint: no step taken by parameter group {number}": (
+            damaged(lambda state, number=number: state["optimizer"]["param_groups"][number].update(taken=0)),
+            ["the optimizer has taken no step", ANOTHER],
+        )
+        for number in range(3)
+    },
     "checkpoint: a list": (
         lambda run: torch.save([1, 2], run / "checkpoint.pt"),
         ["run/checkpoint.pt: not a checkpoint", ANOTHER],
@@ -403,6 +443,10 @@ RUN = {
         lambda run: [(run / name).unlink() for name in ("checkpoint.pt", "metrics.json")],
         ["no checkpoint.pt in it", ANOTHER],
     ),
+    "weights: without a checkpoint": (
+        lambda run: [(run / name).unlink() for name in ("checkpoint.pt", "metrics.json", "history.csv")],
+        ["no checkpoint.pt in it", ANOTHER],
+    ),
 }
 
 
@@ -410,6 +454,13 @@ RUN = {
 def test_a_hostile_run_is_not_resumed(prepare, words, place, capsys):
     prepare(place / "run")
     refuses(place, capsys, ["--out", "run", "--resume"], words)
+
+
+def test_what_torch_says_of_hostile_weights_is_not_said_twice(place, recwarn):
+    damaged(lambda state: state["model"].update({"conv1.bias": torch.zeros(32).to_sparse()}))(place / "run")
+    recwarn.clear()  # making them warns too
+    assert train.main(["--data", "good.npz", "--epochs", "3", "--out", "run", "--resume"]) == 2
+    assert [*recwarn] == []
 
 
 OTHER_FLAGS = {

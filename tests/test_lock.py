@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -68,6 +69,72 @@ def test_on_a_file_system_without_locks_a_run_goes_on_and_says_what_it_cannot_pr
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "lock" in line]
     assert line.startswith(f"No locks in {tmp_path / 'run'} ({os.strerror(number)})")
     assert "cannot be promised" in line
+    assert Lock(tmp_path / "run" / ".lock").holder() is None
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES, errno.EDEADLK])
+def test_whichever_word_the_system_has_for_it_a_lock_that_is_held_is_held(number, tmp_path, monkeypatch):
+    def held(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", held)
+    with pytest.raises(Held, match="another process"):
+        Lock(tmp_path / ".lock").claim(patience=0)
+
+
+def test_a_lock_that_fails_is_not_taken_for_one_that_is_held(npz, tmp_path, capsys, monkeypatch):
+    def failing(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", failing)
+    assert train.main(["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run")]) == 2
+    assert f"--out {tmp_path / 'run'}: cannot write there (Input/output error)" in capsys.readouterr().err
+
+
+def test_two_that_look_do_not_take_each_other_for_a_holder(tmp_path):
+    path = tmp_path / ".lock"
+    path.touch()
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as who looks has it for a moment
+        assert Lock(path).holder() is None
+
+
+def test_a_lock_is_held_where_no_name_can_be_written(tmp_path, monkeypatch):
+    opened = Path.open
+
+    def full(path, *mode, **options):
+        file = opened(path, *mode, **options)
+        return file if mode == ("rb",) else Full(file)
+
+    class Full:
+        def __init__(self, file):
+            self.file, self.close, self.fileno = file, file.close, file.fileno
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def truncate(self, size):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "open", full)
+    first, second = Lock(tmp_path / ".lock"), Lock(tmp_path / ".lock")
+    first.claim()
+    assert second.holder() == "another process"
+    first.release()
+    assert second.holder() is None
+
+
+def test_after_a_run_its_directory_is_free_for_whoever_keeps_what_ended_it(npz, tmp_path, monkeypatch):
+    def failing(*_):
+        raise KeyboardInterrupt  # not one of ours: it comes out, with all that it holds
+
+    monkeypatch.setattr(train, "fit", failing)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        train.main(["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run")])
+    assert kept.tb is not None
     assert Lock(tmp_path / "run" / ".lock").holder() is None
 
 

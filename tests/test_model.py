@@ -5,8 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import model
+import train
 from data import synthetic
-from model import build_model, from_keras_weights, l2_penalty, parameter_groups, to_keras_weights
+from harness import histories
+from model import Network, build_model, from_keras_weights, l2_penalty, parameter_groups, to_keras_weights
 from reference import keras_notebook
 
 
@@ -187,3 +190,63 @@ def test_the_whitening_layer_is_saved_and_not_trained():
     assert "kernel" not in dict(network.named_parameters())
     assert len(network.l2_weights()) == 6
     assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.fixture
+def patches():
+    torch.manual_seed(0)
+    return torch.randint(0, 256, (12, 32, 32, 3), dtype=torch.uint8)
+
+
+def test_whitening_looks_at_the_first_images_alone_in_float64(patches, monkeypatch):
+    monkeypatch.setattr(model, "WHITENING_IMAGES", 8)
+    kernels = []
+    for images in (patches, patches[:8], patches[:9]):
+        network = build_model("whitened").double()
+        network.prepare(images)
+        kernels.append(network.kernel)
+    assert torch.equal(kernels[0], kernels[1])
+    assert torch.equal(kernels[0], kernels[2])
+    assert not torch.equal(kernels[0].float().double(), kernels[0])
+    single = build_model("whitened")
+    single.prepare(patches)
+    assert torch.equal(single.kernel, kernels[0].float())  # computed alike, rounded once
+
+
+def test_whitening_s_directions_have_a_sign_that_does_not_depend_on_the_machine(patches):
+    network = build_model("whitened").double()
+    network.prepare(patches)
+    directions = network.kernel[:12].flatten(1)
+    greatest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    assert (greatest > 0).all()  # eigenvectors have either sign, as the library likes
+
+
+def test_a_direction_of_mere_rounding_stays_faint(patches):
+    network = build_model("whitened").double()
+    network.prepare(torch.zeros_like(patches))
+    # The floor's part alone: 1 / sqrt(3e-5) is 183.
+    assert network.kernel.flatten(1).norm(dim=1).max().item() == pytest.approx(1 / math.sqrt(3e-5))
+
+
+class Dense(Network):
+    """A network without a convolution, so that no weight carries L2."""
+
+    def __init__(self, dropout):
+        super().__init__()
+        self.dense = torch.nn.Linear(3, 10)
+
+    def forward(self, images):
+        return self.dense(images.mean((2, 3)))
+
+
+def test_a_network_without_convolutions_has_no_penalty_and_is_trained(npz, tmp_path, monkeypatch):
+    monkeypatch.setitem(model.MODELS, "dense", Dense)
+    arguments = ["--data", str(npz), "--model", "dense", "--epochs", "1", "--lr", "1e-30", "--l2", "100"]
+    assert train.main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    loss = histories.read(tmp_path / "run").history["loss"][0]
+    assert loss == pytest.approx(math.log(10), rel=0.5)
+    groups = parameter_groups(Dense(0.0), 1e-3, 0.1)
+    assert [(len(group["params"]), group["weight_decay"], group["decay"]) for group in groups] == [
+        (1, 0.0, 0.1),
+        (1, 0.0, 0.0),
+    ]

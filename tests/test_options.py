@@ -6,6 +6,7 @@ Where an option changes the arithmetic, an epoch written out by hand with torch'
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 
@@ -161,7 +162,7 @@ def recipe(trained, **_):
 def model(trained, **_):
     parameters = {"baseline": 545_098, "improved": 647_386, "whitened": 656_482}
     found = {name: trained(f"--epochs 1 --model {name}") for name in parameters}
-    assert {name: run.metrics["parameters"] for name, run in found.items()} == parameters
+    assert {run.metrics["model"]: run.metrics["parameters"] for run in found.values()} == parameters
     assert {name: sum(p.numel() for p in run.network().parameters()) for name, run in found.items()} == parameters
 
 
@@ -344,13 +345,15 @@ def tf32(trained, **_):
         assert seen == {bool(flags)}
 
 
-def deterministic(trained, **_):
+def deterministic(trained, monkeypatch, **_):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     try:
         for flags in ("--deterministic", ""):
             seen = set()
             with watched(lambda layer, output, seen=seen: seen.add(torch.are_deterministic_algorithms_enabled())):
                 trained(f"--epochs 1 --seed 5 {flags}")
             assert seen == {bool(flags)}
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"  # cuBLAS asks for it
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -369,6 +372,8 @@ def compiled(trained, monkeypatch, **_):
 
 def patience(trained, **_):
     metrics = trained(f"{STILL} --epochs 4 --patience 2").metrics
+    assert (metrics["epochs"], metrics["stopped"]) == (3, "early stopping")
+    metrics = trained(f"{STILL} --epochs 3 --patience 2").metrics  # in the last one
     assert (metrics["epochs"], metrics["stopped"]) == (3, "early stopping")
     metrics = trained(f"{STILL} --epochs 4 --lr-patience 1").metrics
     assert (metrics["epochs"], metrics["stopped"]) == (4, "all epochs used")

@@ -282,3 +282,33 @@ def test_a_class_without_images_is_drawn_white(drawn):
     (image,) = drawn[0].axes[0].images
     assert image.get_array().tolist() == [[0, 0], [0, 1]]
     assert to_rgb(image.cmap(image.norm(0))[:3]) == pytest.approx((1, 1, 1), abs=0.04)
+
+
+def test_a_curve_of_one_point_is_seen(drawn):
+    plots.overlay({"one": [{"loss": [2.0]}], "two": [{"loss": [2.0, 1.0]}]})
+    single, line = drawn[0].axes[1].get_lines()
+    assert single.get_marker() == "."
+    assert line.get_marker() == "None"
+
+
+def test_names_with_signs_of_mathematics_are_drawn_as_they_are(drawn):
+    plots.overlay({"$x^$_{%s}": [{"loss": [2.0, 1.0]}]})
+    curves(title="$x^$_{%s}")
+    plots.confusion([[1]], ("a",), "$x^$_{%s}")
+    texts = [drawn[0].legends[0].get_texts()[0], *(figure._suptitle for figure in drawn[1:])]
+    assert [(text.get_text(), text.get_parse_math()) for text in texts] == [("$x^$_{%s}", False)] * 3
+
+
+def test_rates_are_drawn_from_zero_and_epochs_are_whole_numbers(drawn):
+    curves(history=HISTORY[:2], learning_rates=RATES[:2], best_epoch=1, cuts=[])
+    plots.overlay({"one": [{"loss": [2.0, 1.0], "learning_rate": [1e-3, 5e-4]}]})
+    for figure in drawn:
+        assert figure.axes[2].get_ylim()[0] == 0
+        for axes in figure.axes:
+            assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
+def test_counts_can_be_read_on_dark_and_on_light_ground(drawn):
+    plots.confusion([[9, 1], [1, 9]], ("a", "b"), "t")
+    found = {text.get_position(): text.get_color() for text in drawn[0].axes[0].texts}
+    assert found == {(0, 0): "white", (1, 1): "white", (0, 1): "black", (1, 0): "black"}

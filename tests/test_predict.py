@@ -28,7 +28,7 @@ def pictures(arrays, tmp_path, monkeypatch):
     image.save(folder / "a.png")
     image.resize((200, 100)).convert("L").save(folder / "b.jpg")
     image.resize((10, 7)).convert("RGBA").save(folder / "c.PNG")
-    image.resize((64, 64)).convert("P").save(folder / "d.gif")
+    image.resize((64, 64)).convert("P").save(folder / "d.gif")  # a folder lists them in an order of its own
     (folder / "notes.txt").write_text("no image, and not taken for one")
     return folder
 
@@ -150,6 +150,14 @@ BAD_RUNS = {
     "weights cut off": (lambda run: os.truncate(run / "best.pt", 1000), "best.pt: not the weights of this run"),
     "of another network": (lambda run: spoil_config(run, model="improved"), "best.pt: not the weights of this run"),
     "an unknown network": (lambda run: spoil_config(run, model="resnet"), "no model 'resnet' here"),
+    "a dtype that is none": (
+        lambda run: spoil_config(run, flags={"data": "x.npz", "dtype": "load"}),
+        "lacks model, data or dtype",
+    ),
+    "a data set that is no text": (
+        lambda run: spoil_config(run, flags={"data": 7, "dtype": "float32"}),
+        "lacks model, data or dtype",
+    ),
     "no flags": (lambda run: spoil_config(run, flags=None), "lacks model, data or dtype"),
 }
 

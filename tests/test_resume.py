@@ -19,6 +19,7 @@ import torch
 from conftest import ROOT
 
 import data
+import metrics
 import train
 from harness import histories, lock
 from harness.errors import Diverged
@@ -176,6 +177,31 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(copy, npz, capsys):
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
 
 
+def test_a_finished_run_answers_where_its_data_are_no_more(arrays, tmp_path, capsys):
+    np.savez(tmp_path / "few.npz", **{name: array[:10] for name, array in arrays.items()})
+    arguments = ["--data", str(tmp_path / "few.npz"), "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert train.main(arguments) == 0
+    (tmp_path / "few.npz").unlink()
+    assert train.main([*arguments, "--resume"]) == 0
+    assert "finished already, after epoch 1" in capsys.readouterr().out
+
+
+def test_a_run_that_has_stopped_early_stays_stopped_however_many_epochs_it_may_have(arrays, tmp_path, capsys):
+    np.savez(tmp_path / "few.npz", **{name: array[:10] for name, array in arrays.items()})
+    out = tmp_path / "run"
+    arguments = ["--data", str(tmp_path / "few.npz"), "--lr", "1e-30", "--min-lr", "0", "--dropout", "0"]
+    arguments += ["--patience", "1", "--out", str(out), "--resume", "--epochs"]
+    assert train.main([*arguments, "5"]) == 0
+    expected = figures(out)
+    assert (expected["epochs"], expected["stopped"]) == (2, EARLY_STOPPING)
+    capsys.readouterr()
+    assert train.main([*arguments, "6"]) == 0
+    assert "finished already, after epoch 2: early stopping." in capsys.readouterr().out
+    (out / "metrics.json").unlink()  # as if killed between the last epoch and this file
+    assert train.main([*arguments, "6"]) == 0
+    assert figures(out) == expected
+
+
 def test_the_same_data_from_another_place_are_accepted_and_other_data_refused(copy, npz, arrays, tmp_path, capsys):
     shutil.copy(npz, tmp_path / "moved.npz")
     np.savez(tmp_path / "other.npz", **arrays | {"y_train": arrays["y_train"][::-1]})
@@ -210,6 +236,7 @@ def test_a_checkpoint_is_in_its_place_before_the_files_that_can_be_had_from_it(n
     out = tmp_path / "run"
     assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(out)]) == 0
     assert histories.read(out).metrics["best_epoch"] == 2  # so that each epoch has all four to write
+    assert renamed[-1] == "metrics.json"  # it says that all the others are there
     written = [name for name in renamed if name in ("checkpoint.pt", "history.csv", "best.pt", "best_weights.npz")]
     assert written[::4] == ["checkpoint.pt"] * 2
     assert sorted(written[:4]) == sorted(written[4:]) == sorted({*written})
@@ -346,14 +373,21 @@ def test_how_tensors_lay_in_memory_when_they_were_saved_does_not_matter(flags, a
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_other_threads_are_accepted_with_one_line(copy, npz, capsys):
-    state = torch.load(copy / CHECKPOINT, weights_only=True)
-    state["run"]["parts"][0]["threads"] += 1
+def test_another_machine_or_version_is_accepted_with_one_line_that_names_each_difference(copy, npz, capsys):
+    config, state = json.loads((copy / CONFIG).read_text()), torch.load(copy / CHECKPOINT, weights_only=True)
+    now = {name: config[name] for name in ("device_name", "cpu_capability", "threads")} | config["versions"]
+    now |= {"device": config["flags"]["device"], "dtype": "float32"}
+    (part,) = state["run"]["parts"]
+    assert now.items() <= part.items()
+    before = {name: value + 1 if isinstance(value, int) else f"not {value}" for name, value in now.items()}
+    state["run"]["parts"] = [part | before]
     torch.save(state, copy / CHECKPOINT)
     assert resume(npz, copy) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "may differ" in line]
-    assert f"threads {torch.get_num_threads()} instead of {torch.get_num_threads() + 1}" in line
-    assert json.loads((copy / "metrics.json").read_text())["bits_changed"]
+    (kept,) = json.loads((copy / "metrics.json").read_text())["bits_changed"]
+    for name, value in now.items():
+        assert f"{name} {value} instead of {before[name]}" in line
+        assert f"{name} {value} instead of {before[name]}" in kept
 
 
 @pytest.mark.parametrize(
@@ -393,7 +427,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_what_could_not_be_
     monkeypatch.setattr(Path, "open", full)
     assert resume(npz, copy) == 1
     err = capsys.readouterr().err
-    assert f"cannot write {copy / name} (No space left on device)" in err
+    assert f"cannot write {copy / name} (No space left on device); what was finished before stands: make room" in err
+    assert err.count("--resume") == 1  # the command that goes on has it once, as it had it already
     assert len(err.splitlines()) == 1
     assert (copy / CHECKPOINT).read_bytes() == good
     assert "No space left" in (copy / ERROR).read_text()
@@ -430,6 +465,24 @@ def test_a_diverging_run_names_epoch_batch_and_rate_and_keeps_the_last_good_epoc
         assert words in err
     assert (copy / CHECKPOINT).read_bytes() == good
     assert "not finite" in (copy / ERROR).read_text()
+
+
+def test_a_loss_that_is_not_finite_is_seen_where_it_is_not_looked_at_after_each_batch(
+    npz, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(metrics.CHECK_EVERY, "cpu", 100)  # as on a GPU
+    flags = ["--lr", "1e9", "--dropout", "0", "--batch-size", "32", "--out", str(tmp_path / "run")]
+    assert train.main(["--data", str(npz), *flags]) == 1
+    assert "the loss is not finite in epoch 1, batch 2, learning rate 1e+09; " in capsys.readouterr().err
+
+
+def test_a_validation_loss_that_is_not_finite_is_not_placed_in_a_training_batch(npz, tmp_path, capsys):
+    # One step, after which the weights are too large.
+    flags = ["--lr", "1e9", "--dropout", "0", "--batch-size", "256", "--out", str(tmp_path / "run")]
+    assert train.main(["--data", str(npz), *flags]) == 1
+    err = capsys.readouterr().err
+    assert "the loss is not finite in epoch 1, evaluation batch 1, learning rate 1e+09; " in err
+    assert f"the epochs before are kept in {tmp_path / 'run'}; try a smaller --lr in another --out" in err
 
 
 TOGETHER = [

@@ -65,7 +65,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         files.write_json(path, {"second": 2})
     monkeypatch.undo()
     assert json.loads(path.read_text()) == {"first": 1}
-    files.write_json(path, {"third": 3})  # the stray partial file is in nobody's way
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]  # its space is free again
+    (tmp_path / ".metrics.json.partial").touch()
+    files.write_json(path, {"third": 3})  # the stray partial file of a process that was killed is in nobody's way
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
 
 
@@ -83,7 +85,21 @@ def test_the_same_weights_make_the_same_file_whatever_their_memory_layout(tmp_pa
     assert torch.equal(torch.load(tmp_path / "a.pt", weights_only=True)["kernel"], kernel)
 
 
-@pytest.mark.parametrize("file", ["config.json", "history.csv", "metrics.json", "best.pt", "curves.png"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json",
+        "history.csv",
+        "metrics.json",
+        "best.pt",
+        "curves.png",
+        "confusion.png",
+        "initial_weights.npz",
+        "best_weights.npz",
+        "checkpoint.pt",
+        "error.txt",
+    ],
+)
 def test_a_directory_with_any_file_of_a_run_is_refused(tmp_path, file):
     (tmp_path / file).touch()
     with pytest.raises(BadInput, match="already holds a run") as error:
@@ -105,6 +121,12 @@ def test_a_file_in_the_way_of_the_directory_is_named(tmp_path):
     for out in (file, file / "run"):
         with pytest.raises(BadInput, match="is a file"):
             at(out).look()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_data_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # the tests may run as root
+    with pytest.raises(BadInput, match=f"no permission to write in {tmp_path}; pass another --out"):
+        at(tmp_path / "a" / "b").look()
 
 
 def test_cuts_are_the_epochs_whose_next_rate_is_another():

@@ -1,11 +1,16 @@
 """The command, run as a user runs it."""
 
+import contextlib
+import io
+import itertools
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
 import termios
+import types
 
 import keras
 import numpy as np
@@ -13,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from matplotlib.figure import Figure
 from PIL import Image
 
 import data
@@ -21,8 +27,9 @@ import plots
 import report
 import train
 from callbacks import Plateau
-from metrics import Objective
-from model import build_model, l2_penalty, to_keras_weights
+from harness import environment
+from metrics import Objective, Tally
+from model import Network, build_model, l2_penalty, to_keras_weights
 from optim import Adam
 
 OBJECTIVE = Objective(l2=1e-3)
@@ -180,6 +187,17 @@ def test_the_configuration_names_every_flag_and_what_fixes_the_bits(synthetic_ru
     assert config["device_name"]
 
 
+def test_the_configuration_names_the_commit_wherever_it_is_run_and_none_without_git(tmp_path, monkeypatch):
+    cpu = torch.device("cpu")
+    here = environment.describe(cpu)
+    monkeypatch.chdir(tmp_path)
+    assert environment.describe(cpu) == here
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.describe(cpu) == here | {"git_commit": None}
+    assert {*here["versions"]} == {"python", "torch", "torchvision", "numpy", "matplotlib", "tqdm"}
+    assert here["versions"]["python"] == platform.python_version()
+
+
 def test_the_configuration_names_the_commit_of_the_code(finished):
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     expected = head.stdout.strip() if head.returncode == 0 else None  # unpacked without git
@@ -215,6 +233,47 @@ def test_each_callback_flag_reaches_its_callback(npz, tmp_path):
     assert [cut["epoch"] for cut in metrics["learning_rate_cuts"]] == [3, 5]
     found = [cut["learning_rate"] for cut in metrics["learning_rate_cuts"]]
     assert found == pytest.approx([4e-31, 3e-31], rel=1e-6, abs=0)  # float32's; approx's own abs is 1e-12
+    assert found[1] == float(np.float32(3e-31))  # the floor is one too, as Keras has it
+
+
+@pytest.fixture(scope="module")
+def told(npz, tmp_path_factory):
+    """A run whose best epoch is not its last, with a cut: its lines, its directory, and what was drawn of it."""
+    out, stdout, drawn = tmp_path_factory.mktemp("told") / "run", io.StringIO(), []
+    # No weight moves; dropout is off, but views are drawn.
+    arguments = ["--data", str(npz), "--lr", "1e-30", "--min-lr", "0", "--lr-patience", "1", "--dropout", "0"]
+    arguments += ["--augment", "--seed", "7", "--epochs", "3", "--out", str(out)]
+    with contextlib.redirect_stdout(stdout), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, *_, **options: drawn.append(figure))
+        assert train.main(arguments) == 0
+    return stdout.getvalue().splitlines(), out, drawn
+
+
+def test_a_run_says_what_it_trains_on_what_and_where_to(told, npz):
+    lines, out, _ = told
+    config = json.loads((out / "config.json").read_text())
+    machine = f"{config['device_name']}, {torch.get_num_threads()} threads"
+    first = lines.index(f"baseline, 545,098 parameters, seed 7, {machine}")
+    assert lines[first + 1] == f"data from {npz}: 256 training, 64 validation, 100 test images"
+    assert lines[first + 2] == f"Run directory: {out}"
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (metrics["model"], metrics["seed"], metrics["schedule"]) == ("baseline", 7, "plateau")
+    mirrored = f"{metrics['test_accuracy_mirrored']:.4f}"
+    assert f"Test accuracy, logits averaged with the mirror image's: {mirrored}" in lines
+
+
+def test_the_pictures_of_a_run_show_its_metrics_and_name_it(told, npz):
+    _, out, (curves, confusion) = told
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (metrics["best_epoch"], [cut["epoch"] for cut in metrics["learning_rate_cuts"]]) == (1, [2, 3])
+    rate = curves.axes[2].get_lines()
+    assert [*rate[0].get_ydata()] == metrics["learning_rate_after_epoch"]
+    assert [line.get_xdata()[0] for line in rate[1:]] == [1, 2, 3]  # the best epoch, the cuts
+    counts = {text.get_position(): text.get_text() for text in confusion.axes[0].texts}
+    expected = metrics["test_confusion"]
+    assert counts == {(across, down): str(expected[down][across]) for down in range(10) for across in range(10)}
+    title = f"baseline, seed 7, data from {npz}: test accuracy {metrics['test_accuracy']:.4f}"
+    assert [figure._suptitle.get_text() for figure in (curves, confusion)] == [title] * 2
 
 
 def test_two_processes_with_one_seed_give_the_same_bits_and_another_seed_others(start, npz, tmp_path):
@@ -229,10 +288,14 @@ def test_two_processes_with_one_seed_give_the_same_bits_and_another_seed_others(
         assert a != c
 
 
-def test_running_out_of_epochs_restores_the_best_weights_too(npz, tmp_path, capsys):
-    # A rate this high makes the last epoch worse than an earlier one.
-    out = tmp_path / "run"
-    assert train.main(["--data", str(npz), "--epochs", "4", "--lr", "0.05", "--out", str(out), "--device", "cpu"]) == 0
+def test_running_out_of_epochs_restores_the_best_weights_too(arrays, tmp_path, capsys):
+    # The validation images have other labels, so that what is learnt makes the last epoch worse than an earlier one.
+    labels = arrays["y_train"].copy()
+    labels[256:] = (labels[256:] + 5) % 10
+    out, npz = tmp_path / "run", tmp_path / "other.npz"
+    np.savez(npz, **arrays | {"y_train": labels})
+    arguments = ["--data", str(npz), "--epochs", "4", "--lr", "0.006", "--augment", "--out", str(out)]
+    assert train.main(arguments) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["stopped"] == "all epochs used"
     assert metrics["best_epoch"] < 4
@@ -240,13 +303,26 @@ def test_running_out_of_epochs_restores_the_best_weights_too(npz, tmp_path, caps
         f"Restoring model weights from the end of the best epoch: {metrics['best_epoch']}." in capsys.readouterr().out
     )
     # The test figures are the best weights', not the last epoch's.
-    network = build_model().eval()
-    network.load_state_dict(torch.load(out / "best.pt", weights_only=True))
+    network, mirrored = build_model().eval(), []
     part = data.as_split(*data.load(str(npz))[2:])
-    with torch.inference_mode():
-        logits = network(part.images.permute(0, 3, 1, 2) / 255)
-        expected = F.cross_entropy(logits, part.labels) + l2_penalty(network, 1e-3)
+    saved = torch.load(out / "checkpoint.pt", weights_only=True)
+    for weights in (saved["model"], torch.load(out / "best.pt", weights_only=True)):
+        network.load_state_dict(weights)
+        with torch.inference_mode():
+            images = part.images.permute(0, 3, 1, 2) / 255
+            logits = network(images)
+            expected = F.cross_entropy(logits, part.labels) + l2_penalty(network, 1e-3)
+            mirrored.append(((logits + network(images.flip(3))).argmax(1) == part.labels).double().mean().item())
     assert metrics["test_loss"] == pytest.approx(expected.item(), rel=1e-5)  # float32, another order of summation
+    assert metrics["test_accuracy_mirrored"] == pytest.approx(mirrored[1], abs=1e-6) != pytest.approx(mirrored[0])
+
+
+def test_an_epoch_s_seconds_are_those_between_its_lines(npz, tmp_path, monkeypatch):
+    clock = itertools.count(step=2.5)
+    monkeypatch.setattr(train, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))  # others have theirs
+    out = tmp_path / "run"
+    assert train.main(["--data", str(npz), "--epochs", "2", "--quiet", "--out", str(out)]) == 0
+    assert json.loads((out / "metrics.json").read_text())["seconds_per_epoch"] == [2.5, 2.5]
 
 
 def test_each_epoch_has_another_order_and_seed_and_epoch_alone_decide_it():
@@ -262,6 +338,17 @@ def test_each_epoch_has_another_order_and_seed_and_epoch_alone_decide_it():
     for draws in (orders, masks, views):
         assert draws[:3] == draws[3:6]
         assert len({tuple(draw) for draw in draws}) == 6  # three epochs of either seed, all different
+
+
+def test_a_seed_means_the_same_draws_in_every_version():
+    data.seed_torch(0, 1)
+    assert torch.initial_seed() == 5836529245451711556
+    # The only process, or the first of several, draws on from where the order was drawn.
+    data.draw(256, seed=3, epoch=5)
+    mask = torch.rand(9)
+    data.seed_torch(3, 6)
+    torch.randperm(256)
+    assert torch.equal(torch.rand(9), mask)
 
 
 def test_the_loop_draws_for_its_seed_epoch_and_process(npz, tmp_path, monkeypatch):
@@ -295,6 +382,16 @@ def test_training_figures_are_per_image_and_of_the_weights_before_each_step(npz)
     again = train.evaluate(network, part, OBJECTIVE)
     assert figures.loss == pytest.approx(again.loss, rel=1e-5)
     assert figures.confusion == again.confusion
+
+
+def test_losses_are_added_up_in_float64_whatever_the_network_s_dtype():
+    class Penalised(Network):
+        def l2_weights(self):
+            return [torch.ones(1)]
+
+    tally = Tally(Penalised(), 0.5)
+    tally.add(torch.zeros(1, 10), torch.tensor(2.0**24), torch.zeros(1, dtype=torch.long))
+    assert tally.total().loss == 2.0**24 + 0.5  # no float32
 
 
 def test_dropout_is_on_in_training_and_off_in_evaluation_whatever_came_before(npz):
@@ -731,5 +828,7 @@ def test_mixed_precision_rounds_to_bfloat16_and_keeps_weights_and_figures_in_flo
     assert figures[0] != figures[1] == pytest.approx(figures[0], rel=0.02)  # bfloat16 has 8 bits, so 0.4 % a product
     optimizer = Adam(network.parameters(), lr=1e-3)
     objective = Objective(0.0, 0.0, mixed_precision=True)
+    logits, loss = objective(network, next(data.batches(part, 64)))
+    assert logits.dtype == loss.dtype == torch.float32
     train.train_epoch(network, data.batches(part, 64), objective, optimizer, constant(optimizer))
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
