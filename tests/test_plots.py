@@ -235,6 +235,7 @@ def test_one_colour_means_one_thing_in_all_pictures(drawn):
     }
     assert [len(colours) for colours in meaning.values()] == [1, 1, 1, 1]
     found = [colour for colours in meaning.values() for colour in colours]
+    assert len({*found}) == 4
     for figure, count in ((few, 6), (many, 12)):
         groups = {to_rgb(line.get_color()) for line in figure.axes[1].get_lines()}
         assert len(groups) == count
