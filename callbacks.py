@@ -183,6 +183,8 @@ class History:
             raise ValueError(f"its history has {len(logs)}, {len(rates)} and {len(seconds)} epochs")
         if not all(isinstance(epoch, dict) and epoch.keys() == logs[0].keys() for epoch in logs):
             raise ValueError("its history has other figures in some epoch")
+        if not {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"} <= logs[0].keys():
+            raise ValueError(f"its history has only {', '.join(logs[0]):.60}")
         for value in [*rates, *seconds, *(value for epoch in logs for value in epoch.values())]:
             if not isinstance(value, float) or not math.isfinite(value):
                 raise ValueError(f"its history has {value!r:.60}, not a finite number")

@@ -1,4 +1,4 @@
-"""Adam and AdamW as Keras computes them, and SGD; decoupled weight decay and Lookahead for each."""
+"""Adam as Keras computes it, AdamW, SGD; decoupled weight decay of the kernels and Lookahead for each."""
 
 import math
 from typing import ClassVar

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 import data
 from harness import checkpoint, files
-from harness.console import Parser, command, path_type
+from harness.console import Parser, command, path_type, say
 from harness.errors import BadInput, refusing
 from harness.run import CONFIG, WEIGHTS
 from model import MODELS, Network, build_model
@@ -34,14 +34,23 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     model, names = load_run(Path(args.run))
     code = 0
-    for path in [file for given in args.images for file in image_files(Path(given))]:
+    for given in args.images:
         try:
-            shown = likeliest(model, read_image(path), names)
-            print(f"{path}: {', '.join(f'{name} {probability:.1%}' for name, probability in shown)}")
+            paths = image_files(Path(given))
         except BadInput as error:  # the others are answered all the same
-            print(f"predict.py: error: {error}", file=sys.stderr)
-            code = error.code
+            paths, code = [], refuse(error)
+        for path in paths:
+            try:
+                shown = likeliest(model, read_image(path), names)
+                say(f"{path}: {', '.join(f'{name} {probability:.1%}' for name, probability in shown)}")
+            except BadInput as error:
+                code = refuse(error)
     return code
+
+
+def refuse(error: BadInput) -> int:
+    print(f"predict.py: error: {error}", file=sys.stderr)
+    return error.code
 
 
 def load_run(run: Path) -> tuple[Network, tuple[str, ...]]:

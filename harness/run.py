@@ -163,8 +163,7 @@ class Run:
             with checkpoint.refusing_checkpoint(path):
                 for name in state.keys() & saved.keys():  # a part that came with this version begins anew
                     state[name].load_state_dict(saved[name])
-                if not 0 <= state["early_stopping"].best_epoch < len(state["history"]):
-                    raise ValueError("its counts do not agree")
+                self._check_counts(state)
             self._take_up(saved["run"], len(state["history"]))
         self._write(files.write_json, CONFIG, self.config | {"parts": self.record["parts"]})
         self._write(Path.unlink, ERROR, True)  # if it is there
@@ -172,6 +171,13 @@ class Run:
             self._write(files.write_arrays, INITIAL_WEIGHTS, self.initial_weights)
         else:  # the process before may have ended between its checkpoint and these
             self._write_history_and_best(state, improved=True)
+
+    def _check_counts(self, state: dict) -> None:
+        epochs, counted = len(state["history"]), getattr(state["schedule"], "last_epoch", 0)
+        # What torch's schedulers count as epochs are steps, or epochs; an optimizer of torch's own counts neither.
+        taken = state["optimizer"].param_groups[0].get("taken", counted)
+        if not (0 <= state["early_stopping"].best_epoch < epochs and counted <= taken):
+            raise ValueError("its counts do not agree")
 
     def _read_checkpoint(self, path: Path, state: dict) -> dict | None:
         if not path.exists():

@@ -58,7 +58,7 @@ def test_the_advice_names_the_command_that_goes_on(argv, resumes, expected, caps
         (DeviceFailed("why"), "process 1: why; the epochs that were finished are kept, to go on: x.py --resume"),
         (torch.OutOfMemoryError("why"), "process 1: why; pass a smaller --batch-size, or --device cpu"),
         (Diverged("why"), None),
-        (Lost("why"), None),
+        (Lost("why"), "process 1: why; the epochs that were finished are kept, to go on: x.py --resume"),
         (FirstFailed(), None),
         (Interrupted(signal.SIGTERM), None),
     ],
@@ -91,11 +91,11 @@ def test_an_argument_of_two_lines_is_refused_in_one(capsys):
 
 def test_a_comparison_that_cannot_be_written_is_not_to_be_resumed(tmp_path, capsys, monkeypatch):
     (tmp_path / "history.csv").write_text("epoch,loss\n0,1.0\n")
-    (tmp_path / "comparison.json").mkdir()
+    (tmp_path / ".comparison.png.partial").mkdir()
     arguments = [str(tmp_path / "history.csv"), "--out", str(tmp_path)]
-    assert compare.main(arguments) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"compare.py: error: cannot write {tmp_path / 'comparison.json'} (Is a directory); ")
+    assert compare.main(arguments) == 4
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"compare.py: error: cannot write {tmp_path / 'comparison.png'} (Is a directory); ")
     assert line.endswith(f"go on: compare.py {' '.join(arguments)}")
 
 

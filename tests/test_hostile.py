@@ -338,6 +338,14 @@ RUN = {
         damaged(lambda state: state["history"].update(seconds=[1.0, 10**400])),
         ["its history has 1000", ANOTHER],
     ),
+    "checkpoint: a figure that is missing in each epoch": (
+        damaged(lambda state: [logs.pop("val_loss") for logs in state["history"]["logs"]]),
+        ["its history has only accuracy, loss", ANOTHER],
+    ),
+    "checkpoint: a schedule ahead of the optimizer": (
+        damaged(lambda state: state["schedule"].update(last_epoch=10**6)),
+        ["its counts do not agree", ANOTHER],
+    ),
     "checkpoint: no epoch": (
         damaged(lambda state: state.update(history={"logs": [], "learning_rates": [], "seconds": []})),
         ["its history has 0, 0 and 0 epochs", ANOTHER],
@@ -376,7 +384,7 @@ RUN = {
     ),
     "checkpoint: a text where nothing was": (
         damaged(lambda state: state["optimizer"]["param_groups"][0].update(foreach="yes")),
-        ["optimizer.param_groups[0].foreach is 'yes', not such as None", ANOTHER],
+        ["optimizer.param_groups[0].foreach is 'yes', it must be like None", ANOTHER],
     ),
     "checkpoint: a best epoch that never was": (
         damaged(lambda state: state["early_stopping"].update(best_epoch=2)),
@@ -622,7 +630,8 @@ def small_checkpoint():
     state["model"](torch.zeros(1, 1)).sum().backward()
     state["optimizer"].step()
     state["early_stopping"].update(0, {"val_loss": 0.5})
-    state["history"].append({"loss": 0.5, "val_loss": 0.5, "learning_rate": 0.001}, 0.001, 1.0)
+    figures = dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy"), 0.5)
+    state["history"].append(figures | {"learning_rate": 0.001}, 0.001, 1.0)
     return {"format": checkpoint.FORMAT, "run": plain} | {name: part.state_dict() for name, part in state.items()}
 
 

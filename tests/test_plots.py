@@ -286,14 +286,14 @@ def test_a_class_without_images_is_drawn_white(drawn):
 
 
 def test_a_curve_of_one_point_is_seen(drawn):
-    plots.overlay({"one": [{"loss": [2.0]}], "two": [{"loss": [2.0, 1.0]}]})
+    overlay({"one": [{"loss": [2.0]}], "two": [{"loss": [2.0, 1.0]}]})
     single, line = drawn[0].axes[1].get_lines()
     assert single.get_marker() == "."
     assert line.get_marker() == "None"
 
 
 def test_names_with_signs_of_mathematics_are_drawn_as_they_are(drawn):
-    plots.overlay({"$x^$_{%s}": [{"loss": [2.0, 1.0]}]})
+    overlay({"$x^$_{%s}": [{"loss": [2.0, 1.0]}]})
     curves(title="$x^$_{%s}")
     plots.confusion([[1]], ("a",), "$x^$_{%s}")
     texts = [drawn[0].legends[0].get_texts()[0], *(figure._suptitle for figure in drawn[1:])]
@@ -302,7 +302,7 @@ def test_names_with_signs_of_mathematics_are_drawn_as_they_are(drawn):
 
 def test_rates_are_drawn_from_zero_and_epochs_are_whole_numbers(drawn):
     curves(history=HISTORY[:2], learning_rates=RATES[:2], best_epoch=1, cuts=[])
-    plots.overlay({"one": [{"loss": [2.0, 1.0], "learning_rate": [1e-3, 5e-4]}]})
+    overlay({"one": [{"loss": [2.0, 1.0], "learning_rate": [1e-3, 5e-4]}]})
     for figure in drawn:
         assert figure.axes[2].get_ylim()[0] == 0
         for axes in figure.axes:

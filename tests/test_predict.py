@@ -5,10 +5,13 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -173,6 +176,23 @@ def test_a_bad_run_is_one_line(spoil, message, finished, pictures, tmp_path, cap
     assert message in line
     assert "; pass " in line
     assert printed.out == ""
+
+
+def test_an_empty_folder_is_one_line_and_the_others_are_answered(finished, pictures, capsys):
+    (pictures / "empty").mkdir()
+    assert predict.main([str(finished), "pictures/empty", "pictures/a.png"]) == 2
+    printed = capsys.readouterr()
+    assert "pictures/empty: no image in that folder" in printed.err
+    assert printed.out.startswith("pictures/a.png: ")
+
+
+def test_a_full_disk_behind_the_output_is_one_line_and_exit_code_1(finished, pictures):
+    command = f"{sys.executable} {ROOT / 'predict.py'} {finished} pictures/a.png > /dev/full"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.run(command, shell=True, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    assert process.returncode == 1
+    (line,) = process.stderr.splitlines()
+    assert "cannot write to standard output" in line
 
 
 def test_an_empty_folder_and_a_missing_argument_are_one_line(finished, pictures, capsys):
