@@ -14,7 +14,6 @@ from harness.errors import BadInput
 
 PATCH = 3 * 2 * 2  # values in a patch of 2x2 pixels
 WHITENING_IMAGES = 5000
-INITIAL_WEIGHTS_LIMIT = 256 << 20  # bytes: 60 times the baseline's in float64
 VARIANCE_FLOOR = 3e-5  # airbench's 5e-4 is for pixels of unit variance; directions of mere rounding stay small
 
 
@@ -193,7 +192,7 @@ def from_keras_weights(model: nn.Module, weights: Sequence[np.ndarray]) -> None:
 
 def load_keras_weights(model: nn.Module, path: Path) -> None:
     """Start `model` from the arrays that `np.savez(path, *weights)` wrote. Raises BadInput."""
-    arrays = files.read_npz("--init-weights", path, INITIAL_WEIGHTS_LIMIT)
+    arrays = files.read_npz("--init-weights", path, files.WEIGHTS_LIMIT)
     try:
         from_keras_weights(model, [arrays[f"arr_{number}"] for number in range(len(arrays))])
     except (KeyError, ValueError) as error:

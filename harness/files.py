@@ -12,6 +12,8 @@ import torch
 
 from harness.errors import BadInput, CannotWrite, refusing
 
+WEIGHTS_LIMIT = 256 << 20  # bytes of an .npz of weights: 60 times the baseline's in float64
+
 
 def make_folder(folder: Path) -> None:
     try:

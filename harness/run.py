@@ -20,7 +20,6 @@ INITIAL_WEIGHTS, BEST_WEIGHTS = "initial_weights.npz", "best_weights.npz"  # as 
 CHECKPOINT, ERROR, LOCK = "checkpoint.pt", "error.txt", ".lock"
 FILES = (CONFIG, HISTORY, METRICS, WEIGHTS, INITIAL_WEIGHTS, BEST_WEIGHTS, CURVES, CONFUSION, CHECKPOINT, ERROR)
 EARLY_STOPPING, ALL_EPOCHS, STOPPED = "early stopping", "all epochs used", "stopped"
-INITIAL_WEIGHTS_LIMIT = 256 << 20  # bytes: 60 times the baseline's in float64
 # What another of these means for a run that is resumed; anything else moves last bits.
 MEANS = {
     "processes": "each process draws dropout masks of its own, so that figures differ as with another seed",
@@ -190,7 +189,7 @@ class Run:
             different.append("other images or labels")
         started = self.out / INITIAL_WEIGHTS
         if started.exists():
-            arrays = files.read_npz("--out", started, INITIAL_WEIGHTS_LIMIT)
+            arrays = files.read_npz("--out", started, files.WEIGHTS_LIMIT)
             if histories.fingerprint(list(arrays.values())) != run["initial_weights"]:
                 different.append(f"other weights at its start than {INITIAL_WEIGHTS}")
         if different:
