@@ -173,7 +173,7 @@ class Run:
 
     def _check_counts(self, state: dict) -> None:
         epochs, counted = len(state["history"]), getattr(state["schedule"], "last_epoch", 0)
-        # What torch's schedulers count as epochs are steps, or epochs; an optimizer of torch's own counts neither.
+        # A scheduler's `last_epoch` counts steps or epochs, so never more than the steps that the optimizer has taken.
         taken = state["optimizer"].param_groups[0].get("taken", counted)
         if not (0 <= state["early_stopping"].best_epoch < epochs and counted <= taken):
             raise ValueError("its counts do not agree")
