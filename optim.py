@@ -1,4 +1,4 @@
-"""Adam as Keras computes it, AdamW, SGD; decoupled weight decay of the kernels and Lookahead for each."""
+"""Adam, AdamW and SGD as Keras computes them, with decoupled weight decay; Lookahead for each."""
 
 import math
 from typing import ClassVar
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 BETAS, EPSILON = (0.9, 0.999), 1e-7
-MOMENTUM = 0.9
+MOMENTUM = float(np.float32(0.9))  # Keras's is a float32 number whatever the model's dtype
 LOOKAHEAD_STEPS, LOOKAHEAD_ALPHA = 5, 0.5  # k and alpha of Zhang et al. 2019, as they advise
 
 
@@ -17,7 +17,7 @@ class Stepping:
 
     Mixed in before it. What it adds lies where torch's `state_dict` saves it. A parameter group has
     - `decoupled_decay`: a step first takes it, times the learning rate, off each weight;
-      torch's own `weight_decay` must stay coupled, since it carries L2;
+      torch's own `weight_decay` must stay coupled, since it carries L2, and is 0 within `update` if there is this one;
     - `taken`, the number of steps taken, and `lookahead`, whether there is Lookahead.
     A parameter's state has its `slow` weights then.
     """
@@ -35,12 +35,21 @@ class Stepping:
         """Take one step; a group's `lr` is the same after it as before."""
         weights = [weight for group in self.param_groups for weight in group["params"]]
         taken, lookahead = self.param_groups[0]["taken"], self.param_groups[0]["lookahead"]
+        start = [weight.clone() for weight in weights] if lookahead and taken == 0 else None
+        coupled = [group["weight_decay"] for group in self.param_groups]
         for group in self.param_groups:
             group["taken"] += 1
             if group["decoupled_decay"]:
-                torch._foreach_mul_(group["params"], 1 - group["lr"] * group["decoupled_decay"])
-        start = [weight.clone() for weight in weights] if lookahead and taken == 0 else None
-        self.update()
+                # Difference 11: in Keras L2's gradient is that of the weights before the decay, which is a float32.
+                moving = [weight for weight in group["params"] if weight.grad is not None]
+                torch._foreach_add_([weight.grad for weight in moving], moving, alpha=group["weight_decay"])
+                group["weight_decay"] = 0.0
+                torch._foreach_mul_(group["params"], 1 - group["lr"] * float(np.float32(group["decoupled_decay"])))
+        try:
+            self.update()
+        finally:
+            for group, decay in zip(self.param_groups, coupled, strict=True):
+                group["weight_decay"] = decay
         if start is not None:  # only now: torch fills a state that is still empty
             for weight, slow in zip(weights, start, strict=True):
                 self.state[weight]["slow"] = slow
@@ -99,13 +108,25 @@ class AdamW(Adam):
 
 
 class SGD(Stepping, torch.optim.SGD):
-    """`torch.optim.SGD` with Nesterov momentum 0.9; at a constant rate that is `keras.optimizers.SGD`.
-
-    Keras's velocity has the rate in it, so that a cut reaches Keras's weights some steps later than these.
-    """
+    """`keras.optimizers.SGD(momentum=0.9, nesterov=True)`: torch's, with the learning rate inside the velocity."""
 
     def __init__(self, params, lr: float, lookahead: bool = False, **_):
         super().__init__(params, lr, lookahead, momentum=MOMENTUM, nesterov=True, fused=True)
+
+    def update(self) -> None:
+        # Difference 12: Keras's velocity has the rate in it, torch's buffer has not, so that after a change of the rate
+        # the two part. Here the rate goes into the gradients, and torch's own is 1.
+        rates = [group["lr"] for group in self.param_groups]
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            gradients = [weight.grad for weight in group["params"] if weight.grad is not None]
+            torch._foreach_mul_(gradients, rate)
+            group["weight_decay"] *= rate
+            group["lr"] = 1.0
+        try:
+            super().update()
+        finally:
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                group["lr"] = rate
 
 
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "sgd": SGD}

@@ -29,7 +29,7 @@ RECIPES = {
         "87.3 % test accuracy with mirror images, 86.2 % without, in 6 minutes on 2 CPU cores",
         {"model": "whitened", "epochs": 10, "batch_size": 128, "optimizer": "adamw", "lr": 0.01, "weight_decay": 0.05}
         | {"l2": 0.0, "dropout": 0.0, "label_smoothing": 0.1, "shift": 2, "schedule": "onecycle", "patience": 10}
-        | {"mixed_precision": True},
+        | {"mixed_precision": True, "decay_kernels_only": True},
     ),
 }
 RESULTS = "; ".join(f"{name}: {recipe.result}" for name, recipe in RECIPES.items())
@@ -62,8 +62,11 @@ class Options:
     weight_decay: float | None = option(
         None,
         number(float, "[0, 1000]"),
-        "decoupled weight decay of the kernels, times the learning rate in each step (not for adam); "
+        "decoupled weight decay, times the learning rate in each step (not for adam); "
         "None: as the optimizer says, 0.004 for adamw as in Keras, 0 for sgd",
+    )
+    decay_kernels_only: bool = option(
+        False, ON_OFF, "weight decay of the kernels alone, not of biases and BatchNorm's weights as in Keras"
     )
     lookahead: bool = option(False, bool, "every 5 steps go back half of the way (Zhang et al.)")
     label_smoothing: float = option(0.0, number(float, "[0, 1)"), "label smoothing, in every loss")

@@ -142,15 +142,40 @@ def test_each_optimizer_with_decoupled_decay_follows_real_keras(ours, theirs, de
     )
 
 
-def test_sgd_has_nesterov_s_momentum_written_out_in_numpy():
+def test_sgd_has_nesterov_s_momentum_and_the_rate_in_its_velocity_written_out_in_numpy():
     parameter = start(torch.float64)
     weights, velocity, expected = parameter.detach().numpy().copy(), 0.0, []
-    for gradient in gradients(np.float64):
-        velocity = 0.9 * velocity - 0.01 * gradient
-        weights = weights + 0.9 * velocity - 0.01 * gradient
+    momentum = float(np.float32(0.9))
+    optimizer, ours = SGD([parameter], lr=0.01), []
+    for number, gradient in enumerate(gradients(np.float64)):
+        lr = 0.01 if number < 30 else 0.005  # the cut reaches new gradients alone
+        velocity = momentum * velocity - lr * gradient
+        weights = weights + momentum * velocity - lr * gradient
         expected.append(weights)
-    ours = trajectory(SGD([parameter], lr=0.01), parameter, gradients(np.float64))
+        optimizer.param_groups[0]["lr"] = lr
+        ours.extend(trajectory(optimizer, parameter, [gradient]))
     np.testing.assert_allclose(ours, np.array(expected), rtol=0, atol=1e-14)  # rounding
+
+
+def test_lookahead_s_slow_weights_start_where_the_weights_do_before_their_first_decay():
+    parameter = start(torch.float64)
+    before = parameter.detach().clone()
+    optimizer = Adam([{"params": [parameter], "decoupled_decay": 100.0}], lr=1e-3, lookahead=True)
+    trajectory(optimizer, parameter, gradients(np.float64, 1))
+    assert torch.equal(optimizer.state[parameter]["slow"], before)
+
+
+@pytest.mark.parametrize("kind", [Adam, SGD])
+def test_decay_takes_the_gradient_of_l2_at_the_weights_before_it_even_where_it_takes_all_of_them(kind):
+    decayed, by_hand = start(torch.float64), start(torch.float64)
+    before = by_hand.detach().clone()
+    (gradient,) = gradients(np.float64, 1)
+    group = {"params": [decayed], "weight_decay": 0.1, "decoupled_decay": 100.0}
+    ours = trajectory(kind([group], lr=0.01), decayed, [gradient])
+    by_hand.data.zero_()  # 1 - 0.01 * 100
+    expected = trajectory(kind([by_hand], lr=0.01), by_hand, [gradient + 0.1 * before.numpy()])
+    # float64: a product and a sum, rounded once or twice, in Adam's first step over a gradient as small as 1e-9.
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("kind", [Adam, SGD])

@@ -1,0 +1,102 @@
+"""Each optimizer is Keras's: whole runs in float64, with cuts or a schedule, beside real Keras to 1e-9."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import torch
+from test_keras import assert_close, float64, glorot_uniform
+
+import train
+from callbacks import Cosine
+from data import synthetic
+from reference import keras_notebook
+
+__all__ = ["float64"]  # a fixture
+
+MOMENTUM = float(np.float32(0.9))  # on TensorFlow Keras rounds it so; on torch it takes the double
+OPTIMIZERS = {  # with a learning rate that is too high, so that there are cuts
+    "adam": (0.005, lambda lr, decay: keras.optimizers.Adam(lr)),
+    "adamw": (0.005, lambda lr, decay: keras.optimizers.AdamW(lr, weight_decay=decay)),
+    "sgd": (0.1, lambda lr, decay: keras.optimizers.SGD(lr, momentum=MOMENTUM, nesterov=True, weight_decay=decay)),
+}
+EPOCHS, IMAGES = 5, 240  # 192 to train on: 3 steps an epoch
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """The file of images, and that of the initial weights with the weights."""
+    folder, arrays = tmp_path_factory.mktemp("optimizers"), synthetic()
+    parts = {f"{x}_train": getattr(arrays, f"{x}_train")[:IMAGES] for x in "xy"}
+    np.savez(folder / "data.npz", **parts, x_test=arrays.x_test[:20], y_test=arrays.y_test[:20])
+    weights = glorot_uniform(np.random.RandomState(1))
+    np.savez(folder / "start.npz", *weights)
+    return folder / "data.npz", folder / "start.npz", weights
+
+
+class Rates(keras.callbacks.Callback):
+    """Give each step the rate that it has here."""
+
+    def __init__(self, rates):
+        super().__init__()
+        self.rates = rates
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.model.optimizer.learning_rate = next(self.rates)
+
+
+def cosine_rates(lr, steps):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr)
+    schedule = Cosine(optimizer, total_steps=steps, min_lr=1e-6)
+    for _ in range(steps):
+        yield schedule.rate
+        optimizer.step()
+        schedule.after_step()
+
+
+def in_keras(data, weights, name, lr, decay, smoothing, schedule, l2):
+    """Train as the flags say; returns the columns of the history, and the best weights."""
+    model = keras_notebook.build_model(0.0)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            layer.kernel.regularizer = keras.regularizers.L2(l2)
+    model.set_weights(weights)
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)
+    model.compile(OPTIMIZERS[name][1](lr, decay), loss, metrics=["accuracy"])
+    x_train, y_train, _, _ = keras_notebook.prepare(*keras_notebook.load_data(data))
+    callbacks = [keras.callbacks.EarlyStopping("val_loss", patience=EPOCHS, restore_best_weights=True)]
+    if schedule == "cosine":
+        callbacks.append(Rates(cosine_rates(lr, EPOCHS * 3)))
+    else:
+        callbacks.append(keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.5, patience=1))
+    settings = {"batch_size": 64, "epochs": EPOCHS, "validation_split": 0.2, "shuffle": False, "verbose": 0}
+    history = model.fit(x_train, y_train, callbacks=callbacks, **settings).history
+    return history, model.get_weights()
+
+
+@pytest.mark.parametrize(
+    "flags", ["", "--l2 0", "--l2 0.01 --label-smoothing 0.1", "--schedule cosine", "--weight-decay 0.5"]
+)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_whole_runs_of_each_optimizer_equal_keras_s_in_every_figure_to_1e_9(name, flags, start, float64, tmp_path):
+    if name == "adam" and "decay" in flags:
+        pytest.skip("adam has no weight decay: --weight-decay is refused with it")
+    lr, _ = OPTIMIZERS[name]
+    given = dict(zip(flags.split()[::2], flags.split()[1::2], strict=True))
+    decay = float(given.get("--weight-decay", 0.004 if name == "adamw" else 0)) or None
+    data, first, weights = start
+    smoothing, schedule = float(given.get("--label-smoothing", 0)), given.get("--schedule", "plateau")
+    theirs, best = in_keras(data, weights, name, lr, decay, smoothing, schedule, float(given.get("--l2", 1e-3)))
+
+    fixed = ["--no-shuffle", "--dropout", "0", "--dtype", "float64", "--lr-patience", "1", "--patience", "6"]
+    arguments = ["--data", str(data), "--init-weights", str(first), "--optimizer", name, *fixed]
+    arguments += ["--lr", str(lr), "--epochs", str(EPOCHS), *flags.split(), "--out", str(tmp_path / "run")]
+    assert train.main(arguments) == 0
+    ours = np.genfromtxt(tmp_path / "run" / "history.csv", delimiter=",", names=True)
+    for column in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        np.testing.assert_allclose(ours[column], theirs[column], rtol=1e-9, err_msg=column)
+    with np.load(tmp_path / "run" / "best_weights.npz") as file:
+        assert_close(list(file.values()), best, 1e-9)
+    cuts = json.loads((tmp_path / "run" / "metrics.json").read_text())["learning_rate_cuts"]
+    assert (schedule == "cosine") != any(cut["epoch"] < EPOCHS for cut in cuts)  # SGD's is felt from the next step on
