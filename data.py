@@ -11,26 +11,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import files
+from harness.datasets import load_npz
 from harness.download import cifar10
 from harness.errors import BadInput
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SYNTHETIC, DEFAULT = "synthetic", "data"  # the default folder is the only one that is made
-NPZ_LIMIT = 8 << 30  # bytes: 40 times CIFAR-10
 
 
 class Arrays(NamedTuple):
-    """A data set as stored: images uint8 (N, 32, 32, 3), labels int64 (N,), classes 0 to 9."""
+    """A data set as stored: images uint8 (N, H, W, C), labels int64 (N,) from 0, and the names of all classes."""
 
     x_train: np.ndarray
     y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
+    class_names: tuple[str, ...] = CLASSES
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.x_train.shape[1:]
 
 
 class Split(NamedTuple):
-    """One part of a data set on one device: images uint8 (N, 32, 32, 3), labels int64 (N,)."""
+    """One part of a data set on one device: images uint8 (N, H, W, C), labels int64 (N,)."""
 
     images: Tensor
     labels: Tensor
@@ -51,7 +55,8 @@ def load(source: str) -> Arrays:
         return synthetic()
     path = Path(source)
     if path.suffix == ".npz":
-        return load_npz(path)
+        parts, names = load_npz(path)
+        return Arrays(*parts, names)
     if os.path.isfile(path):
         raise BadInput(f"--data {source}: neither a folder nor an .npz file; pass one of them, or '{SYNTHETIC}'")
     if source != DEFAULT and not os.path.exists(path):
@@ -63,7 +68,7 @@ def load(source: str) -> Arrays:
 def fingerprint(arrays: Arrays) -> str:
     """SHA-256 of the shapes and values: the same data have the same one, wherever they were read from."""
     digest = hashlib.sha256()
-    for array in arrays:
+    for array in arrays[:4]:
         digest.update(f"{array.shape}{array.dtype}".encode())
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
@@ -88,44 +93,12 @@ def describe(source: str) -> str:
     return f"data from {source}" if source.endswith(".npz") else f"CIFAR-10 in {source}"
 
 
-def unseen(training: Split, validation: Split) -> list[int]:
-    """The classes of validation images that no training image has: the arrays were sorted by class, most likely."""
-    return sorted({*validation.labels.tolist()} - {*training.labels.tolist()})
-
-
-def class_names(source: str) -> tuple[str, ...]:
-    """The names of the classes 0 to 9 of `--data`: CIFAR-10's, but the stand-in's mean nothing."""
-    return tuple(f"class {number}" for number in range(len(CLASSES))) if source == SYNTHETIC else CLASSES
-
-
-def load_npz(path: Path) -> Arrays:
-    """Read `x_train, y_train, x_test, y_test` from a file in the layout of Keras's dataset files."""
-    arrays = files.read_npz("--data", path, NPZ_LIMIT)
-    missing = [name for name in Arrays._fields if name not in arrays]
-    if missing:
-        found = ", ".join(arrays) or "nothing"
-        raise BadInput(f"--data {path}: no array {', '.join(missing)} in it (found: {found}); add it with np.savez")
-    for part in ("train", "test"):
-        fault = _fault(f"x_{part}", arrays[f"x_{part}"], f"y_{part}", arrays[f"y_{part}"])
-        if fault:
-            raise BadInput(f"--data {path}: {fault}")
-    labels = {name: arrays[name].reshape(-1).astype(np.int64) for name in ("y_train", "y_test")}
-    return Arrays(x_train=arrays["x_train"], x_test=arrays["x_test"], **labels)
-
-
-def _fault(x: str, images: np.ndarray, y: str, labels: np.ndarray) -> str | None:
-    """Say what is wrong with the arrays called `x` and `y`."""
-    if images.dtype != np.uint8:
-        return f"{x} is {images.dtype}; images must be uint8, 0 to 255"
-    if images.ndim != 4 or images.shape[1:] != (32, 32, 3) or len(images) == 0:
-        return f"{x} has shape {images.shape}; images must be (N, 32, 32, 3) with N of at least 1"
-    if not np.issubdtype(labels.dtype, np.integer):
-        return f"{y} is {labels.dtype}; labels must be whole numbers from 0 to {len(CLASSES) - 1}"
-    if labels.shape not in ((len(images),), (len(images), 1)):
-        return f"{y} has shape {labels.shape}; {x} asks for ({len(images)},) or ({len(images)}, 1)"
-    if labels.min() < 0 or labels.max() >= len(CLASSES):
-        return f"{y} has labels from {labels.min()} to {labels.max()}; they must lie in 0 to {len(CLASSES) - 1}"
-    return None
+def unseen(training: Split, validation: Split, test: Split, classes: int) -> dict[str, list[int]]:
+    """The classes that no training image has, by the part that has them; `no` is for those that no image has."""
+    trained, others = {*training.labels.tolist()}, {}
+    for part, split in (("validation", validation), ("test", test)):
+        others[part] = sorted({*split.labels.tolist()} - trained)
+    return others | {"no": sorted({*range(classes)} - trained.union(*others.values()))}
 
 
 def split_validation(images: np.ndarray, labels: np.ndarray, fraction: float) -> tuple[Split, Split]:
@@ -144,29 +117,53 @@ def as_split(images: np.ndarray, labels: np.ndarray) -> Split:
     return Split(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels))
 
 
-def random_views(count: int, shift: int = 4) -> Tensor:
-    """Draw a view of each of `count` images from torch's CPU generator, all equally likely (162 for a shift of 4).
+class Views(NamedTuple):
+    """The stored rows, int64 (N, H), and columns, int64 (N, W), that each augmented image is made of."""
 
-    Mirrored or not, and moved by up to `shift` pixels each way; pixels next to the edge, mirrored at it, fill the gap.
-    Returns the stored rows and columns that each view is made of, int64 (2, N, 32).
-    """
-    shifts = torch.randint(-shift, shift + 1, (2, count, 1))
-    rows, columns = 31 - (31 - (torch.arange(32) + shifts).abs()).abs()  # mirrored at 0, then at 31
-    flipped = torch.randint(0, 2, (count, 1), dtype=torch.bool)
-    return torch.stack([rows, torch.where(flipped, columns.flip(1), columns)])
+    rows: Tensor
+    columns: Tensor
+
+
+class Augmentation(NamedTuple):
+    """Views of images of `height` and `width`: moved by up to `shift` pixels each way, and mirrored or not."""
+
+    height: int
+    width: int
+    shift: int = 4
+    mirror: bool = True
+
+    def draw(self, count: int) -> Views:
+        """Draw a view of each of `count` images from torch's CPU generator, all equally likely (162 by default).
+
+        Pixels next to the edge, mirrored at it, fill the gap.
+        """
+        if self.shift >= min(self.height, self.width):
+            raise BadInput(
+                f"--shift {self.shift}: images are {self.height}x{self.width}; "
+                f"pass {min(self.height, self.width) - 1} at most"
+            )
+        shifts = torch.randint(-self.shift, self.shift + 1, (2, count, 1))
+        rows, columns = (
+            last - (last - (torch.arange(last + 1) + shift).abs()).abs()  # mirrored at 0, then at the last one
+            for last, shift in zip((self.height - 1, self.width - 1), shifts, strict=True)
+        )
+        if self.mirror:
+            flipped = torch.randint(0, 2, (count, 1), dtype=torch.bool)
+            columns = torch.where(flipped, columns.flip(1), columns)
+        return Views(rows, columns)
 
 
 def draw(
-    count: int, seed: int, epoch: int, shuffle: bool = True, shift: int | None = None, rank: int = 0
-) -> tuple[Tensor | None, Tensor | None]:
-    """Draw the order of `count` images, int64 (N,) (None: as stored), and their views (None without a `shift`).
+    count: int, seed: int, epoch: int, shuffle: bool = True, augmentation: Augmentation | None = None, rank: int = 0
+) -> tuple[Tensor | None, Views | None]:
+    """Draw the order of `count` images, int64 (N,) (None: as stored), and their views (None without augmentation).
 
     Both are functions of `seed` and `epoch` (from 0) alone, the same on each process and device. torch's generators are
     left as seed, epoch and `rank` alone decide it, so that a process draws dropout masks of its own.
     """
     seed_torch(seed, epoch + 1)
     order = torch.randperm(count) if shuffle else None
-    views = None if shift is None else random_views(count, shift)
+    views = None if augmentation is None else augmentation.draw(count)
     if rank:
         seed_torch(seed, epoch + 1, rank)
     return order, views
@@ -178,7 +175,7 @@ def seed_torch(*entropy: int) -> None:
 
 
 class Batch(NamedTuple):
-    """Images (B, 3, 32, 32) in [0, 1] and labels (B,) of this process's part of a batch of `size` images."""
+    """Images (B, C, H, W) in [0, 1] and labels (B,) of this process's part of a batch of `size` images."""
 
     images: Tensor
     labels: Tensor
@@ -189,7 +186,7 @@ def batches(
     split: Split,
     batch_size: int,
     order: Tensor | None = None,
-    views: Tensor | None = None,
+    views: Views | None = None,
     dtype: torch.dtype = torch.float32,
     rank: int = 0,
     processes: int = 1,
@@ -201,17 +198,18 @@ def batches(
     parts empty if need be, and part number `rank` comes.
     """
     device = split.labels.device
-    order, views = (drawn if drawn is None else drawn.to(device) for drawn in (order, views))
+    order = None if order is None else order.to(device)
+    views = None if views is None else Views(*(indices.to(device) for indices in views))
     for first in range(0, len(split), batch_size):
         size = min(batch_size, len(split) - first)
         mine = slice(first + size * rank // processes, first + size * (rank + 1) // processes)
         if order is None:
-            images, labels = split.images[mine], split.labels[mine]  # (B, 32, 32, 3) uint8, (B,)
+            images, labels = split.images[mine], split.labels[mine]  # (B, H, W, C) uint8, (B,)
         else:
             mine = order[mine]
             images, labels = split.images.index_select(0, mine), split.labels.index_select(0, mine)
         if views is not None:
-            rows, columns = views[:, mine]
+            rows, columns = views.rows[mine], views.columns[mine]
             which = torch.arange(len(labels), device=device)
             images = images[which[:, None, None], rows[:, :, None], columns[:, None, :]]
         yield Batch(images.permute(0, 3, 1, 2).to(dtype).div_(255), labels, size)
@@ -237,4 +235,5 @@ def synthetic() -> Arrays:
         noise = random.randint(-64, 65, shifted.shape)
         return np.clip(shifted + noise, 0, 255).astype(np.uint8), labels.astype(np.int64)
 
-    return Arrays(*draw(5_000), *draw(1_000))
+    names = tuple(f"class {number}" for number in range(len(CLASSES)))  # CIFAR-10's would mean nothing
+    return Arrays(*draw(5_000), *draw(1_000), names)

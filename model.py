@@ -12,47 +12,53 @@ from torch import Tensor, nn
 from harness import files
 from harness.errors import BadInput
 
-PATCH = 3 * 2 * 2  # values in a patch of 2x2 pixels
+Shape = tuple[int, int, int]  # of an image: height, width, channels
+CIFAR10_SHAPE = (32, 32, 3)
 WHITENING_IMAGES = 5000
 VARIANCE_FLOOR = 3e-5  # airbench's 5e-4 is for pixels of unit variance; directions of mere rounding stay small
 
 
 class Network(nn.Module):
-    """Images (N, 3, 32, 32) float in [0, 1] to logits (N, 10), made by `MODELS[name](dropout)`.
+    """Images (N, C, H, W) float in [0, 1] to logits (N, classes).
 
-    What a network wants of its training it says itself, by overriding what stands here. `self.apply(_initialise)` gives
-    it Keras's initial weights.
+    Made by `MODELS[name](image_shape, classes, dropout)`; `image_shape` is (H, W, C), as in Keras. What a network wants
+    of its training it says itself, by overriding what stands here. `self.apply(_initialise)` gives it Keras's initial
+    weights.
     """
 
     augmented: ClassVar[bool] = False  # are training images mirrored and shifted, if the flags do not say?
+    smallest: ClassVar[int] = 1  # height and width of images, at least
 
     def l2_weights(self) -> list[nn.Parameter]:
         """The weights that carry the L2 penalty: the convolution kernels, no bias, no dense layer."""
         return [layer.weight for layer in self.modules() if isinstance(layer, nn.Conv2d)]
 
     def prepare(self, images: Tensor) -> None:
-        """Set what is computed from the training images, uint8 (N, 32, 32, 3); not called with --init-weights."""
+        """Set what is computed from the training images, uint8 (N, H, W, C); not called with --init-weights."""
 
 
 class BaselineCNN(Network):
     """The notebook's CNN; softmax of its logits gives probabilities."""
 
-    def __init__(self, dropout: float = 0.5):
+    smallest = 4  # halved twice
+
+    def __init__(self, image_shape: Shape = CIFAR10_SHAPE, classes: int = 10, dropout: float = 0.5):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 32, 3, padding=1)  # Keras's "same" for a 3x3 kernel
+        height, width, channels = image_shape
+        self.conv1 = nn.Conv2d(channels, 32, 3, padding=1)  # Keras's "same" for a 3x3 kernel
         self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
-        self.dense1 = nn.Linear(8 * 8 * 64, 128)
+        self.dense1 = nn.Linear((height // 4) * (width // 4) * 64, 128)
         self.dropout = nn.Dropout(dropout)
-        self.dense2 = nn.Linear(128, 10)
+        self.dense2 = nn.Linear(128, classes)
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
         # Pool before ReLU: the maximum commutes with a monotone function, so values and gradients are those of
         # the notebook's ReLU-then-pool to the bit, on a quarter of the data.
-        x = F.relu(F.max_pool2d(self.conv1(images), 2))  # (N, 32, 16, 16)
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # (N, 64, 8, 8)
+        x = F.relu(F.max_pool2d(self.conv1(images), 2))  # (N, 32, H // 2, W // 2)
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # (N, 64, H // 4, W // 4)
         # Difference 7: Keras flattens height, width, channel. In channels_last memory that is a view.
-        x = x.permute(0, 2, 3, 1).flatten(1)  # (N, 4096)
+        x = x.permute(0, 2, 3, 1).flatten(1)  # (N, 4096) for CIFAR-10
         # Difference 8: no softmax here; Keras on TensorFlow, too, takes the loss from the logits.
         return self.dense2(self.dropout(F.relu(self.dense1(x))))
 
@@ -61,16 +67,17 @@ class ImprovedCNN(Network):
     """The second experiment's network: three stages of two convolutions with BatchNorm."""
 
     augmented = True
+    smallest = 8  # halved three times
 
-    def __init__(self, dropout: float = 0.5, channels: int = 3):
+    def __init__(self, image_shape: Shape = CIFAR10_SHAPE, classes: int = 10, dropout: float = 0.5):
         super().__init__()
-        self.stages = nn.Sequential(Stage(channels, 48), Stage(48, 96), Stage(96, 192))
+        self.stages = nn.Sequential(Stage(image_shape[2], 48), Stage(48, 96), Stage(96, 192))
         self.dropout = nn.Dropout(dropout)
-        self.dense = nn.Linear(192, 10)
+        self.dense = nn.Linear(192, classes)
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.stages(images)  # (N, 192, 4, 4)
+        x = self.stages(images)  # (N, 192, H // 8, W // 8)
         return self.dense(self.dropout(x.amax((2, 3))))
 
 
@@ -100,13 +107,17 @@ class WhitenedCNN(ImprovedCNN):
     their negatives, as K. Jordan's airbench has it (arXiv:2404.00498).
     """
 
-    def __init__(self, dropout: float = 0.5):
-        super().__init__(dropout, channels=2 * PATCH)
-        self.register_buffer("kernel", torch.zeros(2 * PATCH, 3, 2, 2))
-        self.bias = nn.Parameter(torch.zeros(2 * PATCH))
+    smallest = 9  # the patches lie between the pixels
+
+    def __init__(self, image_shape: Shape = CIFAR10_SHAPE, classes: int = 10, dropout: float = 0.5):
+        height, width, channels = image_shape
+        patches = 2 * 4 * channels  # a patch and its negative for each direction
+        super().__init__((height - 1, width - 1, patches), classes, dropout)
+        self.register_buffer("kernel", torch.zeros(patches, channels, 2, 2))
+        self.bias = nn.Parameter(torch.zeros(patches))
 
     def forward(self, images: Tensor) -> Tensor:
-        patches = F.relu(F.conv2d(images, self.kernel, self.bias))  # (N, 24, 31, 31)
+        patches = F.relu(F.conv2d(images, self.kernel, self.bias))  # (N, 8 * C, H - 1, W - 1)
         return super().forward(patches)
 
     @torch.no_grad()
@@ -114,7 +125,7 @@ class WhitenedCNN(ImprovedCNN):
         """Set the layer from the 2x2 patches of the first images; all but the faintest directions get unit variance."""
         # In float64 on the CPU, and eigenvectors with their greatest entry positive: the same on every device.
         pixels = images[:WHITENING_IMAGES].cpu().double().permute(0, 3, 1, 2) / 255
-        patches = F.unfold(pixels, 2).transpose(1, 2).reshape(-1, PATCH)
+        patches = F.unfold(pixels, 2).transpose(1, 2).reshape(-1, self.kernel[0].numel())
         mean = patches.mean(0)
         variances, directions = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
         directions *= directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
@@ -127,9 +138,20 @@ class WhitenedCNN(ImprovedCNN):
 MODELS = {"baseline": BaselineCNN, "improved": ImprovedCNN, "whitened": WhitenedCNN}
 
 
-def build_model(name: str = "baseline", dropout: float = 0.5) -> Network:
-    """Return the network called `name`, freshly initialised from torch's global generator."""
-    return MODELS[name](dropout)
+def build_model(
+    name: str = "baseline", image_shape: Shape = CIFAR10_SHAPE, classes: int = 10, dropout: float = 0.5
+) -> Network:
+    """Return the network called `name`, freshly initialised from torch's global generator.
+
+    Raises BadInput for images, (H, W, C), that are too small for it.
+    """
+    height, width, _ = image_shape
+    if min(height, width) < MODELS[name].smallest:
+        raise BadInput(
+            f"--data: its images are {height}x{width}, and {name} takes {MODELS[name].smallest}x"
+            f"{MODELS[name].smallest} at least; pass larger ones"
+        )
+    return MODELS[name](image_shape, classes, dropout)
 
 
 def _initialise(layer: nn.Module) -> None:

@@ -73,7 +73,8 @@ class Options:
     augment: bool | None = option(
         None, ON_OFF, "mirror and shift training images at random; None: as the network says, not with baseline"
     )
-    shift: int = option(4, number(int, "[0, 31]"), "how many pixels --augment moves an image at most")
+    shift: int = option(4, number(int, "[0, 10000]"), "how many pixels --augment moves an image at most")
+    no_mirror: bool = option(False, bool, "--augment without mirror images, which are wrong for digits and text")
     l2: float = option(1e-3, number(float, "[0, 1000]"), "factor of the L2 penalty on convolution kernels")
     dropout: float = option(0.5, number(float, "[0, 1)"), "dropout rate before the last layer")
     no_shuffle: bool = option(False, bool, "take the training images in the same order each epoch")

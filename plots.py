@@ -18,6 +18,7 @@ RATE = {"color": "#7a5195", "marker": "o", "markersize": 4}
 GROUPS = ("#00693e", "#cc79a7", "#56b4e9", "#8c2d04", "#9a9a00", "#e34a6f")  # none of the colours above
 STYLES = (("--", "training"), ("-", "validation and learning rate"))
 THIN = 0.5
+NUMBERED = 20  # classes of a confusion matrix whose numbers can still be read
 WIDE = 20  # learning rates that span more than this factor are drawn on a logarithmic axis
 
 
@@ -104,22 +105,32 @@ def overlay(groups: dict[str, list[dict[str, list[float]]]], loss_name: str, rat
 
 
 def confusion(matrix: list[list[int]], names: tuple[str, ...], title: str) -> bytes:
-    """Draw `matrix[true][predicted]`, images, shaded by their fraction of the true class; PNG, 8 x 7 inches."""
+    """Draw `matrix[true][predicted]`, images, shaded by their fraction of the true class; PNG, 8 x 7 inches.
+
+    Of more classes than NUMBERED the shades are shown alone, with a name beside some.
+    """
     counts = np.array(matrix)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure = Figure(figsize=(8, 7), layout="constrained")
     figure.suptitle(title).set_parse_math(False)
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Greys", vmin=0, vmax=1)
-    ticks = range(len(names))
-    axes.set_xticks(ticks, names, rotation=45, ha="right")
-    axes.set_yticks(ticks, [f"{name}  {share[i, i]:.1%}" for i, name in enumerate(names)])
+    ticks = range(0, len(names), 1 + (len(names) - 1) // NUMBERED)
+    axes.set_xticks(ticks, [_short(names[i]) for i in ticks], rotation=45, ha="right")
+    axes.set_yticks(ticks, [f"{_short(names[i])}  {share[i, i]:.1%}" for i in ticks])
     axes.set(xlabel="predicted class", ylabel="true class, and its recall")
-    for i in ticks:
-        for j in ticks:
-            axes.text(j, i, counts[i, j], ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
+    for text in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
+        text.set_parse_math(False)  # a name may have dollar signs in it
+    if len(names) <= NUMBERED:
+        for i in ticks:
+            for j in ticks:
+                axes.text(j, i, counts[i, j], ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
     figure.colorbar(image, shrink=0.8)
     return _png(figure)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 20 else f"{name[:19]}…"
 
 
 def _scale_rates(axes: Axes, rates: list[float]) -> None:

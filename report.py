@@ -12,22 +12,33 @@ from harness.run import ALL_EPOCHS, EARLY_STOPPING, STOPPED, Run
 from metrics import Figures
 from options import Options
 
+UNSEEN = {  # what it may come from that training lacks a class
+    "validation": ": the last images are for validation, so shuffle sorted arrays first",
+    "test": "",
+    "no": " either: labels count from 0",
+}
 
-def beginning(options: Options, config: dict, unseen: list[int]) -> None:
-    """Say what is trained, on what, and where it goes; `config` is config.json, `unseen` data.unseen's classes."""
+
+def beginning(options: Options, config: dict, unseen: dict[str, list[int]]) -> None:
+    """Say what is trained, on what, and where it goes; `config` is config.json, `unseen` data.unseen's by part."""
     processes, images = config["processes"], config["images"]
     threads = f"{config['threads']} threads"
     if processes > 1:
         threads += f" in each of {processes} processes"
     parameters = f"{config['parameters']:,} parameters"
     say(f"{title(options)}, {parameters}, seed {options.seed}, {config['device_name']}, {threads}")
-    say(f"{config['data']}: {', '.join(f'{count:,} {part}' for part, count in images.items())} images")
-    if unseen:
-        names = data.class_names(options.data)
-        say(
-            f"No training image has the class {', '.join(names[number] for number in unseen)}, which validation images "
-            "have: the last images are for validation, so shuffle sorted arrays first."
-        )
+    names, shape = config["class_names"], "x".join(map(str, config["image_shape"]))
+    counts = ", ".join(f"{count:,} {part}" for part, count in images.items())
+    say(f"{config['data']}: {counts} images of {shape}, {len(names)} classes")
+    if options.augment:
+        mirrored = "" if options.no_mirror else "mirrored or not, and "
+        say(f"Training images are {mirrored}shifted by up to {options.shift} pixels, at random.")
+    for part, classes in unseen.items():
+        if classes:
+            said = ", ".join(names[number] for number in classes[:5])
+            if len(classes) > 5:
+                said += f" and {len(classes) - 5} more"
+            say(f"No training image has the class {said}, which {part} images have{UNSEEN[part]}.")
     say(f"Run directory: {options.out}")
 
 
@@ -38,7 +49,7 @@ def end(
 
     `mirrored` are those with the logits of each image's mirror image averaged in.
     """
-    dtype, names = getattr(torch, options.dtype), data.class_names(options.data)
+    dtype, names = getattr(torch, options.dtype), run.config["class_names"]
     cutting = SCHEDULES[options.schedule].cutting
     reason = ALL_EPOCHS if len(history) == options.epochs else STOPPED  # by another callback
     if stopping.should_stop:

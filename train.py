@@ -53,8 +53,8 @@ def train(options: Options) -> None:
     if options.device.type == "cpu" and not torch.cuda.is_available():
         say("No CUDA device: training on the CPU.")
 
-    model = initial_network(options)
     arrays = data.load(options.data)
+    model = initial_network(options, arrays)
     training, validation = data.split_validation(arrays.x_train, arrays.y_train, options.validation_split)
     test = data.as_split(arrays.x_test, arrays.y_test)
     training, validation, test = (part.to(options.device) for part in (training, validation, test))
@@ -66,18 +66,20 @@ def train(options: Options) -> None:
 
     config = {"model": options.model, "data": data.describe(options.data), "data_sha256": data_sha256}
     config |= {"images": {"training": len(training), "validation": len(validation), "test": len(test)}}
+    config |= {"image_shape": list(arrays.image_shape), "class_names": list(arrays.class_names)}
     config |= {"parameters": sum(parameter.numel() for parameter in model.parameters())}
     config |= {"flags": options.flags(), "not_default": options.not_default()} | environment.describe(options.device)
+    unseen = data.unseen(training, validation, test, len(arrays.class_names))
     with run.claimed(config, to_keras_weights(model)) as finished:
         if finished:
             report.finished_already(options, finished)
             return
-        report.beginning(options, config, data.unseen(training, validation))
+        report.beginning(options, config, unseen)
         objective = Objective(options.l2, options.label_smoothing, options.mixed_precision)
         best, history, stopping = fit(options, run, model, objective, training, validation)
         figures = evaluate(best, test, objective)
         mirrored = None
-        if options.augment:  # a network that was trained on mirror images knows them too
+        if options.augment and not options.no_mirror:  # a network that was trained on mirror images knows them too
             mirrored = evaluate(best, test, objective, mirrored=True)
         report.end(options, run, history, stopping, figures, mirrored)
 
@@ -95,12 +97,12 @@ def set_up_torch(threads: int | None, tf32: bool, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def initial_network(options: Options) -> Network:
-    """Return the network as the seed, or --init-weights, makes it, on its device."""
+def initial_network(options: Options, arrays: data.Arrays) -> Network:
+    """Return the network for such images and classes as the seed, or --init-weights, makes it, on its device."""
     data.seed_torch(options.seed, 0)
     # Drawn on the CPU and in float32, so that a seed means the same initial weights on every device. In channels_last
     # memory convolution and pooling are vectorised over channels, and the stored images need no copy.
-    model = build_model(options.model, options.dropout)
+    model = build_model(options.model, arrays.image_shape, len(arrays.class_names), options.dropout)
     model.to(options.device, getattr(torch, options.dtype), memory_format=torch.channels_last)
     if options.init_weights is not None:
         load_keras_weights(model, options.init_weights)
@@ -133,7 +135,9 @@ def fit(
     mode = "reduce-overhead" if options.device.type == "cuda" else None
     network = torch.compile(model, mode=mode) if options.compile else model
     hide = options.quiet or distributed.rank() > 0 or not sys.stderr.isatty()
-    shift = options.shift if options.augment else None
+    augmentation = None
+    if options.augment:
+        augmentation = data.Augmentation(*training.images.shape[1:3], options.shift, not options.no_mirror)
 
     for epoch in range(len(history), options.epochs):
         if stopping.should_stop:
@@ -141,7 +145,7 @@ def fit(
         with signals.deferred():  # a signal waits for the end of a step, or of the epoch's files
             started, rate = time.perf_counter(), schedule.rate
             title, shuffle = f"Epoch {epoch + 1}/{options.epochs}", not options.no_shuffle
-            order, views = data.draw(len(training), options.seed, epoch, shuffle, shift, distributed.rank())
+            order, views = data.draw(len(training), options.seed, epoch, shuffle, augmentation, distributed.rank())
             batches = own_batches(training, options.batch_size, dtype, order, views)
             bar = tqdm(batches, title, steps, leave=False, unit="step", disable=hide)
             try:
@@ -203,7 +207,7 @@ def evaluate(model: Network, split: data.Split, objective: Objective, mirrored: 
 
 
 def own_batches(
-    split: data.Split, size: int, dtype: torch.dtype, order: Tensor | None = None, views: Tensor | None = None
+    split: data.Split, size: int, dtype: torch.dtype, order: Tensor | None = None, views: data.Views | None = None
 ) -> Iterable[data.Batch]:
     """Yield this process's part of each batch; between two of them a signal ends the run."""
     for batch in data.batches(split, size, order, views, dtype, distributed.rank(), distributed.size()):

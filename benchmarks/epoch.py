@@ -85,8 +85,8 @@ def our_epoch(file: str, args: argparse.Namespace):
     epochs = itertools.count()
 
     def learn() -> None:
-        shift = 4 if model.augmented else None
-        draws = data.draw(len(training), seed=0, epoch=next(epochs), shift=shift)
+        augmentation = data.Augmentation(32, 32) if model.augmented else None
+        draws = data.draw(len(training), seed=0, epoch=next(epochs), augmentation=augmentation)
         train.train_epoch(model, data.batches(training, BATCH, *draws), objective, optimizer, schedule)
 
     return learn, lambda: train.evaluate(model, validation, objective)

@@ -91,9 +91,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())} (see --help)\n")
 
 
+def unprintable(text: str) -> bool:
+    """Tell whether `text` cannot be written into a line of a log, a JSON file and a picture's title."""
+    return any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
+
+
 def path_type(text: str) -> str:
-    """An argparse type: a path that can be written into a line of a log, a JSON file and a picture's title."""
-    if not text or any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
+    """An argparse type: a path of printable characters."""
+    if not text or unprintable(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no path: pass one of printable characters")
     return text
 

@@ -5,12 +5,13 @@ import io
 import json
 import os
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from harness.errors import BadInput, CannotWrite, refusing
+from harness.errors import BadInput, CannotWrite, first_line, refusing
 
 WEIGHTS_LIMIT = 256 << 20  # bytes of an .npz of weights: 60 times the baseline's in float64
 
@@ -80,10 +81,12 @@ def read_text(path: Path) -> str:
         raise BadInput(f"{path}: not a text file; pass a run's directory or its history") from None
 
 
-def read_npz(flag: str, path: Path, limit: int) -> dict[str, np.ndarray]:
-    """Return every array of the `.npz` file that `flag` names; one that claims more than `limit` bytes is not read.
+def read_npz(
+    flag: str, path: Path, limit: int, needed: Collection[str] = (), optional: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """Return the arrays of the `.npz` file that `flag` names: those that are `needed`, and `optional` ones; else all.
 
-    Raises BadInput.
+    What claims more than `limit` bytes is not read. Raises BadInput, which names the array at fault.
     """
     with refusing(f"{flag} {path}: not a readable .npz of plain arrays", "write it with np.savez"):
         if not (path.exists() or path.is_symlink()):
@@ -92,11 +95,27 @@ def read_npz(flag: str, path: Path, limit: int) -> dict[str, np.ndarray]:
             raise ValueError("not a file")
         # A header that is no Python makes numpy warn before it raises.
         with warnings.catch_warnings(action="ignore"), np.load(path, allow_pickle=False) as file:
-            size = sum(member.file_size for member in file.zip.infolist())
+            missing = [name for name in needed if name not in file.files]
+            if missing:
+                found = ", ".join(file.files) or "nothing"
+                raise BadInput(
+                    f"{flag} {path}: no array {', '.join(missing)} in it (found: {found:.200}); add it with np.savez"
+                )
+            wanted = [name for name in file.files if not needed or name in needed or name in optional]
+            sizes = {member.filename.removesuffix(".npy"): member.file_size for member in file.zip.infolist()}
+            size = sum(sizes[name] for name in wanted)
             if size > limit:
                 raise ValueError(f"its arrays take {size:,} bytes, more than {limit:,}")
-            arrays = dict(file)
-        for name, array in arrays.items():
-            if not isinstance(array, np.ndarray):  # numpy gives what is not its own back as bytes
-                raise ValueError(f"{name} in it is no array")
-        return arrays
+            return {name: _read_array(file, name) for name in wanted}
+
+
+def _read_array(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    try:
+        array = file[name]
+    except MemoryError:
+        raise
+    except Exception as error:  # bytes that are damaged can raise nearly all
+        raise ValueError(f"{name}: {first_line(error)}") from None
+    if not isinstance(array, np.ndarray):  # numpy gives what is not its own back as bytes
+        raise ValueError(f"{name} in it is no array")
+    return array

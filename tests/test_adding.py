@@ -45,10 +45,10 @@ class Tiny(Network):
 
     augmented = True
 
-    def __init__(self, dropout):
+    def __init__(self, image_shape, classes, dropout):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.dense = nn.Linear(3, 10)
+        self.dense = nn.Linear(image_shape[2], classes)
 
     def l2_weights(self):
         return [self.dense.weight]
@@ -187,8 +187,8 @@ def test_an_option_that_an_earlier_version_did_not_have_counts_as_its_default_th
 class Frozen(model.BaselineCNN):
     """A network whose first layer is not trained."""
 
-    def __init__(self, dropout):
-        super().__init__(dropout)
+    def __init__(self, image_shape, classes, dropout):
+        super().__init__(image_shape, classes, dropout)
         self.conv1.weight.requires_grad_(False)
 
 

@@ -48,6 +48,7 @@ def waits(monkeypatch):
 def test_the_host_waits_for_the_device_as_often_in_a_long_epoch_as_in_a_short_one(flags, npz, waits, monkeypatch):
     given = options.parse(flags.split())
     arrays = data.load(str(npz))
+    augmentation = data.Augmentation(32, 32, given.shift) if given.augment else None
 
     def counted(images, every):
         monkeypatch.setitem(metrics.CHECK_EVERY, "cpu", every)
@@ -55,7 +56,7 @@ def test_the_host_waits_for_the_device_as_often_in_a_long_epoch_as_in_a_short_on
         model = build_model(given.model)
         optimizer = OPTIMIZERS[given.optimizer](parameter_groups(model, given.l2), given.lr, given.lookahead)
         schedule = SCHEDULES[given.schedule](optimizer, total_steps=99, min_lr=0.0, factor=0.5, patience=3)
-        draws = data.draw(images, seed=0, epoch=0, shift=given.shift if given.augment else None)
+        draws = data.draw(images, seed=0, epoch=0, augmentation=augmentation)
         objective = metrics.Objective(given.l2)
         waits.clear()
         train.train_epoch(model, data.batches(part, 16, *draws), objective, optimizer, schedule)

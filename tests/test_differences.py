@@ -89,8 +89,8 @@ def whole(data_file, tmp_path_factory):
     return last_epoch(data_file, tmp_path_factory.mktemp("whole") / "run", "--dtype", "float64")
 
 
-def torch_s_initialisers(name, dropout):
-    network = build_model(name, dropout)
+def torch_s_initialisers(*arguments):
+    network = build_model(*arguments)
     for layer in network.modules():
         if hasattr(layer, "reset_parameters"):
             layer.reset_parameters()

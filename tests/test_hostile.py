@@ -480,6 +480,7 @@ OTHER_FLAGS = {
     "--label-smoothing": "0.1",
     "--augment": None,
     "--shift": "2",
+    "--no-mirror": None,
     "--mixed-precision": None,
     "--tf32": None,
     "--deterministic": None,

@@ -53,7 +53,7 @@ class Done:
 
     def network(self, name="best"):
         """The run's network with its `best` or `initial` weights, dropout off."""
-        network = build_model(self.flags["model"], 0.0).to(getattr(torch, self.flags["dtype"]))
+        network = build_model(self.flags["model"], dropout=0.0).to(getattr(torch, self.flags["dtype"]))
         from_keras_weights(network, self.weights(name))
         return network
 
@@ -415,12 +415,12 @@ def data_path(trained, few, folder, **_):
     other = folder / "other.npz"
     np.savez(other, **few | {"x_train": few["x_train"][:30], "y_train": few["y_train"][:30]})
     run = trained("--epochs 1", other)
-    assert f"{other}: 24 training, 6 validation, 20 test images\n" in run.stdout
+    assert f"{other}: 24 training, 6 validation, 20 test images of 32x32x3, 10 classes\n" in run.stdout
 
 
 def validation_split(trained, **_):
-    assert ": 20 training, 20 validation, 20 test images\n" in trained("--epochs 1 --validation-split 0.5").stdout
-    assert ": 32 training, 8 validation, 20 test images\n" in trained("--epochs 1").stdout
+    assert ": 20 training, 20 validation, 20 test images of " in trained("--epochs 1 --validation-split 0.5").stdout
+    assert ": 32 training, 8 validation, 20 test images of " in trained("--epochs 1").stdout
 
 
 def init_weights(trained, **_):

@@ -156,6 +156,7 @@ def test_the_configuration_names_every_flag_and_what_fixes_the_bits(synthetic_ru
         "label_smoothing": 0.0,
         "augment": False,
         "shift": 4,
+        "no_mirror": False,
         "schedule": "plateau",
         "mixed_precision": False,
         "tf32": False,
@@ -255,7 +256,7 @@ def test_a_run_says_what_it_trains_on_what_and_where_to(told, npz):
     config = json.loads((out / "config.json").read_text())
     machine = f"{config['device_name']}, {torch.get_num_threads()} threads"
     first = lines.index(f"baseline, 545,098 parameters, seed 7, {machine}")
-    assert lines[first + 1] == f"data from {npz}: 256 training, 64 validation, 100 test images"
+    assert lines[first + 1] == f"data from {npz}: 256 training, 64 validation, 100 test images of 32x32x3, 10 classes"
     assert lines[first + 2] == f"Run directory: {out}"
     metrics = json.loads((out / "metrics.json").read_text())
     assert (metrics["model"], metrics["seed"], metrics["schedule"]) == ("baseline", 7, "plateau")
@@ -330,9 +331,9 @@ def test_each_epoch_has_another_order_and_seed_and_epoch_alone_decide_it():
     orders, masks, views = [], [], []
     for seed in (0, 0, 1):
         for epoch in range(3):
-            order, view = data.draw(256, seed, epoch, shift=4)
+            order, view = data.draw(256, seed, epoch, augmentation=data.Augmentation(32, 32))
             orders.append(order.tolist())
-            views.append(view.flatten().tolist())
+            views.append([*view.rows.flatten().tolist(), *view.columns.flatten().tolist()])
             masks.append(F.dropout(torch.ones(100)).tolist())
         torch.rand(17)  # what happened to the generator elsewhere does not matter
     assert all(sorted(order) == list(range(256)) for order in orders)
@@ -508,7 +509,7 @@ BAD_FLAGS = {
     "--recipe": ["slow"],
     "--optimizer": ["rmsprop"],
     "--schedule": ["step"],
-    "--shift": ["-1", "32", "1.5"],
+    "--shift": ["-1", "32 --augment", "1.5"],
     "--label-smoothing": ["1", "-0.1"],
     "--weight-decay": ["-1", "nan", "0.25"],  # the last one without --optimizer
     "--device": ["gpu", "cuda:x", "tpu", "cuda:99"],
@@ -554,6 +555,7 @@ DEFAULTS = {
     "--label-smoothing": "0.0",
     "--augment,": "None",
     "--shift": "4",
+    "--no-mirror": "False",
     "--schedule": "plateau",
     "--mixed-precision,": "False",
     "--tf32": "False",

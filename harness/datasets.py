@@ -1,0 +1,104 @@
+"""A data set in an `.npz` file, in the layout of Keras's own: read, converted where that is sure, or refused."""
+
+from pathlib import Path
+
+import numpy as np
+
+from harness import files
+from harness.console import say, unprintable
+from harness.errors import BadInput
+
+LIMIT = 8 << 30  # bytes: 40 times CIFAR-10
+CLASSES_LIMIT = 1000  # metrics.json has a count for each pair of classes
+ROUNDING = 1e-6  # how far a float may lie from n / 255
+
+
+def load_npz(path: Path) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """Return x_train, y_train, x_test, y_test of a file, and the names of all classes.
+
+    Images come as uint8 (N, H, W, C), labels as int64 (N,). What is converted is said in a line. Raises BadInput.
+    """
+    names = ["x_train", "y_train", "x_test", "y_test"]
+    found = files.read_npz("--data", path, LIMIT, names, ["class_names"])
+    try:
+        arrays = [_images(name, found[name]) if name[0] == "x" else _labels(name, found[name]) for name in names]
+        x_train, y_train, x_test, y_test = arrays
+        for part, images, labels in (("train", x_train, y_train), ("test", x_test, y_test)):
+            if len(images) != len(labels):
+                raise ValueError(f"x_{part} has {len(images):,} images and y_{part} {len(labels):,} labels")
+        if x_train.shape[1:] != x_test.shape[1:]:
+            raise ValueError(f"x_train has images of {x_train.shape[1:]} and x_test of {x_test.shape[1:]}")
+        columns = [found[name].shape[1] for name in ("y_train", "y_test") if _is_one_hot(found[name])]
+        classes = max(columns, default=1 + max(int(y_train.max()), int(y_test.max())))
+        return arrays, _class_names(found.get("class_names"), classes)
+    except ValueError as error:
+        raise BadInput(f"--data {path}: {error}") from None
+
+
+def _images(name: str, images: np.ndarray) -> np.ndarray:
+    """Return images as uint8 (N, H, W, C). Raises ValueError."""
+    shape = images.shape
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.size == 0 or images.shape[3] > 4:
+        turned = ", here with transpose(0, 2, 3, 1)" if images.ndim == 4 and images.shape[1] <= 4 else ""
+        raise ValueError(
+            f"{name} has shape {shape}; images must be (N, H, W) or (N, H, W, C) "
+            f"with N of at least 1 and C of 1 to 4{turned}"
+        )
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"{name} is {images.dtype}; images must be uint8, 0 to 255")
+    whole = np.empty(images.shape, np.uint8)
+    for number, image in enumerate(images):  # one at a time: a float64 copy of all would not fit everywhere
+        pixels = np.rint(image.astype(np.float64) * 255)
+        # A value that is not finite is not near any either.
+        if not (np.abs(pixels / 255 - image) <= ROUNDING).all() or pixels.min() < 0 or pixels.max() > 255:
+            raise ValueError(
+                f"{name} is {images.dtype}, and image {number} has values other than 0/255, 1/255 ... 255/255; "
+                "images must be uint8, 0 to 255"
+            )
+        whole[number] = pixels
+    say(f"{name}: {images.dtype} in [0, 1], taken as 256 levels.")
+    return whole
+
+
+def _labels(name: str, labels: np.ndarray) -> np.ndarray:
+    """Return labels as int64 (N,), from 0. Raises ValueError."""
+    if _is_one_hot(labels):
+        say(f"{name}: one-hot labels of {labels.shape[1]} classes, taken as their numbers.")
+        return labels.argmax(1)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{name} is {labels.dtype}; labels must be whole numbers from 0")
+    if labels.size == 0 or labels.shape not in ((len(labels),), (len(labels), 1)):
+        raise ValueError(f"{name} has shape {labels.shape}; labels must be (N,) or (N, 1), or one-hot (N, classes)")
+    if labels.min() < 0 or labels.max() >= CLASSES_LIMIT:
+        raise ValueError(
+            f"{name} has labels from {labels.min()} to {labels.max()}; they must lie in 0 to {CLASSES_LIMIT - 1}"
+        )
+    return labels.reshape(-1).astype(np.int64)
+
+
+def _is_one_hot(labels: np.ndarray) -> bool:
+    if labels.ndim != 2 or not 2 <= labels.shape[1] <= CLASSES_LIMIT or labels.dtype.kind not in "biuf":
+        return False
+    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(1, dtype=np.int64) == 1).all())
+
+
+def _class_names(given: np.ndarray | None, classes: int) -> tuple[str, ...]:
+    """Return a name for each class; `given` has as many as labels ask for, or more. Raises ValueError."""
+    if given is None:
+        names = tuple(f"class {number}" for number in range(classes))
+    else:
+        if given.ndim != 1 or given.dtype.kind != "U":
+            raise ValueError(f"class_names is {given.dtype} {given.shape}; it must be strings, one for each class")
+        names = tuple(given.tolist())
+        bad = [name for name in names if not name.strip() or unprintable(name)]
+        if bad or len({*names}) != len(names):
+            raise ValueError(f"class_names has {bad[0]!r:.60}" if bad else "class_names has a name twice")
+        if len(names) < classes or len(names) > CLASSES_LIMIT:
+            raise ValueError(f"class_names has {len(names)} names; labels ask for {classes} to {CLASSES_LIMIT}")
+    if len(names) < 2:
+        raise ValueError("all labels are 0, and one class is nothing to learn; two are needed")
+    return names
