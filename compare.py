@@ -11,13 +11,14 @@ Exit codes: 0 done (with --within: shown to be equivalent), 1 equivalence not sh
 import argparse
 import contextlib
 import glob
+import os
 import sys
 from pathlib import Path
 
 import plots
 from callbacks import SCHEDULES
 from harness import comparability, files, histories
-from harness.console import Parser, command, number, say
+from harness.console import Parser, command, number, path_type, say
 from harness.errors import BadInput
 from harness.figures import accuracy_difference, cut_epochs, run_figures
 from harness.histories import Training
@@ -75,7 +76,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "test accuracies must lie within plus or minus PART (0.01 is one point); by validation accuracy at the best "
         "epoch where a group has no test accuracy",
     )
-    parser.add_argument("--out", type=Path, default=".", metavar="DIR", help=f"where {PICTURE} and {CONTENT} go")
+    parser.add_argument("--out", type=path_type, default=".", metavar="DIR", help=f"where {PICTURE} and {CONTENT} go")
     return parser.parse_args(argv)
 
 
@@ -125,7 +126,7 @@ def compare(args: argparse.Namespace) -> int:
         "within": args.within,
         "equivalent": equivalent,
     }
-    write(args.out, groups, content)
+    write(Path(args.out), groups, content)
     if not_comparable:
         return 3
     return 1 if equivalent is False else 0
@@ -136,7 +137,7 @@ def read_groups(arguments: list[str]) -> dict[str, list[Training]]:
     groups: dict[str, list[Training]] = {}
     for argument in arguments:
         label, equals, pattern = argument.partition("=")
-        if not equals or Path(argument).exists():
+        if not equals or os.path.exists(os.path.expanduser(argument)):
             label = pattern = argument
         paths, accuracy = matches(pattern), None
         if not paths and "@" in pattern:
@@ -156,7 +157,8 @@ def read_groups(arguments: list[str]) -> dict[str, list[Training]]:
 
 
 def matches(pattern: str) -> list[str]:
-    return [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
+    pattern = os.path.expanduser(pattern)  # a shell leaves the ~ of LABEL=~/GLOB alone
+    return [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
 
 
 def given_accuracy(argument: str, text: str) -> float:

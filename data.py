@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.datasets import load_npz
-from harness.download import cifar10
+from harness.download import cifar10, find
 from harness.errors import BadInput
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -47,7 +47,7 @@ class Split(NamedTuple):
 
 
 def load(source: str) -> Arrays:
-    """Read the data set that `--data` names: `synthetic`, an `.npz` file, or torchvision's CIFAR-10 folder.
+    """Read the data set that `--data` names: `synthetic`, an `.npz` file, or a folder of CIFAR-10.
 
     Raises BadInput for data that are wrong, Unavailable for CIFAR-10 that cannot be had.
     """
@@ -74,14 +74,23 @@ def fingerprint(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
+def place(source: str) -> Path | None:
+    """Where the data of `--data` lie, going by names: a file, or for CIFAR-10 what `find` returns."""
+    path = Path(source)
+    wrong = source != DEFAULT and not os.path.exists(path)  # then nothing is looked for elsewhere
+    return path if wrong or path.suffix == ".npz" else find(path)
+
+
 def stamp(source: str) -> list[list[int]] | None:
     """Size and time of each file of `--data`, which tell without reading that it is the same; None if it is gone."""
     if source == SYNTHETIC:
         return []
-    path = Path(source)
     try:
-        found = sorted(path.glob("cifar-10-batches-py/*")) if path.is_dir() else [path]
-        return [[file.stat().st_size, file.stat().st_mtime_ns] for file in found] or None
+        found = place(source)
+        if found is None:
+            return None
+        members = sorted(found.iterdir()) if found.is_dir() else [found]
+        return [[file.stat().st_size, file.stat().st_mtime_ns] for file in members]
     except OSError:
         return None
 
@@ -90,7 +99,11 @@ def describe(source: str) -> str:
     """Name the data set of `--data` for people to read."""
     if source == SYNTHETIC:
         return "synthetic stand-in, NOT CIFAR-10"
-    return f"data from {source}" if source.endswith(".npz") else f"CIFAR-10 in {source}"
+    if source.endswith(".npz"):
+        return f"data from {source}"
+    found = place(source)
+    elsewhere = found is not None and not found.is_relative_to(source)
+    return f"CIFAR-10 in Keras's cache, {found}" if elsewhere else f"CIFAR-10 in {source}"
 
 
 def unseen(training: Split, validation: Split, test: Split, classes: int) -> dict[str, list[int]]:

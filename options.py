@@ -103,8 +103,8 @@ class Options:
     data: str = option(
         DEFAULT,
         path_type,
-        "folder with torchvision's CIFAR-10 (downloaded there once), an .npz file with x_train, y_train, x_test, "
-        f"y_test, or the word {SYNTHETIC} for an offline stand-in",
+        "folder of CIFAR-10 (what it lacks is looked for in Keras's cache, else downloaded there once), an .npz file "
+        f"with x_train, y_train, x_test, y_test, or the word {SYNTHETIC} for an offline stand-in",
         may_change=True,  # but not the images: their hash is compared
     )
     validation_split: float = option(

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import os
 import shlex
 import sys
 import traceback
@@ -91,16 +92,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())} (see --help)\n")
 
 
-def unprintable(text: str) -> bool:
-    """Tell whether `text` cannot be written into a line of a log, a JSON file and a picture's title."""
-    return any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
-
-
 def path_type(text: str) -> str:
-    """An argparse type: a path of printable characters."""
-    if not text or unprintable(text):
+    """An argparse type: a path that can be written into a line of a log, a JSON file and a picture's title.
+
+    `~` is the home directory: a shell leaves it alone in `--out=~/x`.
+    """
+    path = os.path.expanduser(text)
+    if not path or in_one_line(path) != path:
         raise argparse.ArgumentTypeError(f"{text!r} is no path: pass one of printable characters")
-    return text
+    return path
+
+
+def in_one_line(text: str) -> str:
+    """Escape what would end a line or is no text: control characters, line separators, bytes that are no UTF-8."""
+    unfit = {character for character in text if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")}
+    return "".join(ascii(character)[1:-1] if character in unfit else character for character in text)
 
 
 def number(kind: type, interval: str) -> Callable[[str], int | float]:

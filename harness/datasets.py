@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from harness import files
-from harness.console import say, unprintable
+from harness.console import in_one_line, say
 from harness.errors import BadInput
 
 LIMIT = 8 << 30  # bytes: 40 times CIFAR-10
@@ -94,7 +94,7 @@ def _class_names(given: np.ndarray | None, classes: int) -> tuple[str, ...]:
         if given.ndim != 1 or given.dtype.kind != "U":
             raise ValueError(f"class_names is {given.dtype} {given.shape}; it must be strings, one for each class")
         names = tuple(given.tolist())
-        bad = [name for name in names if not name.strip() or unprintable(name)]
+        bad = [name for name in names if not name.strip() or in_one_line(name) != name]
         if bad or len({*names}) != len(names):
             raise ValueError(f"class_names has {bad[0]!r:.60}" if bad else "class_names has a name twice")
         if len(names) < classes or len(names) > CLASSES_LIMIT:

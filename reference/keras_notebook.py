@@ -142,7 +142,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--init-weights", metavar="FILE.npz", help="start from np.savez(FILE, *model.get_weights())")
     parser.add_argument("--out", default="runs/keras-seed<seed>", help="the run's directory, which must be new")
     args = parser.parse_args(argv)
-    args.out = Path(args.out.replace("<seed>", str(args.seed)))
+    args.out = args.out.replace("<seed>", str(args.seed))
+    # A shell leaves the ~ of --out=~/x alone.
+    args.data, args.init_weights, args.out = (
+        path and os.path.expanduser(path) for path in (args.data, args.init_weights, args.out)
+    )
+    args.out = Path(args.out)
     return args
 
 

@@ -600,6 +600,20 @@ def test_a_bare_history_is_given_its_test_accuracy_and_placed_among_several_runs
     assert f"{bare} is one run. Of the runs of torch, 1 of 4 lie below its 0.7000;" in text
 
 
+def test_a_tilde_is_the_home_directory_wherever_a_path_begins(make_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a1", "a2", "lr=0.1"):
+        make_run(name, 0.7)
+    shutil.copy(tmp_path / "a1" / "history.csv", tmp_path / "mine.csv")
+    (tmp_path / "mine.csv").write_text((tmp_path / "mine.csv").read_text().replace("0.59", "0.58"))
+    assert compare.main(["ours=~/a*", "~/lr=0.1", "theirs=~/mine.csv@0.72", "--out=~/comparison"]) == 0
+    groups = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["groups"]
+    paths = {label: [run["path"] for run in group["runs"]] for label, group in groups.items()}
+    names = {"ours": ("a1", "a2"), "~/lr=0.1": ("lr=0.1",), "theirs": ("mine.csv",)}
+    assert paths == {label: [str(tmp_path / name) for name in found] for label, found in names.items()}
+    assert "no such run" in (compare.main(["n" * 300]), capsys.readouterr().err)[1]  # not "File name too long"
+
+
 def test_a_path_with_an_at_sign_is_a_path(bare, result, tmp_path):
     place = tmp_path / "x@0.5"
     place.mkdir()

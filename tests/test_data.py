@@ -5,9 +5,11 @@ import functools
 import hashlib
 import http.server
 import io
+import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import socket
 import tarfile
 import threading
@@ -399,12 +401,13 @@ def server(tmp_path, monkeypatch):
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
     httpd.requests, httpd.breaks_off, httpd.archive, httpd.open = 0, False, archive, threading.Event()
     httpd.open.set()
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{httpd.server_port}/{archive.name}")
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive.read_bytes()))
     monkeypatch.setattr(CIFAR10, "train_list", [[name, md5(members[name])] for name, _ in CIFAR10.train_list])
     monkeypatch.setattr(CIFAR10, "test_list", [[name, md5(members[name])] for name, _ in CIFAR10.test_list])
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5(members["batches.meta"])})
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))  # not this machine's
     httpd.expected = {name: pickle.loads(content) for name, content in members.items()}
     yield httpd
     httpd.shutdown()
@@ -459,6 +462,129 @@ def test_an_archive_with_a_wrong_checksum_is_refused_and_left_alone(server, tmp_
     assert server.requests == 0
 
 
+def extract(archive, folder):
+    with tarfile.open(archive) as members:
+        members.extractall(folder, filter="data")
+    return folder / "cifar-10-batches-py"
+
+
+KERAS = ".keras/datasets"  # in the home directory
+PLACES = {  # --data, and what there is: the archive under that name, or in that folder what it holds
+    "torchvision's folder": ("data", "data/"),
+    "the folder of the batches": ("data/cifar-10-batches-py", "data/"),
+    "Keras 2's folder": ("data", f"{KERAS}/"),
+    "Keras 2's archive": ("data", f"{KERAS}/cifar-10-batches-py.tar.gz"),
+    "Keras 3's folder": ("data", f"{KERAS}/cifar-10-batches-py-target/"),
+    "Keras 3's archive": ("data", f"{KERAS}/cifar-10-batches-py-target_archive"),
+    "Keras 3's folder, named": (f"{KERAS}/cifar-10-batches-py-target", f"{KERAS}/cifar-10-batches-py-target/"),
+}
+
+
+@pytest.mark.parametrize(("source", "there"), PLACES.values(), ids=PLACES)
+def test_cifar_10_is_read_where_it_lies(source, there, server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KERAS_HOME")
+    Path("data").rmdir()
+    place = tmp_path / there
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if there.endswith("/"):
+        place = extract(server.archive, place)
+    else:
+        shutil.copy(server.archive, place)
+    before = sorted(tmp_path.rglob("*"))
+    stamp = [[path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(place.glob("*")) or [place]]
+    arrays = data.load(source)
+    assert arrays.y_train.tolist() == list(range(10)) * 10
+    assert arrays.x_test[0, 0, 0].tolist() == server.expected["test_batch"]["data"][0, ::1024].tolist()
+    cached = source == "data" and "datasets" in there
+    assert data.describe(source) == (f"CIFAR-10 in Keras's cache, {place}" if cached else f"CIFAR-10 in {source}")
+    assert data.stamp(source) == stamp
+    assert sorted(tmp_path.rglob("*")) == before  # nothing was made
+    assert server.requests == 0
+
+
+def test_a_folder_that_holds_cifar_10_goes_before_keras_s_cache(server, tmp_path):
+    folder, cache = extract(server.archive, tmp_path / "data"), tmp_path / "keras" / "datasets"
+    extract(server.archive, cache)
+    assert data.describe(str(tmp_path / "data")) == f"CIFAR-10 in {tmp_path / 'data'}"
+    shutil.rmtree(folder)
+    assert data.describe(str(tmp_path / "data")).startswith("CIFAR-10 in Keras's cache")
+    assert data.stamp(str(tmp_path / "gone")) is None  # a name that is wrong is not looked for elsewhere
+
+
+def test_what_is_damaged_in_keras_s_cache_is_left_out_and_said(server, tmp_path, capsys):
+    cache = tmp_path / "keras" / "datasets"
+    cache.mkdir(parents=True)
+    (cache / "cifar-10-batches-py.tar.gz").write_bytes(server.archive.read_bytes()[:-9])  # a download broke off
+    assert len(data.load(str(tmp_path / "data")).x_train) == 100
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"CIFAR-10 in Keras's cache is left out: {cache / 'cifar-10-batches-py.tar.gz'} is not")
+    assert lines[1].startswith("Downloading CIFAR-10 to")
+    assert data.describe(str(tmp_path / "data")) == f"CIFAR-10 in {tmp_path / 'data'}"
+
+
+def refuse_to_read(path):
+    def read_bytes(asked):
+        if asked == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return Path(asked).open("rb").read()
+
+    return read_bytes
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["--data DIR", "--data DIR/cifar-10-batches-py"])
+def test_a_batch_that_is_of_no_use_is_named_with_its_fault(inside, server, tmp_path, monkeypatch, capsys):
+    batches = extract(server.archive, tmp_path / "data")
+    folder, batch = batches if inside else tmp_path / "data", batches / "data_batch_3"
+    content = batch.read_bytes()
+    batch.write_bytes(content[:-1] + b"!")
+    assert train.main(["--data", str(folder), "--out", str(tmp_path / "run")]) == 2
+    damaged = capsys.readouterr().err
+    batch.write_bytes(content)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse_to_read(batch))
+        assert train.main(["--data", str(folder), "--out", str(tmp_path / "run")]) == 2
+        unreadable = capsys.readouterr().err
+    batch.unlink()
+    assert train.main(["--data", str(folder), "--out", str(tmp_path / "run")]) == 2
+    missing = capsys.readouterr().err
+    for line, fault in (
+        (damaged, "is not CIFAR-10's, its MD5 is not"),
+        (unreadable, "cannot be read (Permission denied); make it readable"),
+        (missing, "is missing; put the right one there"),
+    ):
+        assert line.startswith(f"train.py: error: --data {folder}: {batch} {fault}")
+        assert line.count("\n") == 1
+    assert server.requests == 0
+
+
+def test_an_archive_that_cannot_be_extracted_where_it_lies_is_read_all_the_same(
+    server, offline, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "data"
+    archive = Path(shutil.copy(server.archive, folder))
+    offline()
+
+    def fail(number, *_, **__):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lock, "claim", functools.partial(fail, errno.EROFS))
+        assert len(data.load(str(folder)).x_train) == 100
+        archive.rename(tmp_path / "away")
+        with pytest.raises(BadInput, match=r"Read-only file system\); pass a folder that can be written"):
+            data.load(str(folder))
+    (tmp_path / "away").rename(archive)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", functools.partial(fail, errno.ENOSPC))
+        assert len(data.load(str(folder)).x_train) == 100
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"Reading {archive} without extracting it (Read-only file system)."
+    assert second.startswith(f"{archive} is read, but not extracted: cannot write ")
+    assert data.describe(str(folder)) == f"CIFAR-10 in {folder}"
+
+
 @pytest.mark.parametrize("name", ["../x", "{outside}/x", "cifar-10-batches-py/../../x"])
 def test_an_archive_with_a_member_outside_its_folder_writes_nothing_there(name, server, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "data"
@@ -471,7 +597,7 @@ def test_an_archive_with_a_member_outside_its_folder_writes_nothing_there(name, 
     before = {*tmp_path.iterdir()}
     assert train.main(["--data", str(folder), "--out", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{server.archive.name} in it cannot be extracted" in line
+    assert f"{server.archive.name} cannot be extracted (no data_batch_1, " in line
     assert {*tmp_path.iterdir()} == before
 
 
@@ -576,6 +702,17 @@ def test_only_the_default_folder_is_made_and_a_name_with_a_slip_in_it_is_refused
     assert not Path("dtaa").exists()
     assert server.requests == 0
     assert len(data.load("data").x_train) == 100
+
+
+def test_a_run_on_keras_s_cache_says_so_from_the_first_line_to_config_json(server, offline, tmp_path, capsys):
+    cache, out = tmp_path / "keras" / "datasets", tmp_path / "run"
+    place = extract(server.archive, cache)
+    offline()
+    assert train.main(["--data", str(tmp_path / "data"), "--out", str(out), "--epochs", "1"]) == 0
+    described = f"CIFAR-10 in Keras's cache, {place}"
+    assert f"\n{described}: 80 training, 20 validation, 20 test images\n" in capsys.readouterr().out
+    config = json.loads((out / "config.json").read_text())
+    assert (config["data"], len(config["data_stamp"])) == (described, 7)
 
 
 def test_the_download_goes_through_the_whole_command(server, tmp_path, capsys):

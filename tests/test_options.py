@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch.nn.modules.module import register_module_forward_hook
 
+import options
 import train
 from model import build_model, from_keras_weights, l2_penalty, to_keras_weights
+from reference import keras_notebook
 
 # One step of all 32 training images, so that neither their order nor a random draw matters, without penalty.
 STEP = "--batch-size 32 --epochs 1 --dropout 0 --l2 0 --dtype float64"
@@ -504,3 +506,16 @@ def test_the_table_has_every_option_that_the_help_lists(capsys):
     assert train.main(["--help"]) == 0
     listed = re.findall(r"^  (?:-\w, )?(--[\w-]+)", capsys.readouterr().out, re.MULTILINE)
     assert sorted({*listed} - {"--help"}) == sorted(OPTIONS)
+
+
+def test_a_tilde_is_the_home_directory_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    paths = ["--data=~/cifar10.npz", "--init-weights", "~/start.npz"]
+    found = options.parse([*paths, "--out=~/runs/<name>-<seed>"])
+    assert found.data == "/home/me/cifar10.npz"
+    assert [str(path) for path in (found.init_weights, found.out)] == ["/home/me/start.npz", "/home/me/runs/baseline-0"]
+    assert str(options.parse(["--out=~root"]).out) == os.path.expanduser("~root") != "~root"
+    assert str(options.parse(["--out=~nobody-of-that-name"]).out) == "~nobody-of-that-name"  # as a shell leaves it
+    reference = keras_notebook.parse_arguments([*paths, "--out=~/runs/<seed>"])
+    assert reference.data == found.data
+    assert [reference.init_weights, str(reference.out)] == ["/home/me/start.npz", "/home/me/runs/0"]

@@ -1,12 +1,17 @@
 """predict.py, as a user runs it."""
 
+import contextlib
+import errno
 import io
 import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +37,6 @@ def pictures(arrays, tmp_path, monkeypatch):
     image.resize((200, 100)).convert("L").save(folder / "b.jpg")
     image.resize((10, 7)).convert("RGBA").save(folder / "c.PNG")
     image.resize((64, 64)).convert("P").save(folder / "d.gif")  # a folder lists them in an order of its own
-    (folder / "notes.txt").write_text("no image, and not taken for one")
     return folder
 
 
@@ -70,6 +74,60 @@ def test_a_folder_stands_for_its_images_whatever_their_size_and_kind(finished, p
     assert [line.split(":")[0] for line in lines] == [
         f"pictures/{name}" for name in ("a.png", "b.jpg", "c.PNG", "d.gif")
     ]
+
+
+def test_a_folder_is_walked_by_name_and_only_what_is_an_image_is_looked_at(finished, pictures, capsys):
+    for name in ("cat/deep/1.jpg", "ant/2.png", "cat/3.png", ".thumbnails/4.png"):
+        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(pictures / "a.png", pictures / name)
+    (pictures / "._a.png").write_bytes(b"\0\5\x16\7")  # macOS's
+    (pictures / "paper.pdf").write_text("%PDF-1.7")
+    (pictures / "LICENSE").write_text("none")
+    (pictures / "cat" / "up").symlink_to("..")  # for ever
+    (pictures / "dog").symlink_to("cat")  # once is enough
+    assert predict.main([str(finished), "pictures"]) == 0
+    printed = capsys.readouterr()
+    names = ("a.png", "b.jpg", "c.PNG", "d.gif", "ant/2.png", "cat/3.png", "cat/deep/1.jpg")
+    assert [line.split(":")[0] for line in printed.out.splitlines()] == [f"pictures/{name}" for name in names]
+    (line,) = printed.err.splitlines()
+    assert line == (
+        "predict.py: pictures: files left out, as they are no images by their ending: 1 without one, 1 .pdf"
+    )
+
+
+def test_each_argument_is_answered_in_its_turn_whatever_the_others_are(finished, pictures, capsys, monkeypatch):
+    odd = os.fsdecode(b"pictures/caf\xe9\n")
+    for name in ("pictures/empty", "pictures/locked", odd):
+        Path(name).mkdir()
+    shutil.copy("pictures/a.png", f"{odd}/a.png")
+    look_into = os.scandir
+
+    def scandir(path):
+        if path == "pictures/locked":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return look_into(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    arguments = ["pictures/empty", "pictures/a.png", f"{'n' * 300}.png", "pictures/locked", "", "pictures/b.jpg", odd]
+    with contextlib.redirect_stderr(sys.stdout):  # to see in which order they come
+        assert predict.main([str(finished), *arguments]) == 2
+    expected = [
+        "predict.py: error: pictures/empty: no image in that folder; pass ",
+        "pictures/a.png: ",
+        f"predict.py: error: {'n' * 300}.png: File name too long; pass ",
+        "predict.py: error: pictures/locked: cannot be looked into (Permission denied); pass ",
+        "predict.py: error: .: not a readable image (not a file); pass ",
+        "pictures/b.jpg: ",
+        "pictures/caf\\udce9\\n/a.png: ",
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
+
+
+def test_a_large_photo_is_answered_and_decoded_smaller(tmp_path):
+    Image.new("L", (12_000, 9_000), 200).save(tmp_path / "photo.jpg")  # a telephone's 108 megapixels
+    assert predict.open_image(tmp_path / "photo.jpg").size == (1500, 1125)
+    assert (predict.read_image(tmp_path / "photo.jpg") == 200).all()
 
 
 def test_an_image_is_turned_upright_and_its_middle_square_taken(tmp_path):
@@ -121,13 +179,21 @@ def cut(path):
     path.write_bytes(buffer.getvalue()[:60])
 
 
+def claim_506_megapixels(path):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 23_000, 22_000, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b""))
+
+
 BAD_IMAGES = {
-    "missing": (lambda path: None, "no such file"),
+    "missing": (lambda path: None, "No such file"),
     "a text": (lambda path: path.write_text("hello"), "not a readable image"),
     "empty": (lambda path: path.write_text(""), "not a readable image"),
     "cut off": (cut, "not a readable image"),
     "a pipe would wait for ever": (os.mkfifo, "not a readable image"),
-    "huge": (lambda path: Image.new("1", (12_000, 12_000)).save(path), "not a readable image"),
+    "huge": (claim_506_megapixels, "more than 500,000,000 pixels"),
 }
 
 
@@ -148,7 +214,8 @@ def spoil_config(run, **change):
 
 
 BAD_RUNS = {
-    "no run": (shutil.rmtree, "config.json: cannot be read"),
+    "no directory": (shutil.rmtree, "run: No such file or directory; RUN is a run's directory"),
+    "no run": (lambda run: (run / CONFIG).unlink(), "run: has no config.json; RUN is a run's directory"),
     "no weights": (lambda run: (run / "best.pt").unlink(), "best.pt: not the weights of this run (not a file)"),
     "weights cut off": (lambda run: os.truncate(run / "best.pt", 1000), "best.pt: not the weights of this run"),
     "of another network": (lambda run: spoil_config(run, model="improved"), "best.pt: not the weights of this run"),
@@ -178,12 +245,10 @@ def test_a_bad_run_is_one_line(spoil, message, finished, pictures, tmp_path, cap
     assert printed.out == ""
 
 
-def test_an_empty_folder_is_one_line_and_the_others_are_answered(finished, pictures, capsys):
-    (pictures / "empty").mkdir()
-    assert predict.main([str(finished), "pictures/empty", "pictures/a.png"]) == 2
-    printed = capsys.readouterr()
-    assert "pictures/empty: no image in that folder" in printed.err
-    assert printed.out.startswith("pictures/a.png: ")
+def test_a_run_s_file_in_place_of_the_run_is_told_what_to_pass(finished, pictures, capsys):
+    assert predict.main([str(finished / "best.pt"), "pictures"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"Not a directory; RUN is a run's directory as train.py leaves it; pass {finished}")
 
 
 def test_a_full_disk_behind_the_output_is_one_line_and_exit_code_1(finished, pictures):
@@ -193,17 +258,6 @@ def test_a_full_disk_behind_the_output_is_one_line_and_exit_code_1(finished, pic
     assert process.returncode == 1
     (line,) = process.stderr.splitlines()
     assert "cannot write to standard output" in line
-
-
-def test_an_empty_folder_and_a_missing_argument_are_one_line(finished, pictures, capsys):
-    (pictures / "empty").mkdir()
-    for arguments, message in (
-        ([str(finished), "pictures/empty"], "no image in that folder"),
-        ([str(finished)], "IMAGE"),
-    ):
-        assert predict.main(arguments) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert message in line
 
 
 def test_a_run_of_the_stand_in_names_no_cifar_classes(finished, pictures, tmp_path, capsys):
