@@ -710,7 +710,9 @@ def test_a_run_on_keras_s_cache_says_so_from_the_first_line_to_config_json(serve
     offline()
     assert train.main(["--data", str(tmp_path / "data"), "--out", str(out), "--epochs", "1"]) == 0
     described = f"CIFAR-10 in Keras's cache, {place}"
-    assert f"\n{described}: 80 training, 20 validation, 20 test images\n" in capsys.readouterr().out
+    assert (
+        f"\n{described}: 80 training, 20 validation, 20 test images of 32x32x3, 10 classes\n" in capsys.readouterr().out
+    )
     config = json.loads((out / "config.json").read_text())
     assert (config["data"], len(config["data_stamp"])) == (described, 7)
 
