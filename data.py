@@ -1,5 +1,6 @@
 """Images and labels as tensors: CIFAR-10, a Keras-style `.npz`, an offline stand-in; the split; batches."""
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -137,24 +138,30 @@ class Views(NamedTuple):
     columns: Tensor
 
 
-class Augmentation(NamedTuple):
-    """Views of images of `height` and `width`: moved by up to `shift` pixels each way, and mirrored or not."""
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Views of images of `height` and `width`: moved by up to `shift` pixels each way, and mirrored or not.
+
+    Raises BadInput for a shift as large as the images.
+    """
 
     height: int
     width: int
     shift: int = 4
     mirror: bool = True
 
-    def draw(self, count: int) -> Views:
-        """Draw a view of each of `count` images from torch's CPU generator, all equally likely (162 by default).
-
-        Pixels next to the edge, mirrored at it, fill the gap.
-        """
+    def __post_init__(self):
         if self.shift >= min(self.height, self.width):
             raise BadInput(
                 f"--shift {self.shift}: images are {self.height}x{self.width}; "
                 f"pass {min(self.height, self.width) - 1} at most"
             )
+
+    def draw(self, count: int) -> Views:
+        """Draw a view of each of `count` images from torch's CPU generator, all equally likely (162 by default).
+
+        Pixels next to the edge, mirrored at it, fill the gap.
+        """
         shifts = torch.randint(-self.shift, self.shift + 1, (2, count, 1))
         rows, columns = (
             last - (last - (torch.arange(last + 1) + shift).abs()).abs()  # mirrored at 0, then at the last one

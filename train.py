@@ -69,6 +69,10 @@ def train(options: Options) -> None:
     config |= {"image_shape": list(arrays.image_shape), "class_names": list(arrays.class_names)}
     config |= {"parameters": sum(parameter.numel() for parameter in model.parameters())}
     config |= {"flags": options.flags(), "not_default": options.not_default()} | environment.describe(options.device)
+    augmentation = None
+    if options.augment:
+        height, width, _ = arrays.image_shape
+        augmentation = data.Augmentation(height, width, options.shift, not options.no_mirror)
     unseen = data.unseen(training, validation, test, len(arrays.class_names))
     with run.claimed(config, to_keras_weights(model)) as finished:
         if finished:
@@ -76,7 +80,7 @@ def train(options: Options) -> None:
             return
         report.beginning(options, config, unseen)
         objective = Objective(options.l2, options.label_smoothing, options.mixed_precision)
-        best, history, stopping = fit(options, run, model, objective, training, validation)
+        best, history, stopping = fit(options, run, model, objective, training, validation, augmentation)
         figures = evaluate(best, test, objective)
         mirrored = None
         if options.augment and not options.no_mirror:  # a network that was trained on mirror images knows them too
@@ -110,7 +114,13 @@ def initial_network(options: Options, arrays: data.Arrays) -> Network:
 
 
 def fit(
-    options: Options, run: Run, model: Network, objective: Objective, training: data.Split, validation: data.Split
+    options: Options,
+    run: Run,
+    model: Network,
+    objective: Objective,
+    training: data.Split,
+    validation: data.Split,
+    augmentation: data.Augmentation | None = None,
 ) -> tuple[Network, History, EarlyStopping]:
     """Train `model` from where the run stands; return the network with the best weights, and what was logged."""
     dtype = dtype_of(model)
@@ -135,9 +145,6 @@ def fit(
     mode = "reduce-overhead" if options.device.type == "cuda" else None
     network = torch.compile(model, mode=mode) if options.compile else model
     hide = options.quiet or distributed.rank() > 0 or not sys.stderr.isatty()
-    augmentation = None
-    if options.augment:
-        augmentation = data.Augmentation(*training.images.shape[1:3], options.shift, not options.no_mirror)
 
     for epoch in range(len(history), options.epochs):
         if stopping.should_stop:

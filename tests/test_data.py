@@ -144,7 +144,7 @@ def test_without_mirror_images_an_image_is_moved_alone_also_one_that_is_not_squa
 
 def test_a_shift_as_large_as_the_image_is_refused():
     with pytest.raises(BadInput, match="--shift 4: images are 6x4; pass 3 at most"):
-        data.Augmentation(6, 4).draw(1)
+        data.Augmentation(6, 4)
 
 
 def test_a_shift_of_nothing_leaves_the_image_and_its_mirror_image(split):

@@ -255,6 +255,16 @@ def shift(trained, few, folder, **_):
     assert len({none, one, four}) == 3
 
 
+def no_mirror(trained, **_):
+    flags = ("--no-augment", "--augment --shift 0", "--augment --shift 0 --no-mirror")
+    none, mirrored, still = (trained(f"{STEP} {given}") for given in flags)
+    assert still.history["loss"] == pytest.approx(none.history["loss"], rel=ROUNDING)
+    assert mirrored.history["loss"] != pytest.approx(none.history["loss"], rel=ROUNDING)
+    assert still.metrics["test_accuracy_mirrored"] is None
+    assert "Training images are shifted by up to 0 pixels, at random." in still.stdout
+    assert "Training images are mirrored or not, and shifted by up to 0 pixels, at random." in mirrored.stdout
+
+
 def l2(trained, few, **_):
     from_hand("--l2 0.05", l2=0.05)(trained, few)
     run, without = (trained(f"{STEP} --optimizer sgd --no-shuffle {flags}") for flags in ("--l2 0.05", ""))
@@ -471,6 +481,7 @@ OPTIONS = {
     "--label-smoothing": label_smoothing,
     "--augment": augment,
     "--shift": shift,
+    "--no-mirror": no_mirror,
     "--l2": l2,
     "--dropout": dropout,
     "--no-shuffle": no_shuffle,
