@@ -5,6 +5,11 @@
 Exit codes: 0 done, 2 bad input (images that could be read are answered all the same).
 """
 
+from harness import signals
+
+if __name__ == "__main__":
+    signals.end_at_once("predict.py")  # before the next imports, which take seconds
+
 import sys
 import warnings
 from pathlib import Path
@@ -81,7 +86,7 @@ def image_files(given: Path) -> list[Path]:
 
 def read_image(path: Path) -> np.ndarray:
     """Return an image file as uint8 (32, 32, 3): upright, its middle square, averaged down or scaled up."""
-    with refusing(f"{path}: not a readable image", "pass a .png or .jpg file"):
+    with refusing(path, "not a readable image", "pass a .png or .jpg file"):
         if not path.exists():
             raise BadInput(f"{path}: no such file; pass an image that exists")
         if not path.is_file():

@@ -1,8 +1,13 @@
-"""SIGINT, SIGTERM and SIGUSR1 as `Interrupted`: raised at once, or between two steps while training."""
+"""SIGINT, SIGTERM and SIGUSR1 as `Interrupted`: raised at once, or between two steps while training.
+
+It imports nothing large, so that a command can have its handlers before it imports torch.
+"""
 
 import contextlib
+import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 from harness.errors import Interrupted
 
@@ -11,6 +16,21 @@ SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name)
 
 _deferring = False
 _pending: Interrupted | None = None
+_parent: int | None = None  # the process of torchrun, if that started this one
+
+
+def end_at_once(prog: str) -> None:
+    """Let SIGNALS end the process with one line until `handled`: for the seconds in which a command imports torch."""
+
+    def end(signum: int, frame: object) -> None:
+        error = Interrupted(signum)  # not raised: an import may take it for a fault of what it imports
+        if os.environ.get("RANK", "0") == "0":
+            with contextlib.suppress(OSError):
+                os.write(2, f"{prog}: error: {error}\n".encode())
+        os._exit(error.code)
+
+    _handle(end)
+    watch_parent()
 
 
 @contextlib.contextmanager
@@ -18,10 +38,7 @@ def handled() -> Iterator[None]:
     """Let SIGNALS raise Interrupted in the main thread; one that the process ignores (nohup, `&`) stays ignored."""
     global _pending
     _pending = None
-    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    before = {signum: handler for signum, handler in before.items() if handler is not signal.SIG_IGN}
-    for signum in before:
-        signal.signal(signum, _receive)
+    before = _handle(_receive)
     try:
         yield
     finally:
@@ -42,9 +59,29 @@ def deferred() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise what a signal has left while deferred."""
+    """Raise what a signal has left while deferred, and SIGTERM's end where torchrun, who would send it, has gone."""
     if _pending is not None:
         raise _pending
+    if _parent not in (None, os.getppid()):
+        raise Interrupted(signal.SIGTERM, "torchrun has ended")
+
+
+def watch_parent() -> None:
+    """Take note of who started this process, if that is torchrun, for `check`."""
+    global _parent
+    if _parent is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        _parent = os.getppid()
+
+
+def _handle(handler: Callable) -> dict:
+    """Make `handler` that of SIGNALS, and return those before; other threads than the main one have none."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    before = {signum: former for signum, former in before.items() if former is not signal.SIG_IGN}
+    for signum in before:
+        signal.signal(signum, handler)
+    return before
 
 
 def _receive(signum: int, frame: object) -> None:
