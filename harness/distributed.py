@@ -49,6 +49,7 @@ def own_device(device: torch.device) -> torch.device:
 def joined(device: torch.device) -> Iterator[None]:
     """Be one of torchrun's processes within the block; raises Lost if the others cannot be reached."""
     signals.watch_parent()
+    signals.check()
     if launched():
         if device.type == "cuda":
             torch.cuda.set_device(device)  # else nccl would take the first GPU for every process

@@ -7,12 +7,14 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from harness.errors import Interrupted
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C, pre-emption, Slurm's warning; Windows has no SIGUSR1
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+PAUSE, GRACE = 1.0, 20.0  # seconds between two looks for torchrun, and until a process that waits is ended
 
 _deferring = False
 _pending: Interrupted | None = None
@@ -21,15 +23,8 @@ _parent: int | None = None  # the process of torchrun, if that started this one
 
 def end_at_once(prog: str) -> None:
     """Let SIGNALS end the process with one line until `handled`: for the seconds in which a command imports torch."""
-
-    def end(signum: int, frame: object) -> None:
-        error = Interrupted(signum)  # not raised: an import may take it for a fault of what it imports
-        if os.environ.get("RANK", "0") == "0":
-            with contextlib.suppress(OSError):
-                os.write(2, f"{prog}: error: {error}\n".encode())
-        os._exit(error.code)
-
-    _handle(end)
+    # Not by an exception: an import may take that for a fault of what it imports.
+    _handle(lambda signum, frame: _exit(f"{prog}: error: ", Interrupted(signum)))
     watch_parent()
 
 
@@ -63,14 +58,33 @@ def check() -> None:
     if _pending is not None:
         raise _pending
     if _parent not in (None, os.getppid()):
-        raise Interrupted(signal.SIGTERM, "torchrun has ended")
+        raise _orphaned()
 
 
 def watch_parent() -> None:
-    """Take note of who started this process, if that is torchrun, for `check`."""
+    """If torchrun started this process, let it end when torchrun does: by `check`, or where it waits for the others."""
     global _parent
     if _parent is None and "TORCHELASTIC_RUN_ID" in os.environ:
         _parent = os.getppid()
+        threading.Thread(target=_watch, daemon=True).start()
+
+
+def _watch() -> None:
+    while os.getppid() == _parent:
+        time.sleep(PAUSE)
+    time.sleep(GRACE)
+    _exit("error: ", _orphaned())
+
+
+def _orphaned() -> Interrupted:
+    return Interrupted(signal.SIGTERM, "torchrun has ended")
+
+
+def _exit(prefix: str, error: Interrupted) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):
+            os.write(2, f"{prefix}{error}\n".encode())
+    os._exit(error.code)
 
 
 def _handle(handler: Callable) -> dict:
