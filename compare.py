@@ -8,6 +8,11 @@ Exit codes: 0 done (with --within: shown to be equivalent), 1 equivalence not sh
 4 failed (disk full, closed pipe, crash).
 """
 
+from harness import signals
+
+if __name__ == "__main__":
+    signals.end_at_once("compare.py")  # before the next imports, which take seconds
+
 import argparse
 import contextlib
 import glob
@@ -18,7 +23,7 @@ from pathlib import Path
 import plots
 from callbacks import SCHEDULES
 from harness import comparability, files, histories
-from harness.console import Parser, command, number, path_type, say
+from harness.console import Parser, command, complain, number, path_type, say
 from harness.errors import BadInput
 from harness.figures import accuracy_difference, cut_epochs, run_figures
 from harness.histories import Training
@@ -100,7 +105,7 @@ def compare(args: argparse.Namespace) -> int:
         equivalent = difference is not None and difference.within(args.within)
 
     for line in histories.how_read(groups):
-        print(line, file=sys.stderr)
+        complain(line)
     if notes:
         say(*notes, "")
     say(table({label: cells(figures[label], estimates[label]) for label in groups}, args.markdown))
@@ -188,13 +193,11 @@ def write(out: Path, groups: dict[str, list[Training]], content: dict) -> None:
     runs = [run for group in groups.values() for run in group]
     l2 = all(comparability.facts(run, SETTINGS).get("l2") for run in runs)
     own = all(run.config or "learning_rate_after_epoch" in run.metrics for run in runs)
-    picture = plots.overlay(
-        {label: [run.history for run in group] for label, group in groups.items()},
-        "loss with L2 penalty" if l2 else "loss",
-        "learning rate before the epoch" if own else "learning rate as logged in each epoch",
-    )
+    shown = {label: [run.history for run in group] for label, group in groups.items()}
+    loss_name = "loss with L2 penalty" if l2 else "loss"
+    rate_name = "learning rate before the epoch" if own else "learning rate as logged in each epoch"
     files.write_json(out / CONTENT, content)
-    files.write_bytes(out / PICTURE, picture)
+    files.write_picture(out / PICTURE, lambda: plots.overlay(shown, loss_name, rate_name))
 
 
 def over_runs(figures: list[dict], name: str) -> Estimate | None:

@@ -55,7 +55,7 @@ class Options:
 
     recipe: str | None = option(None, RECIPES, f"other defaults, over which flags win; {RESULTS}", may_change=True)
     model: str = option("baseline", MODELS, "improved: more depth, BatchNorm; whitened: that behind a whitening layer")
-    epochs: int = option(50, number(int, "[1, inf)"), "epochs at most", may_change=True)
+    epochs: int = option(50, number(int, "[1, 1000000000]"), "epochs at most", may_change=True)
     batch_size: int = option(64, number(int, "[1, 1000000]"), "images per step")
     lr: float = option(1e-3, number(float, "(0, 1e9]"), "learning rate: the first one, but onecycle's highest")
     optimizer: str = option("adam", OPTIMIZERS, "sgd has Nesterov momentum of 0.9")
@@ -78,7 +78,7 @@ class Options:
     l2: float = option(1e-3, number(float, "[0, 1000]"), "factor of the L2 penalty on convolution kernels")
     dropout: float = option(0.5, number(float, "[0, 1)"), "dropout rate before the last layer")
     no_shuffle: bool = option(False, bool, "take the training images in the same order each epoch")
-    seed: int = option(0, number(int, "[0, inf)"), "seed of every random draw")
+    seed: int = option(0, number(int, "[0, 18446744073709551616)"), "seed of every random draw")
     device: torch.device = option("auto", environment.device, "auto (CUDA if there is one), cpu, cuda or cuda:N", True)
     threads: int | None = option(None, number(int, "[1, 256]"), "CPU threads; None leaves the choice to torch", True)
     dtype: str = option("float32", ("float32", "float64"), "of weights and images")
@@ -89,14 +89,14 @@ class Options:
     deterministic: bool = option(False, bool, "the same bits from each run on a GPU too; a CPU's always are")
     compile: bool = option(False, bool, "torch.compile, for CUDA; a CPU is slower with it, and needs a compiler")
 
-    patience: int = option(5, number(int, "[0, inf)"), "stop after so many epochs without a better one")
+    patience: int = option(5, number(int, "[0, 1000000000]"), "stop after so many epochs without a better one")
     schedule: str = option(
         "plateau",
         SCHEDULES,
         "cosine falls to --min-lr, onecycle rises for a quarter (early stopping counts from there) and falls to 0: "
         "step by step over all epochs",
     )
-    lr_patience: int = option(3, number(int, "[0, inf)"), "cut the learning rate after so many epochs")
+    lr_patience: int = option(3, number(int, "[0, 1000000000]"), "cut the learning rate after so many epochs")
     lr_factor: float = option(0.5, number(float, "(0, 1)"), "a cut multiplies the learning rate by it")
     min_lr: float = option(1e-6, number(float, "[0, 1000]"), "no cut goes below this learning rate")
 
@@ -164,6 +164,8 @@ class Options:
         saved, flags, found = config["flags"], self.flags(), []
         for name, default in self.defaults().items():
             was = saved.get(name, default)
+            if name == "init_weights" and was and self.init_weights and os.path.exists(self.init_weights):
+                continue  # from wherever they are read, their hash decides
             if flags[name] != was:
                 found.append(f"{flag_of(name)} {flags[name]} (was {was!r:.60})")
         for name in saved.keys() - flags.keys():

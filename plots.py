@@ -1,13 +1,21 @@
-"""Pictures of runs, drawn without pyplot and its global state."""
+"""Pictures of runs, drawn without pyplot, its global state, and anybody's settings of matplotlib."""
 
+import contextlib
 import io
+import warnings
+from collections.abc import Iterator
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+
+from harness import environment
+
+with environment.any_backend():
+    import matplotlib
+    from matplotlib import colormaps
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
 
 # Far apart in lightness as well as in hue, and in line style, so that a grey print reads as well.
 TRAINING = {"color": "#e69f00", "linestyle": "--", "label": "training"}
@@ -22,6 +30,15 @@ NUMBERED = 20  # classes of a confusion matrix whose numbers can still be read
 WIDE = 20  # learning rates that span more than this factor are drawn on a logarithmic axis
 
 
+@contextlib.contextmanager
+def _defaults() -> Iterator[None]:
+    """Draw by matplotlib's defaults within the block; a sign that no font has is a box, and nothing is said of it."""
+    settings = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    with warnings.catch_warnings(action="ignore"), matplotlib.rc_context(settings):
+        yield
+
+
+@_defaults()
 def curves(
     history: list[dict[str, float]],
     learning_rates: list[float],
@@ -59,6 +76,7 @@ def curves(
     return _png(figure)
 
 
+@_defaults()
 def overlay(groups: dict[str, list[dict[str, list[float]]]], loss_name: str, rate_name: str) -> bytes:
     """Draw the histories of several groups of runs over each other and return the picture as PNG, 14 x 4.5 inches.
 
@@ -104,6 +122,7 @@ def overlay(groups: dict[str, list[dict[str, list[float]]]], loss_name: str, rat
     return _png(figure)
 
 
+@_defaults()
 def confusion(matrix: list[list[int]], names: tuple[str, ...], title: str) -> bytes:
     """Draw `matrix[true][predicted]`, images, shaded by their fraction of the true class; PNG, 8 x 7 inches.
 

@@ -5,7 +5,11 @@
 Exit codes: 0 done, 2 bad input (images that could be read are answered all the same).
 """
 
-import contextlib
+from harness import signals
+
+if __name__ == "__main__":
+    signals.end_at_once("predict.py")  # before the next imports, which take seconds
+
 import itertools
 import os
 import stat
@@ -21,7 +25,7 @@ from PIL import Image, ImageOps
 
 import data
 from harness import checkpoint, files
-from harness.console import Parser, command, in_one_line, path_type, say
+from harness.console import Parser, command, complain, in_one_line, path_type, say
 from harness.datasets import CLASSES_LIMIT
 from harness.errors import BadInput, refusing
 from harness.run import CONFIG, WEIGHTS
@@ -60,14 +64,9 @@ def main(argv: list[str] | None = None) -> int:
             shown = likeliest(model, read_image(found, shape), names)
             say(in_one_line(f"{found}: {', '.join(f'{name} {probability:.1%}' for name, probability in shown)}"))
         except BadInput as error:  # the others are answered all the same
-            remark(f"error: {error}")
+            complain(in_one_line(f"predict.py: error: {error}"))
             code = error.code
     return code
-
-
-def remark(text: str) -> None:
-    with contextlib.suppress(OSError):  # a pipe whose reader has gone: the exit code still tells
-        print(in_one_line(f"predict.py: {text}"), file=sys.stderr)
 
 
 def check_run(run: Path) -> None:
@@ -96,7 +95,7 @@ def load_run(run: Path) -> tuple[Network, list[int], list[str]]:
         raise BadInput(f"{path}: no model {name!r:.60} here; pass a run of this version")
     # Runs that have neither are older, and had images like CIFAR-10's only.
     shape, names = config.get("image_shape", CIFAR10_SHAPE), config.get("class_names", data.CLASSES)
-    with refusing(f"{path}: image_shape or class_names is wrong", "pass a run's directory as train.py left it"):
+    with refusing(path, "image_shape or class_names is wrong", "pass a run's directory as train.py left it"):
         height, width, channels = shape
         if not (0 < height <= LARGEST and 0 < width <= LARGEST and channels in MODES):
             raise ValueError(f"{shape!r:.60}")
@@ -137,7 +136,8 @@ def image_files(given: str) -> Iterator[Path | BadInput]:
         yield BadInput(f"{error.filename}: cannot be looked into ({error.strerror}); pass a folder that can be read")
     if left_out:
         most = ", ".join(f"{number:,} {ending}" for ending, number in left_out.most_common(5))
-        remark(f"{given}: files left out, as they are no images by their ending: {most}")
+        said = f"predict.py: {given}: files left out, as they are no images by their ending: {most}"
+        complain(in_one_line(said))
     if not (count or faults):
         yield BadInput(f"{given}: no image in that folder; pass one that holds .png or .jpg files")
 
@@ -151,7 +151,7 @@ def read_image(path: Path, shape: Sequence[int] = CIFAR10_SHAPE) -> np.ndarray:
 
 def open_image(path: Path, mode: str) -> Image.Image:
     """Return an image file in Pillow's `mode`, of 8 bits, upright. Raises BadInput."""
-    with refusing(f"{path}: not a readable image", "pass a .png or .jpg file"):
+    with refusing(path, "not a readable image", "pass a .png or .jpg file"):
         try:
             status = os.stat(path)
         except OSError as error:

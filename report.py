@@ -1,14 +1,16 @@
 """What a run says of itself at its beginning and its end: lines on the terminal, metrics.json, pictures."""
 
 import json
+from collections.abc import Callable
 
 import torch
 
 import data
 import plots
 from callbacks import SCHEDULES, EarlyStopping, History
+from harness import histories
 from harness.console import say
-from harness.run import ALL_EPOCHS, EARLY_STOPPING, STOPPED, Run
+from harness.run import ALL_EPOCHS, CONFUSION, CURVES, EARLY_STOPPING, STOPPED, Run
 from metrics import Figures
 from options import Options
 
@@ -75,11 +77,7 @@ def end(
         "images_per_second": run.config["images"]["training"] * len(history) / sum(history.seconds),
         "bits_changed": run.record["bits_changed"],
     }
-    caption = f"{title(options)}, seed {options.seed}, {metrics['data']}: test accuracy {metrics['test_accuracy']:.4f}"
-    cuts = [cut["epoch"] for cut in metrics["learning_rate_cuts"]]
-    loss = "loss with L2 penalty" if options.l2 else "loss"
-    curves = plots.curves(history.logs, history.learning_rates, metrics["best_epoch"], cuts, loss, caption)
-    run.finish(metrics, curves, plots.confusion(figures.confusion, names, caption))
+    run.finish(metrics, pictures(options, metrics, lambda: history.logs))
     say("", reading(history.logs, metrics, options.epochs, cutting))
     say(most_confused(figures.confusion, names))
     if mirrored:
@@ -87,7 +85,32 @@ def end(
     accuracy(options, metrics)
 
 
-def finished_already(options: Options, metrics: dict) -> None:
+def pictures(
+    options: Options, metrics: dict, logs: Callable[[], list[dict[str, float]]]
+) -> dict[str, Callable[[], bytes]]:
+    """Return what draws each picture of the finished run, by the name of its file; `logs()` are the history's rows."""
+
+    def caption() -> str:
+        accuracy = f"test accuracy {metrics['test_accuracy']:.4f}"
+        return f"{title(options)}, seed {options.seed}, {metrics['data']}: {accuracy}"
+
+    def curves() -> bytes:
+        rates, cuts = metrics["learning_rate_after_epoch"], [cut["epoch"] for cut in metrics["learning_rate_cuts"]]
+        loss = "loss with L2 penalty" if options.l2 else "loss"
+        return plots.curves(logs(), rates, metrics["best_epoch"], cuts, loss, caption())
+
+    def confusion() -> bytes:
+        return plots.confusion(metrics["test_confusion"], tuple(metrics["test_per_class"]), caption())
+
+    return {CURVES: curves, CONFUSION: confusion}
+
+
+def finished_already(options: Options, run: Run, metrics: dict) -> None:
+    def logs() -> list[dict[str, float]]:
+        columns = histories.read(options.out).history
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    run.draw(pictures(options, metrics, logs))
     say(f"{options.out}: finished already, after epoch {metrics['epochs']}: {metrics['stopped']}.")
     if data.stamp(options.data) is None:
         say(f"Its data are no longer in {options.data}.")

@@ -8,12 +8,18 @@
 Exit codes: 0 done, 1 failed (training diverged, disk full), 2 bad input, 3 data not available, 130 and 143 interrupted.
 """
 
+from harness import signals
+
+if __name__ == "__main__":
+    signals.end_at_once("train.py")  # before the next imports, which take seconds
+
 import copy
 import math
 import os
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +28,7 @@ from tqdm import tqdm
 import data
 import report
 from callbacks import SCHEDULES, EarlyStopping, History, Schedule
-from harness import distributed, environment, signals
+from harness import distributed, environment
 from harness.console import command, say
 from harness.errors import Diverged
 from harness.run import Run
@@ -38,7 +44,7 @@ EVALUATION_BATCH = 256  # fits a CPU's cache: 1,000 images at once take twice as
 def main(argv: list[str] | None = None) -> None:
     """Run the command line `argv` (None: the process's own)."""
     options = parse(argv)
-    with signals.handled(), distributed.joined(options.device):
+    with distributed.joined(options.device):
         train(options)
 
 
@@ -47,18 +53,19 @@ def train(options: Options) -> None:
     run = Run(options, to_keras_weights, data.stamp(options.data))
     finished = distributed.first(run.look)
     if finished:
-        report.finished_already(options, finished)
+        report.finished_already(options, run, finished)
         return
     set_up_torch(options.threads, options.tf32, options.deterministic)
     if options.device.type == "cpu" and not torch.cuda.is_available():
         say("No CUDA device: training on the CPU.")
 
+    start = None if run.goes_on_without(options.init_weights) else options.init_weights
     arrays = data.load(options.data)
-    model = initial_network(options, arrays)
+    model = initial_network(options, arrays, start)
     training, validation = data.split_validation(arrays.x_train, arrays.y_train, options.validation_split)
     test = data.as_split(arrays.x_test, arrays.y_test)
     training, validation, test = (part.to(options.device) for part in (training, validation, test))
-    if options.init_weights is None:
+    if start is None:
         model.prepare(training.images)
     data_sha256 = data.fingerprint(arrays)
     distributed.agree(options.told() | {"images and labels of --data, by hash": data_sha256})
@@ -76,7 +83,7 @@ def train(options: Options) -> None:
     unseen = data.unseen(training, validation, test, len(arrays.class_names))
     with run.claimed(config, to_keras_weights(model)) as finished:
         if finished:
-            report.finished_already(options, finished)
+            report.finished_already(options, run, finished)
             return
         report.beginning(options, config, unseen)
         objective = Objective(options.l2, options.label_smoothing, options.mixed_precision)
@@ -101,15 +108,15 @@ def set_up_torch(threads: int | None, tf32: bool, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def initial_network(options: Options, arrays: data.Arrays) -> Network:
-    """Return the network for such images and classes as the seed, or --init-weights, makes it, on its device."""
+def initial_network(options: Options, arrays: data.Arrays, start: Path | None) -> Network:
+    """Return the network for such images and classes as the seed, or the weights in the file `start`, make it."""
     data.seed_torch(options.seed, 0)
     # Drawn on the CPU and in float32, so that a seed means the same initial weights on every device. In channels_last
     # memory convolution and pooling are vectorised over channels, and the stored images need no copy.
     model = build_model(options.model, arrays.image_shape, len(arrays.class_names), options.dropout)
     model.to(options.device, getattr(torch, options.dtype), memory_format=torch.channels_last)
-    if options.init_weights is not None:
-        load_keras_weights(model, options.init_weights)
+    if start is not None:
+        load_keras_weights(model, start)
     return model
 
 

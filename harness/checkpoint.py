@@ -40,12 +40,12 @@ def read(path: Path, state: dict, run: dict) -> dict:
 
 def read_weights(path: Path, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the state dict that `files.write_weights` wrote, of the form of `like`. Raises BadInput."""
-    with refusing(f"{path}: not the weights of this run", "pass a run's directory as train.py left it"):
+    with refusing(path, "not the weights of this run", "pass a run's directory as train.py left it"):
         return _fitted(_load(path), like, "it")
 
 
 def refusing_checkpoint(path: Path) -> contextlib.AbstractContextManager:
-    return refusing(f"{path}: not a checkpoint of this run", "pass another --out")
+    return refusing(path, "not a checkpoint of this run", "pass another --out")
 
 
 def _load(path: Path) -> object:

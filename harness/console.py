@@ -9,11 +9,22 @@ import sys
 import traceback
 import unicodedata
 from collections.abc import Callable
+from typing import TextIO
 
 import torch
 
-from harness import distributed
-from harness.errors import CannotWrite, DeviceFailed, Failure, Interrupted, OutOfMemory, first_line
+from harness import distributed, signals
+from harness.errors import (
+    CannotWrite,
+    DeviceFailed,
+    DeviceOutOfMemory,
+    Failure,
+    Interrupted,
+    OutOfMemory,
+    ReaderGone,
+    first_line,
+    out_of_memory,
+)
 
 Main = Callable[[list[str] | None], int | None]
 
@@ -29,23 +40,20 @@ def command(prog: str, resumes: bool = False, failed: int = Failure.code) -> Cal
         @functools.wraps(main)
         def run(argv: list[str] | None = None) -> int:
             try:
-                return main(argv) or 0
+                with signals.handled():
+                    return main(argv) or 0
             except SystemExit as stop:  # argparse's, after --help or one line on stderr
                 return stop.code
-            except (Failure, Interrupted) as error:
-                failure = error
-            except OSError as error:
-                failure = Failure(error)
-            except torch.OutOfMemoryError as error:
-                failure = OutOfMemory(first_line(error))
-            except torch.AcceleratorError as error:
-                failure = DeviceFailed(f"the device failed ({first_line(error)})")
-            except Exception:
-                if failed == Failure.code:
-                    raise
-                traceback.print_exc()
-                return failed
-            _explain(prog, failure, _again(prog, argv, resumes))
+            except (Exception, Interrupted) as error:
+                failure = _failure(error)
+                if failure is None:
+                    if failed == Failure.code:
+                        raise
+                    traceback.print_exc()
+                    return failed
+            if resumes or not isinstance(failure, ReaderGone):
+                advised = resumes or isinstance(failure, CannotWrite)  # other advice is a training's
+                _explain(prog, failure, failure.advice.format(again=_again(prog, argv, resumes)) if advised else "")
             return failed if failure.code == Failure.code else failure.code
 
         return run
@@ -53,15 +61,37 @@ def command(prog: str, resumes: bool = False, failed: int = Failure.code) -> Cal
     return decorate
 
 
-def _explain(prog: str, failure: Failure | Interrupted, again: str) -> None:
+def _failure(error: BaseException) -> Failure | Interrupted | None:
+    """Return what is to be said of `error`; None for a fault of the program."""
+    if isinstance(error, Failure | Interrupted):
+        return error
+    if isinstance(error, OSError):
+        return Failure(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return DeviceOutOfMemory(first_line(error))
+    if isinstance(error, torch.AcceleratorError):
+        return DeviceFailed(f"the device failed ({first_line(error)})")
+    if out_of_memory(error):
+        return OutOfMemory(f"out of memory ({first_line(error).rpartition('Allocator: ')[2]})")
+    return None
+
+
+def _explain(prog: str, failure: Failure | Interrupted, advice: str) -> None:
     rank = distributed.rank()
     if rank and failure.shared:
         return
     message = f"process {rank}: {failure}" if rank else str(failure)
-    if failure.advice:
-        message += f"; {failure.advice.format(again=again)}"
-    with contextlib.suppress(OSError):  # a pipe whose reader has gone: the exit code still tells
-        print(f"{prog}: error: {message}", file=sys.stderr)
+    if advice:
+        message += f"; {advice}"
+    complain(f"{prog}: error: {message}")
+
+
+def complain(line: str) -> None:
+    """Print `line` to standard error; where nobody reads it, the exit code still tells."""
+    try:
+        print(line, file=sys.stderr)
+    except OSError:
+        sys.stderr = None  # else the interpreter tries it again at its end, and exits with 120
 
 
 def _again(prog: str, argv: list[str] | None, resumes: bool) -> str:
@@ -72,24 +102,40 @@ def _again(prog: str, argv: list[str] | None, resumes: bool) -> str:
 
 
 def say(*lines: object) -> None:
-    """Print `lines` to standard output, on the first process only. Raises CannotWrite."""
+    """Print `lines` to standard output, on the first process only; what it cannot encode is escaped.
+
+    Raises CannotWrite, and ReaderGone for a pipe.
+    """
     if distributed.rank():
         return
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = "\n".join(map(str, lines)).encode(encoding, "backslashreplace").decode(encoding)
     try:
-        print(*lines, sep="\n", flush=True)  # a log file shows each epoch when it ends
-    except OSError as error:  # a log on a full disk, a pipe whose reader has gone
+        print(text, flush=True)  # a log file shows each epoch when it ends
+    except OSError as error:
         sys.stdout = None  # else the interpreter tries it again at its end
-        raise CannotWrite(f"cannot write to standard output ({error.strerror})") from None
+        kind = ReaderGone if isinstance(error, BrokenPipeError) else CannotWrite
+        raise kind(f"cannot write to standard output ({error.strerror})") from None
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but an error is one line on stderr; the exit code stays 2. Defaults are in the help."""
+    """argparse, but an error is one line on stderr, once on each machine; the exit code stays 2.
+
+    Defaults are in the help.
+    """
 
     def __init__(self, **settings):
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> None:
         self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())} (see --help)\n")
+
+    def exit(self, status: int = 0, message: str | None = None) -> None:
+        super().exit(status, message if distributed.first_here() else None)
+
+    def print_help(self, file: TextIO | None = None) -> None:
+        with contextlib.suppress(ReaderGone):
+            say(self.format_help().rstrip())
 
 
 def path_type(text: str) -> str:
@@ -121,7 +167,7 @@ def number(kind: type, interval: str) -> Callable[[str], int | float]:
             value = float("nan")
         at_low, at_high = interval[0] == "[" and value == low, interval[-1] == "]" and value == high
         if not (low < value < high or at_low or at_high):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {what} in {interval}")
+            raise argparse.ArgumentTypeError(f"{text!r:.60} is not a {what} in {interval}")
         return value
 
     return parse

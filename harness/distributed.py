@@ -29,6 +29,15 @@ def rank() -> int:
     return int(os.environ["RANK"]) if launched() else 0
 
 
+def first_here() -> bool:
+    """Tell whether this process is the first one on its machine."""
+    return not launched() or int(os.environ["LOCAL_RANK"]) == 0
+
+
+def size_here() -> int:
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if launched() else 1
+
+
 def own_device(device: torch.device) -> torch.device:
     """This process's own CUDA device for a `cuda` without a number, else `device`."""
     if launched() and device.type == "cuda" and device.index is None:
@@ -39,6 +48,8 @@ def own_device(device: torch.device) -> torch.device:
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """Be one of torchrun's processes within the block; raises Lost if the others cannot be reached."""
+    signals.watch_parent()
+    signals.check()
     if launched():
         if device.type == "cuda":
             torch.cuda.set_device(device)  # else nccl would take the first GPU for every process

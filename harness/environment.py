@@ -5,9 +5,12 @@ import contextlib
 import ctypes
 import hashlib
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,20 +19,29 @@ from harness import distributed
 
 PACKAGES = ("torchvision", "numpy", "matplotlib", "tqdm")
 ROOT = Path(__file__).parent.parent
+# What another of these means for a run that is resumed; anything else moves last bits.
+MEANS = {
+    "processes": "each process draws dropout masks of its own, so that figures differ as with another seed",
+    "git_commit": "the code may compute something else",
+}
+LAST_BITS = "figures may differ in their last bits from an undisturbed run's"
 
 
 def device(text: str) -> torch.device:
     """An argparse type: the device that `auto`, `cpu`, `cuda` or `cuda:N` names, which must be there."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:N")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,9})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is none of auto, cpu, cuda, cuda:N")
     if text == "auto":
         text = "cuda" if torch.cuda.is_available() else "cpu"
-    found = distributed.own_device(torch.device(text))
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; pass cpu or auto"
-        )
-    return found
+    name, _, number = text.partition(":")
+    if name == "cuda":
+        # Asked for all processes of this machine, so that each of them comes to the same answer.
+        needed, count = int(number) + 1 if number else distributed.size_here(), torch.cuda.device_count()
+        if needed > count:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not there: torch sees {count} CUDA devices of {needed} that it takes; pass cpu or auto"
+            )
+    return distributed.own_device(torch.device(text))
 
 
 def keep_freed_memory() -> None:
@@ -41,6 +53,20 @@ def keep_freed_memory() -> None:
             libc = ctypes.CDLL(None)
             libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, of which this is the most
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+@contextlib.contextmanager
+def any_backend() -> Iterator[None]:
+    """Import matplotlib within the block though MPLBACKEND names a backend that is not there.
+
+    A notebook hands its own to whatever it starts. One that is there becomes pyplot's, as without the block.
+    """
+    asked = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    yield
+    if asked is not None:
+        os.environ["MPLBACKEND"] = asked
+        with contextlib.suppress(ValueError):
+            sys.modules["matplotlib"].rcParams["backend"] = asked
 
 
 def describe(device: torch.device) -> dict:
@@ -55,6 +81,18 @@ def describe(device: torch.device) -> dict:
         | {"torch": str(torch.__version__)},  # with the build: +cpu, +cu130
         "git_commit": _git_commit(),
     }
+
+
+def changes(before: dict, now: dict, dropout: float) -> list[str]:
+    """Say in which facts `now` differs from `before`, those of two parts of a run, and what that means for figures."""
+    found = {}
+    for name, value in now.items():
+        if name != "after_epoch" and value != before.get(name):
+            meaning = MEANS.get(name, LAST_BITS)
+            if name == "processes" and dropout == 0:
+                meaning = LAST_BITS
+            found.setdefault(meaning, []).append(f"{name} {value} instead of {before.get(name)}")
+    return [f"{', '.join(names)}: {meaning}" for meaning, names in found.items()]
 
 
 def _git_commit() -> str | None:

@@ -42,11 +42,19 @@ class CannotWrite(Failure):
     advice = "what was finished before stands: make room there, then go on: {again}"
 
 
+class ReaderGone(CannotWrite):
+    """Nobody reads standard output any more, as behind `| head`: for what only prints, no fault."""
+
+
 class TakenAway(Failure):
     """The run's directory is no longer its own: nothing in it may be touched."""
 
 
 class OutOfMemory(Failure):
+    advice = "pass a smaller --batch-size"
+
+
+class DeviceOutOfMemory(OutOfMemory):
     advice = "pass a smaller --batch-size, or --device cpu"
 
 
@@ -74,8 +82,8 @@ class Interrupted(BaseException):
 
     advice, shared = GO_ON, True
 
-    def __init__(self, signum: int):
-        super().__init__(f"interrupted by {signal.Signals(signum).name}")
+    def __init__(self, signum: int, why: str | None = None):
+        super().__init__(why or f"interrupted by {signal.Signals(signum).name}")
         self.code = 130 if signum == signal.SIGINT else 143
 
 
@@ -84,14 +92,28 @@ def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether the CPU's memory was not enough; torch has no class of its own for it."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
+def cannot_read(path: object, error: Exception) -> BadInput:
+    return BadInput(f"{path}: cannot be read ({getattr(error, 'strerror', None) or first_line(error):.200})")
+
+
 @contextlib.contextmanager
-def refusing(what: str, remedy: str) -> Iterator[None]:
-    """Make whatever goes wrong within the block a BadInput: bytes that are damaged or hostile can raise nearly all."""
+def refusing(path: object, fault: str, remedy: str) -> Iterator[None]:
+    """Make whatever goes wrong within the block a BadInput: bytes that are damaged or hostile can raise nearly all.
+
+    What could not be read may well be without `fault`: then the reason is all that is said.
+    """
     try:
         yield
     except BadInput:
         raise
     except pickle.UnpicklingError:
-        raise BadInput(f"{what} (it holds more than plain data, nothing of it was run); {remedy}") from None
+        raise BadInput(f"{path}: {fault} (it holds more than plain data, nothing of it was run); {remedy}") from None
     except Exception as error:
-        raise BadInput(f"{what} ({first_line(error):.200}); {remedy}") from None
+        if out_of_memory(error) or (isinstance(error, OSError) and error.errno):  # one of Pillow's own has no number
+            raise cannot_read(path, error) from None
+        raise BadInput(f"{path}: {fault} ({first_line(error):.200}); {remedy}") from None

@@ -5,13 +5,14 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from harness.errors import BadInput, CannotWrite, first_line, refusing
+from harness.console import complain
+from harness.errors import BadInput, CannotWrite, cannot_read, first_line, refusing
 
 WEIGHTS_LIMIT = 256 << 20  # bytes of an .npz of weights: 60 times the baseline's in float64
 
@@ -47,6 +48,17 @@ def write_json(path: Path, value: dict) -> None:
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
+def write_picture(path: Path, draw: Callable[[], bytes]) -> None:
+    """Write the picture that `draw` makes. One that cannot be drawn decides no figure: it is one line on stderr."""
+    try:
+        picture = draw()
+    except Exception as error:
+        complain(f"{path}: cannot be drawn ({type(error).__name__}: {first_line(error):.200}); all figures are written")
+        path.unlink(missing_ok=True)  # one that is there shows something else
+    else:
+        write_bytes(path, picture)
+
+
 def write_arrays(path: Path, arrays: list[np.ndarray]) -> None:
     """Write `arrays` as `np.savez(path, *arrays)` does."""
     buffer = io.BytesIO()
@@ -75,8 +87,10 @@ def read_json(path: Path) -> dict:
 def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadInput(f"{path}: cannot be read (no such file); pass a run's directory or its history") from None
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}); pass a run's directory or its history") from None
+        raise cannot_read(path, error) from None
     except UnicodeDecodeError:
         raise BadInput(f"{path}: not a text file; pass a run's directory or its history") from None
 
@@ -88,7 +102,7 @@ def read_npz(
 
     What claims more than `limit` bytes is not read. Raises BadInput, which names the array at fault.
     """
-    with refusing(f"{flag} {path}: not a readable .npz of plain arrays", "write it with np.savez"):
+    with refusing(f"{flag} {path}", "not a readable .npz of plain arrays", "write it with np.savez"):
         if not (path.exists() or path.is_symlink()):
             raise BadInput(f"{flag} {path}: no such file; pass an .npz that exists")
         if not path.is_file():
@@ -112,7 +126,7 @@ def read_npz(
 def _read_array(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     try:
         array = file[name]
-    except MemoryError:
+    except (MemoryError, OSError):
         raise
     except Exception as error:  # bytes that are damaged can raise nearly all
         raise ValueError(f"{name}: {first_line(error)}") from None

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from harness import checkpoint, distributed, files, histories
+from harness import checkpoint, distributed, environment, files, histories
 from harness.console import say
 from harness.errors import BadInput, CannotWrite, TakenAway
 from harness.lock import Held, Lock, Unsupported
@@ -20,12 +20,6 @@ INITIAL_WEIGHTS, BEST_WEIGHTS = "initial_weights.npz", "best_weights.npz"  # as 
 CHECKPOINT, ERROR, LOCK = "checkpoint.pt", "error.txt", ".lock"
 FILES = (CONFIG, HISTORY, METRICS, WEIGHTS, INITIAL_WEIGHTS, BEST_WEIGHTS, CURVES, CONFUSION, CHECKPOINT, ERROR)
 EARLY_STOPPING, ALL_EPOCHS, STOPPED = "early stopping", "all epochs used", "stopped"
-# What another of these means for a run that is resumed; anything else moves last bits.
-MEANS = {
-    "processes": "each process draws dropout masks of its own, so that figures differ as with another seed",
-    "git_commit": "the code may compute something else",
-}
-LAST_BITS = "figures may differ in their last bits from an undisturbed run's"
 
 
 class Run:
@@ -66,9 +60,13 @@ class Run:
             raise self._refusal(f"its run cannot be resumed with {', '.join(different)}")
         metrics = self._finished_metrics()
         if metrics is not None:
+            same_file = self.options.flags()["init_weights"] == config["flags"].get("init_weights")
             untouched = self.data_stamp in (None, config.get("data_stamp"))  # None: they are not there any more
-            known = data_sha256 is not None or (self.options.data == saved_data and untouched)
-            return metrics if known else None
+            if data_sha256 is None:
+                return metrics if self.options.data == saved_data and untouched and same_file else None
+            if not same_file:
+                self._check_start(metrics.get("initial_weights"))
+            return metrics
         # The checkpoint is written before these, so without it they are not from a run that broke off.
         if CHECKPOINT not in taken and {HISTORY, WEIGHTS, METRICS} & set(taken):
             raise self._refusal(f"no {CHECKPOINT} in it, so its run cannot be resumed")
@@ -194,30 +192,31 @@ class Run:
                 different.append(f"other weights at its start than {INITIAL_WEIGHTS}")
         if different:
             raise BadInput(f"{path}: belongs to another run ({', '.join(different)}); pass another --out")
+        self._check_start(run["initial_weights"])
+        if epochs > self.options.epochs:
+            raise BadInput(f"--epochs {self.options.epochs}: {epochs} are trained already; pass {epochs} or more")
+        return saved
+
+    def goes_on_without(self, start: Path | None) -> bool:
+        """Tell whether `start`, the weights that the run began with, are gone but the checkpoint has all it needs."""
+        here = start is None or os.path.exists(start)
+        return self.options.resume and not here and (self.out / CHECKPOINT).exists()
+
+    def _check_start(self, started_from: str) -> None:
         given = self.options.init_weights
-        if given is not None and run["initial_weights"] != self.record["initial_weights"]:
+        same = started_from == self.record["initial_weights"] or self.goes_on_without(given)
+        if given is not None and not same:
             raise BadInput(
                 f"--init-weights {given}: not the weights that the run in {self.out} started from; "
                 "pass those or another --out"
             )
-        if epochs > self.options.epochs:
-            raise BadInput(f"--epochs {self.options.epochs}: {epochs} are trained already; pass {epochs} or more")
-        return saved
 
     def _take_up(self, saved: dict, epoch: int) -> None:
         """Continue the record of the run that was saved, and say what is another now, and what that means."""
         say(f"Resuming after epoch {epoch}.")
         before, now = saved["parts"][-1], self.record["parts"][-1] | {"after_epoch": epoch}
         self.record = saved | {"parts": [*saved["parts"], now]}
-        changed = {}
-        for name, value in now.items():
-            if name != "after_epoch" and value != before.get(name):
-                meaning = MEANS.get(name, LAST_BITS)
-                if name == "processes" and self.options.dropout == 0:
-                    meaning = LAST_BITS
-                changed.setdefault(meaning, []).append(f"{name} {value} instead of {before.get(name)}")
-        for meaning, names in changed.items():
-            said = f"{', '.join(names)}: {meaning}"
+        for said in environment.changes(before, now, self.options.dropout):
             self.record["bits_changed"] = [*self.record["bits_changed"], f"after epoch {epoch}, {said}"]
             say(f"With {said}.")
 
@@ -233,11 +232,19 @@ class Run:
             self._write(files.write_weights, WEIGHTS, state["best"].state_dict())
             self._write(files.write_arrays, BEST_WEIGHTS, self.to_keras(state["best"]))
 
-    def finish(self, metrics: dict, curves: bytes, confusion: bytes) -> None:
-        """Write what there is when training is over; metrics.json, which says so, comes last."""
-        self._write(files.write_bytes, CURVES, curves)
-        self._write(files.write_bytes, CONFUSION, confusion)
+    def finish(self, metrics: dict, pictures: dict[str, Callable[[], bytes]]) -> None:
+        """Write metrics.json, which says that training is over, and only then draw `pictures`, by name of the file."""
+        for name in pictures:  # an earlier end's
+            self._write(Path.unlink, name, True)
         self._write(files.write_json, METRICS, metrics)
+        self.draw(pictures)
+
+    def draw(self, pictures: dict[str, Callable[[], bytes]]) -> None:
+        """Draw those of `pictures` that the finished run lacks."""
+        for name, draw in pictures.items():
+            if not (self.out / name).exists():
+                self._write(files.write_picture, name, draw)
+        self._write(Path.unlink, ERROR, True)  # the process before may have ended after metrics.json
 
     def _write(self, write: Callable, name: str, *content: object) -> None:
         """Let `write(path, *content)` change the file `name`, on the first process, while it is still this run's."""
