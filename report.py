@@ -1,14 +1,20 @@
 """What a run says of itself at its beginning and its end: lines on the terminal, metrics.json, pictures."""
 
 import json
+import shlex
+import sys
+from pathlib import Path
 
 import torch
 
 import data
 import plots
 from callbacks import SCHEDULES, EarlyStopping, History
+from harness import histories
 from harness.console import say
-from harness.run import ALL_EPOCHS, EARLY_STOPPING, STOPPED, Run
+from harness.environment import ROOT
+from harness.errors import BadInput, first_line
+from harness.run import ALL_EPOCHS, CURVES, EARLY_STOPPING, HISTORY, METRICS, STOPPED, Run
 from metrics import Figures
 from options import Options
 
@@ -33,10 +39,10 @@ def beginning(options: Options, config: dict, unseen: list[int]) -> None:
 
 def end(
     options: Options, run: Run, history: History, stopping: EarlyStopping, figures: Figures, mirrored: Figures | None
-) -> None:
+) -> dict:
     """Write and say what is to be known of the finished run: `figures` are the best weights' on the test images.
 
-    `mirrored` are those with the logits of each image's mirror image averaged in.
+    `mirrored` are those with the logits of each image's mirror image averaged in. Returns what metrics.json holds.
     """
     dtype, names = getattr(torch, options.dtype), data.class_names(options.data)
     cutting = SCHEDULES[options.schedule].cutting
@@ -73,20 +79,44 @@ def end(
     say(most_confused(figures.confusion, names))
     if mirrored:
         say(f"Test accuracy, logits averaged with the mirror image's: {metrics['test_accuracy_mirrored']:.4f}")
-    accuracy(options, metrics)
+    last_lines(options, metrics)
+    return metrics
 
 
-def finished_already(options: Options, metrics: dict) -> None:
-    say(f"{options.out}: finished already, after epoch {metrics['epochs']}: {metrics['stopped']}.")
+def finished_already(options: Options, metrics: dict) -> tuple[dict, History]:
+    """Say what a run that had finished reached; return its `metrics`, and its history as far as it can be read."""
+    say(f"finished: {metrics['test_accuracy']:.4f}, {options.out}")
+    say(f"It was finished already, after epoch {metrics['epochs']}: {metrics['stopped']}.")
     if data.stamp(options.data) is None:
         say(f"Its data are no longer in {options.data}.")
-    accuracy(options, metrics)
+    history = History()
+    try:
+        logs = histories.read_back(options.out / HISTORY)
+        rates, seconds = metrics["learning_rate_after_epoch"], metrics["seconds_per_epoch"]
+        history.load_state_dict({"logs": logs, "learning_rates": rates, "seconds": seconds})
+    except (BadInput, ValueError, KeyError, TypeError) as error:
+        say(f"Its history cannot be read back ({first_line(error)}).")
+    last_lines(options, metrics)
+    return metrics, history
 
 
-def accuracy(options: Options, metrics: dict) -> None:
+def last_lines(options: Options, metrics: dict) -> None:
+    """Say the test accuracy, where the files are, and the commands that go on from here."""
     say(f"Test accuracy: {metrics['test_accuracy']:.4f}")
+    for what, name in (("Picture", CURVES), ("Metrics", METRICS)):
+        if (options.out / name).exists():
+            say(f"{what}: {shlex.quote(str(options.out / name))}")
+    say(f"To compare it with another run or history: {command_on('compare.py', options.out)} OTHER")
+    say(f"To classify images: {command_on('predict.py', options.out)} IMAGE")
     if options.json:
         say(json.dumps(metrics))
+
+
+def command_on(script: str, out: Path) -> str:
+    """The command line, up to its last words, by which `script` takes the run in `out`, from the current folder."""
+    path = script if ROOT.samefile(Path.cwd()) else str(ROOT / script)
+    run = f"./{out}" if str(out).startswith("-") else str(out)
+    return shlex.join([sys.orig_argv[0], path, run])
 
 
 def title(options: Options) -> str:
