@@ -1,13 +1,14 @@
 # All the set-up there is: `make train` and `make test`. ARGS="..." passes flags on to train.py or to pytest.
 PYTHON ?= python3
-TRAIN := .venv/bin/python train.py --epochs 50 --batch-size 64 $(ARGS)
+TRAIN := .venv/bin/python train.py --resume $(ARGS)
+export ARGS
 
 .PHONY: train test
 .DELETE_ON_ERROR:
 
 train: .venv/train.installed
 	@$(TRAIN); code=$$?; \
-	case " $(ARGS)" in *" --data"*) exit $$code;; esac; \
+	case " $$ARGS" in *" --data"*|*" --out"*|*" --resume="*|*" --resume "[!-]*) exit $$code;; esac; \
 	if [ $$code -eq 3 ]; then \
 		echo "CIFAR-10 is out of reach: doing the same on --data synthetic, which is NOT CIFAR-10."; \
 		$(TRAIN) --data synthetic; \

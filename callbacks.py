@@ -1,12 +1,14 @@
 """What Keras's callbacks do between epochs: early stopping, the learning rate, the log of both."""
 
+import importlib
 import math
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch.optim import lr_scheduler
 
-from harness.errors import BadInput
+from harness.errors import BadInput, first_line
 
 
 class EarlyStopping:
@@ -189,3 +191,29 @@ class History:
             if not isinstance(value, float) or not math.isfinite(value):
                 raise ValueError(f"its history has {value!r:.60}, not a finite number")
         self.logs, self.learning_rates, self.seconds = logs, rates, seconds
+
+
+class TensorBoard:
+    """Writes the figures of each epoch into `folder`, for TensorBoard: a logger, so without a state to be resumed."""
+
+    def __init__(self, folder: Path, history: History):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(folder, purge_step=0)  # a resumed run's points replace those before it
+        for epoch, logs in enumerate(history.logs):
+            self.after_epoch(epoch, logs)
+
+    def after_epoch(self, epoch: int, logs: dict[str, float]) -> None:
+        """Write the figures of `epoch` (from 0), one curve each."""
+        for name, value in logs.items():
+            self.writer.add_scalar(name, value, epoch)
+        self.writer.flush()
+
+    @staticmethod
+    def refuse_without_package() -> None:
+        """Raise BadInput where TensorBoard is not installed."""
+        try:
+            importlib.import_module("torch.utils.tensorboard")
+        except ImportError as error:
+            remedy = "install it by python -m pip install tensorboard, or leave --tensorboard out"
+            raise BadInput(f"--tensorboard: no package tensorboard ({first_line(error)}); {remedy}") from None

@@ -1,18 +1,20 @@
 """Every option of train.py, declared once; the recipes, which are sets of defaults; what does not go together."""
 
-import argparse
 import dataclasses
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from callbacks import SCHEDULES
+from callbacks import SCHEDULES, TensorBoard
 from data import DEFAULT, SYNTHETIC
-from harness import environment
+from harness import environment, flags
 from harness.console import Parser, number, path_type
+from harness.errors import BadInput
+from harness.flags import ON_OFF, flag_of
 from model import MODELS
 from optim import OPTIMIZERS
 
@@ -33,7 +35,6 @@ RECIPES = {
     ),
 }
 RESULTS = "; ".join(f"{name}: {recipe.result}" for name, recipe in RECIPES.items())
-ON_OFF = argparse.BooleanOptionalAction  # a switch that has a --no-... too
 GROUPS = {  # by the first option of each
     "recipe": "training",
     "patience": "callbacks, all watching the validation loss with its L2 penalty",
@@ -49,7 +50,7 @@ def option(default: object, kind: object, help: str, may_change: bool = False):
     return dataclasses.field(default=default, metadata={"kind": kind, "help": help, "may_change": may_change})
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(init=False)
 class Options:
     """What a run is told, flag by flag; `resolved` fills in the defaults that depend on other options."""
 
@@ -114,19 +115,68 @@ class Options:
         None, path_type, "start from this .npz: np.savez(FILE, *model.get_weights()) of the Keras model, or a run's own"
     )
     out: Path = option(
-        "runs/<name>-seed<seed>",
+        "runs/<name><data>-seed<seed>",
         path_type,
-        "the run's directory; <seed> stands for the seed, <name> for the recipe or else the model",
+        "the run's directory; <seed> stands for the seed, <name> for the recipe or else the model, <data> for the "
+        "name of other data than the default, after a dash",
         may_change=True,
     )
-    resume: bool = option(False, bool, "go on with the run in --out if there is one, after its last whole epoch", True)
+    resume: bool = option(
+        False,
+        bool,
+        "go on with the run in --out if there is one, after its last whole epoch; with a run's directory, go on with "
+        "that one by its own flags, over which others win",
+        may_change=True,
+    )
     quiet: bool = option(False, bool, "one line per epoch and no progress bar", may_change=True)
     json: bool = option(False, bool, "end with the figures as a JSON object in one line", may_change=True)
+    tensorboard: bool = option(
+        False, bool, "write each epoch's figures for TensorBoard too: needs the package tensorboard", may_change=True
+    )
+
+    def __init__(self, **given):
+        """Take options by name, with _ for a flag's -; the others are the recipe's or else the notebook's."""
+        values = {field.name: field.default for field in dataclasses.fields(self)}
+        unknown = ", ".join(given.keys() - values.keys())
+        if unknown:
+            raise TypeError(f"no option {unknown}; python train.py --help lists them")
+        recipe = RECIPES.get(given.get("recipe"))
+        vars(self).update(values | (recipe.defaults if recipe else {}) | given)
+
+    def checked(self) -> "Options":
+        """Return the options resolved, each value as its flag would have made it.
+
+        Raises BadInput for what a flag refuses, and for what does not go together.
+        """
+        values = {field.name: flags.checked(field, getattr(self, field.name)) for field in dataclasses.fields(self)}
+        options = dataclasses.replace(self, **values).resolved()
+        options.refuse_contradictions()
+        return options
+
+    def refuse_contradictions(self) -> None:
+        """Raise BadInput for options that do not go together, or that need what this machine lacks."""
+        if self.weight_decay and OPTIMIZERS[self.optimizer].default_decay is None:
+            decay = f"--weight-decay {self.weight_decay}"
+            raise BadInput(f"{decay} is not for {self.optimizer}: pass --optimizer adamw, or --l2")
+        if self.min_lr > self.lr and SCHEDULES[self.schedule].spans_all_epochs:
+            low = f"--lr {self.lr:g} is below --min-lr {self.min_lr:g}"
+            raise BadInput(f"{low}, to which {self.schedule} would rise")
+        if self.lr < torch.finfo(getattr(torch, self.dtype)).tiny:
+            raise BadInput(f"--lr {self.lr:g} is 0 in {self.dtype}: pass a larger one")
+        if self.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+            raise BadInput("--compile needs a C++ compiler, and there is no g++: install one, or leave --compile out")
+        if self.mixed_precision and self.dtype != "float32":
+            raise BadInput(f"--mixed-precision does not go with --dtype {self.dtype}: pass one of the two")
+        if self.tensorboard:
+            TensorBoard.refuse_without_package()
 
     def resolved(self) -> "Options":
         """Return the options with every default filled in."""
-        out = str(self.out).replace("<seed>", str(self.seed)).replace("<name>", self.recipe or self.model)
-        found = {"out": Path(out), "init_weights": self.init_weights and Path(self.init_weights)}
+        out = self.out
+        if isinstance(out, str):  # a Path is taken as it is
+            names = {"<seed>": str(self.seed), "<name>": self.recipe or self.model, "<data>": _of_data(self.data)}
+            out = Path(re.sub("|".join(names), lambda name: names[name.group()], out))
+        found = {"out": out, "data": str(self.data), "init_weights": self.init_weights and Path(self.init_weights)}
         if self.augment is None:
             found["augment"] = MODELS[self.model].augmented
         if self.weight_decay is None:
@@ -153,31 +203,34 @@ class Options:
         return {flag_of(name): value for name, value in self.flags().items() if name in names}
 
     def not_default(self) -> list[str]:
-        flags = self.flags()
-        return [name for name, default in self.defaults().items() if flags[name] != default]
+        now = self.flags()
+        return [name for name, default in self.defaults().items() if now[name] != default]
 
     def differences(self, config: dict) -> list[str]:
         """Name what keeps a run with these options from going on with the run that wrote `config`, config.json.
 
         An option that is new since then counts as at its default there; one that this version lacks must have been.
         """
-        saved, flags, found = config["flags"], self.flags(), []
+        saved, now, found = config["flags"], self.flags(), []
         for name, default in self.defaults().items():
             was = saved.get(name, default)
             if name == "init_weights" and was and self.init_weights and os.path.exists(self.init_weights):
                 continue  # from wherever they are read, their hash decides
-            if flags[name] != was:
-                found.append(f"{flag_of(name)} {flags[name]} (was {was!r:.60})")
-        for name in saved.keys() - flags.keys():
-            if name in config.get("not_default", [name]):
-                found.append(f"{flag_of(name)} {saved[name]!r:.60} (an option that this version lacks)")
+            if now[name] != was:
+                found.append(f"{flag_of(name)} {now[name]} (was {was!r:.60})")
+        found += flags.lacking(Options, config)
         if SCHEDULES[self.schedule].spans_all_epochs and saved.get("epochs") != self.epochs:
             found.append(f"--epochs {self.epochs} (was {saved.get('epochs')!r:.60}, which its schedule fixes)")
         return found
 
 
-def flag_of(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def _of_data(source: str) -> str:
+    """What the name of a run's directory says of `--data`: nothing of the default, so that all else is beside it."""
+    path = Path(os.path.abspath(source))
+    if path == Path(os.path.abspath(DEFAULT)):
+        return ""
+    name = path.stem if path.suffix == ".npz" else path.name
+    return "-" + re.sub(r"[^\w.-]+", "_", name)[:40]
 
 
 def parse(argv: list[str] | None) -> Options:
@@ -191,32 +244,9 @@ def parse(argv: list[str] | None) -> Options:
         epilog="exit codes: 0 done, 1 failed (training diverged, disk full), 2 bad input, 3 data not available, "
         "130 interrupted, 143 asked to end (SIGTERM, SIGUSR1)",
     )
-    for field in dataclasses.fields(Options):
-        kind, help = field.metadata["kind"], field.metadata["help"].replace("%", "%%")
-        if field.name in GROUPS:
-            group = parser.add_argument_group(GROUPS[field.name])
-        if kind in (bool, ON_OFF):
-            settings = {"action": "store_true" if kind is bool else ON_OFF}
-        else:
-            settings = {"type": kind} if callable(kind) else {"choices": kind}
-        group.add_argument(flag_of(field.name), default=field.default, help=help, **settings)
-    values = parser.parse_args(argv)
-    if values.recipe is not None:
-        parser.set_defaults(**RECIPES[values.recipe].defaults)
-        values = parser.parse_args(argv)
-    options = Options(**vars(values)).resolved()
-    if options.weight_decay and OPTIMIZERS[options.optimizer].default_decay is None:
-        parser.error(
-            f"--weight-decay {options.weight_decay} is not for {options.optimizer}: pass --optimizer adamw, or --l2"
-        )
-    if options.min_lr > options.lr and SCHEDULES[options.schedule].spans_all_epochs:
-        parser.error(
-            f"--lr {options.lr:g} is below --min-lr {options.min_lr:g}, to which {options.schedule} would rise"
-        )
-    if options.lr < torch.finfo(getattr(torch, options.dtype)).tiny:
-        parser.error(f"--lr {options.lr:g} is 0 in {options.dtype}: pass a larger one")
-    if options.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-        parser.error("--compile needs a C++ compiler, and there is no g++: install one, or leave --compile out")
-    if options.mixed_precision and options.dtype != "float32":
-        parser.error(f"--mixed-precision does not go with --dtype {options.dtype}: pass one of the two")
-    return options
+    flags.declare(parser, Options, GROUPS)
+    given = vars(parser.parse_args(argv))
+    try:
+        return Options(**flags.with_saved(given, Options, words=(SYNTHETIC,))).checked()
+    except BadInput as error:
+        parser.error(str(error))

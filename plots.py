@@ -3,7 +3,7 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -43,10 +43,10 @@ def curves(
     history: list[dict[str, float]],
     learning_rates: list[float],
     best_epoch: int,
-    cuts: list[int],
-    loss_name: str,
-    title: str,
-) -> bytes:
+    cuts: Sequence[int] = (),
+    loss_name: str = "loss",
+    title: str = "",
+) -> "Picture":
     """Draw accuracy, loss and learning rate of one run and return the picture as PNG, 14 x 4 inches.
 
     `learning_rates` are those after each epoch; `best_epoch` and `cuts` (the epochs that ended in a cut) count from 1.
@@ -181,7 +181,17 @@ def _draw_group(axes: Axes, curves: list[list[float]], colour, style: str) -> No
             axes.plot(alone + 1, row[alone], linewidth=THIN, **line)
 
 
-def _png(figure: Figure) -> bytes:
+class Picture(bytes):
+    """A PNG file's content, which a notebook shows as the picture."""
+
+    def _repr_png_(self) -> bytes:
+        return bytes(self)
+
+    def __repr__(self) -> str:
+        return f"<a picture, {len(self):,} bytes of PNG>"
+
+
+def _png(figure: Figure) -> Picture:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+    return Picture(buffer.getvalue())

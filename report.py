@@ -1,7 +1,10 @@
 """What a run says of itself at its beginning and its end: lines on the terminal, metrics.json, pictures."""
 
 import json
+import shlex
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -10,7 +13,9 @@ import plots
 from callbacks import SCHEDULES, EarlyStopping, History
 from harness import histories
 from harness.console import say
-from harness.run import ALL_EPOCHS, CONFUSION, CURVES, EARLY_STOPPING, STOPPED, Run
+from harness.environment import ROOT
+from harness.errors import BadInput, first_line
+from harness.run import ALL_EPOCHS, CONFUSION, CURVES, EARLY_STOPPING, HISTORY, METRICS, STOPPED, Run
 from metrics import Figures
 from options import Options
 
@@ -46,10 +51,10 @@ def beginning(options: Options, config: dict, unseen: dict[str, list[int]]) -> N
 
 def end(
     options: Options, run: Run, history: History, stopping: EarlyStopping, figures: Figures, mirrored: Figures | None
-) -> None:
+) -> dict:
     """Write and say what is to be known of the finished run: `figures` are the best weights' on the test images.
 
-    `mirrored` are those with the logits of each image's mirror image averaged in.
+    `mirrored` are those with the logits of each image's mirror image averaged in. Returns what metrics.json holds.
     """
     dtype, names = getattr(torch, options.dtype), run.config["class_names"]
     cutting = SCHEDULES[options.schedule].cutting
@@ -77,27 +82,26 @@ def end(
         "images_per_second": run.config["images"]["training"] * len(history) / sum(history.seconds),
         "bits_changed": run.record["bits_changed"],
     }
-    run.finish(metrics, pictures(options, metrics, lambda: history.logs))
+    run.finish(metrics, pictures(options, metrics, history))
     say("", reading(history.logs, metrics, options.epochs, cutting))
     say(most_confused(figures.confusion, names))
     if mirrored:
         say(f"Test accuracy, logits averaged with the mirror image's: {metrics['test_accuracy_mirrored']:.4f}")
-    accuracy(options, metrics)
+    last_lines(options, metrics)
+    return metrics
 
 
-def pictures(
-    options: Options, metrics: dict, logs: Callable[[], list[dict[str, float]]]
-) -> dict[str, Callable[[], bytes]]:
-    """Return what draws each picture of the finished run, by the name of its file; `logs()` are the history's rows."""
+def pictures(options: Options, metrics: dict, history: History) -> dict[str, Callable[[], bytes]]:
+    """Return what draws each picture of the finished run, by the name of its file."""
 
     def caption() -> str:
         accuracy = f"test accuracy {metrics['test_accuracy']:.4f}"
         return f"{title(options)}, seed {options.seed}, {metrics['data']}: {accuracy}"
 
     def curves() -> bytes:
-        rates, cuts = metrics["learning_rate_after_epoch"], [cut["epoch"] for cut in metrics["learning_rate_cuts"]]
+        rates, cuts = history.learning_rates, [cut["epoch"] for cut in metrics["learning_rate_cuts"]]
         loss = "loss with L2 penalty" if options.l2 else "loss"
-        return plots.curves(logs(), rates, metrics["best_epoch"], cuts, loss, caption())
+        return plots.curves(history.logs, rates, metrics["best_epoch"], cuts, loss, caption())
 
     def confusion() -> bytes:
         return plots.confusion(metrics["test_confusion"], tuple(metrics["test_per_class"]), caption())
@@ -105,22 +109,41 @@ def pictures(
     return {CURVES: curves, CONFUSION: confusion}
 
 
-def finished_already(options: Options, run: Run, metrics: dict) -> None:
-    def logs() -> list[dict[str, float]]:
-        columns = histories.read(options.out).history
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-    run.draw(pictures(options, metrics, logs))
-    say(f"{options.out}: finished already, after epoch {metrics['epochs']}: {metrics['stopped']}.")
+def finished_already(options: Options, run: Run, metrics: dict) -> tuple[dict, History]:
+    """Say what a run that had finished reached; return its `metrics`, and its history as far as it can be read."""
+    say(f"finished: {metrics['test_accuracy']:.4f}, {options.out}")
+    say(f"It was finished already, after epoch {metrics['epochs']}: {metrics['stopped']}.")
     if data.stamp(options.data) is None:
         say(f"Its data are no longer in {options.data}.")
-    accuracy(options, metrics)
+    history = History()
+    try:
+        logs = histories.read_back(options.out / HISTORY)
+        rates, seconds = metrics["learning_rate_after_epoch"], metrics["seconds_per_epoch"]
+        history.load_state_dict({"logs": logs, "learning_rates": rates, "seconds": seconds})
+    except (BadInput, ValueError, KeyError, TypeError) as error:
+        say(f"Its history cannot be read back ({first_line(error)}).")
+    run.draw(pictures(options, metrics, history))
+    last_lines(options, metrics)
+    return metrics, history
 
 
-def accuracy(options: Options, metrics: dict) -> None:
+def last_lines(options: Options, metrics: dict) -> None:
+    """Say the test accuracy, where the files are, and the commands that go on from here."""
     say(f"Test accuracy: {metrics['test_accuracy']:.4f}")
+    for what, name in (("Picture", CURVES), ("Metrics", METRICS)):
+        if (options.out / name).exists():
+            say(f"{what}: {shlex.quote(str(options.out / name))}")
+    say(f"To compare it with another run or history: {command_on('compare.py', options.out)} OTHER")
+    say(f"To classify images: {command_on('predict.py', options.out)} IMAGE")
     if options.json:
         say(json.dumps(metrics))
+
+
+def command_on(script: str, out: Path) -> str:
+    """The command line, up to its last words, by which `script` takes the run in `out`, from the current folder."""
+    path = script if ROOT.samefile(Path.cwd()) else str(ROOT / script)
+    run = f"./{out}" if str(out).startswith("-") else str(out)
+    return shlex.join([sys.orig_argv[0], path, run])
 
 
 def title(options: Options) -> str:

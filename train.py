@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import data
 import report
-from callbacks import SCHEDULES, EarlyStopping, History, Schedule
+from callbacks import SCHEDULES, EarlyStopping, History, Schedule, TensorBoard
 from harness import distributed, environment
 from harness.console import command, say
 from harness.errors import Diverged
@@ -48,13 +48,17 @@ def main(argv: list[str] | None = None) -> None:
         train(options)
 
 
-def train(options: Options) -> None:
-    """Do the whole job: data, network, training, test figures, and the files of the run's directory."""
+def train(options: Options) -> tuple[dict, History]:
+    """Do the whole job: data, network, training, test figures, and the files of the run's directory.
+
+    Returns the content of metrics.json and the history, also of a run that has finished. Raises harness.errors.Failure.
+    What torch has one of for the whole process (see `set_up_torch`), and its generators, are left as the run set them.
+    """
+    options = options.checked()
     run = Run(options, to_keras_weights, data.stamp(options.data))
     finished = distributed.first(run.look)
     if finished:
-        report.finished_already(options, run, finished)
-        return
+        return report.finished_already(options, run, finished)
     set_up_torch(options.threads, options.tf32, options.deterministic)
     if options.device.type == "cpu" and not torch.cuda.is_available():
         say("No CUDA device: training on the CPU.")
@@ -83,8 +87,7 @@ def train(options: Options) -> None:
     unseen = data.unseen(training, validation, test, len(arrays.class_names))
     with run.claimed(config, to_keras_weights(model)) as finished:
         if finished:
-            report.finished_already(options, run, finished)
-            return
+            return report.finished_already(options, run, finished)
         report.beginning(options, config, unseen)
         objective = Objective(options.l2, options.label_smoothing, options.mixed_precision)
         best, history, stopping = fit(options, run, model, objective, training, validation, augmentation)
@@ -92,7 +95,7 @@ def train(options: Options) -> None:
         mirrored = None
         if options.augment and not options.no_mirror:  # a network that was trained on mirror images knows them too
             mirrored = evaluate(best, test, objective, mirrored=True)
-        report.end(options, run, history, stopping, figures, mirrored)
+        return report.end(options, run, history, stopping, figures, mirrored), history
 
 
 def set_up_torch(threads: int | None, tf32: bool, deterministic: bool) -> None:
@@ -148,6 +151,7 @@ def fit(
     state = {"model": model, "best": best, "optimizer": optimizer, "schedule": schedule}
     state |= {"early_stopping": stopping, "history": history}
     run.resume(state)
+    loggers = [TensorBoard(options.out, history)] if options.tensorboard and distributed.rank() == 0 else []
     # Only training is compiled: evaluation has other shapes. In `model` the weights keep their names.
     mode = "reduce-overhead" if options.device.type == "cuda" else None
     network = torch.compile(model, mode=mode) if options.compile else model
@@ -175,6 +179,8 @@ def fit(
             # As in the notebook, the rate is logged after the cut: it is the next epoch's.
             history.append(logs, schedule.rate, time.perf_counter() - started)
             run.keep(state, improved)
+            for logger in loggers:
+                logger.after_epoch(epoch, logs)
             say(f"{title} - {report.keras_line(steps, history.seconds[-1], logs)}")
             if message:
                 say(f"Epoch {epoch + 1}: {message}")

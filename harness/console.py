@@ -98,7 +98,8 @@ def _again(prog: str, argv: list[str] | None, resumes: bool) -> str:
     if distributed.launched():
         return "the same torchrun command with --resume"
     words = sys.orig_argv if argv is None else [prog, *argv]
-    return shlex.join([*words, "--resume"] if resumes and "--resume" not in words else words)
+    resuming = any(word.partition("=")[0] == "--resume" for word in words)
+    return shlex.join([*words, "--resume"] if resumes and not resuming else words)
 
 
 def say(*lines: object) -> None:

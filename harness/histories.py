@@ -55,6 +55,12 @@ def write(path: Path, logs: list[dict[str, float]]) -> None:
     files.write_bytes(path, buffer.getvalue().encode())
 
 
+def read_back(path: Path) -> list[dict[str, float]]:
+    """Return what `write` wrote: the figures of each epoch. Raises BadInput or ValueError."""
+    rows = csv.DictReader(files.read_text(path).splitlines(), strict=True)
+    return [{name: float(value) for name, value in row.items() if name != "epoch"} for row in rows]
+
+
 def read(path: Path) -> Training:
     """Read a run's directory, one with a single history of any form in it, or such a file itself.
 

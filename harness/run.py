@@ -50,8 +50,8 @@ class Run:
                 "go on with it by --resume, pass another --out or --seed, or delete that folder first"
             )
         config = files.read_json(self.out / CONFIG)
-        if not isinstance(config.get("flags"), dict):
-            raise BadInput(f"{self.out / CONFIG}: no flags in it, so nothing can be resumed; pass another --out")
+        if not isinstance(config.get("flags"), dict) or "model" not in config["flags"]:  # Keras's runs have no model
+            raise BadInput(f"{self.out / CONFIG}: no flags in it that train.py wrote; pass another --out")
         saved_data = config["flags"].get("data")
         different = self.options.differences(config)
         if data_sha256 is not None and config.get("data_sha256") != data_sha256:

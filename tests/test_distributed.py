@@ -79,7 +79,7 @@ def assert_equal_runs(one, other):
 @pytest.mark.parametrize(
     ("size", "flags"),
     [
-        (2, "--model baseline --l2 0.01"),
+        (2, "--model baseline --l2 0.01 --tensorboard"),
         (2, "--model improved"),
         (3, "--model whitened --schedule onecycle --optimizer adamw --lookahead --label-smoothing 0.1"),
     ],
@@ -93,6 +93,7 @@ def test_several_processes_train_what_one_trains(size, flags, group, few, tmp_pa
     assert json.loads((tmp_path / "several" / CONFIG).read_text())["processes"] == size
     # One process writes and prints.
     assert len(re.findall(r"^Epoch \d/2 - 6/6", logs[0].read_text(), re.MULTILINE)) == 2
+    assert len([*(tmp_path / "several").glob("events*")]) == flags.count("--tensorboard")
     assert [log.read_text() for log in logs[1:]] == [""] * (size - 1)
 
 

@@ -19,6 +19,7 @@ COMMANDS = [
 OTHERS = {
     *("--nproc-per-node", "--max-restarts"),  # torchrun
     *("--array", "--cpus-per-task", "--time", "--signal", "--requeue", "--open-mode", "--gres"),  # Slurm
+    *("--index-url", "--logdir"),  # pip, TensorBoard
 }
 
 

@@ -467,6 +467,29 @@ def as_json(trained, **_):
     assert "{" not in trained("--epochs 1").stdout
 
 
+def tensorboard(trained, monkeypatch, **_):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = trained("--epochs 2 --tensorboard")
+    events = EventAccumulator(str(run.out)).Reload()
+    for name in {*run.history.dtype.names} - {"epoch"}:
+        points = [(point.step, point.value) for point in events.Scalars(name)]
+        assert points == [(epoch, np.float32(value)) for epoch, value in enumerate(run.history[name])]
+    assert not list(trained("--epochs 2").out.glob("events*"))
+
+
+def config(trained, folder, monkeypatch, **_):
+    like = trained("--epochs 1 --seed 8 --lr 0.004")
+    monkeypatch.chdir(folder)
+    assert train.main(["--config", str(like.out / "config.json"), "--quiet"]) == 0
+    again = folder / "runs" / "baseline-few-seed8"
+    assert (again / "history.csv").read_bytes() == (like.out / "history.csv").read_bytes()
+    before = {file: file.read_bytes() for file in like.out.iterdir()}
+    run = trained(f"--config {like.out} --lr 0.001")
+    assert run.flags == like.flags | {"lr": 0.001, "out": str(run.out)}
+    assert {file: file.read_bytes() for file in like.out.iterdir()} == before
+
+
 # In a run that stands still the first epoch is the best one, and the rate is cut --lr-patience epochs later.
 OPTIONS = {
     "--recipe": recipe,
@@ -505,6 +528,8 @@ OPTIONS = {
     "--resume": resume,
     "--quiet": quiet,
     "--json": as_json,
+    "--tensorboard": tensorboard,
+    "--config": config,
 }
 
 

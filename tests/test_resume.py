@@ -172,7 +172,7 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(copy, npz, capsys):
     before = {file.name: file.read_bytes() for file in copy.iterdir()}
     assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(copy), "--resume", "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "finished already, after epoch 2" in lines[0]
+    assert "finished already, after epoch 2" in lines[1]
     assert json.loads(lines[-1]) == json.loads((copy / "metrics.json").read_text())
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
 

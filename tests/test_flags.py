@@ -1,0 +1,350 @@
+"""What people type to go on, to start another run, and in Python; where its directory is; what is said at the end."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from matplotlib.figure import Figure
+from PIL import Image
+
+import compare
+import options
+import predict
+import train
+from harness.errors import BadInput
+from harness.run import CONFIG, CURVES, HISTORY
+from options import Options
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Pictures of no bytes: to draw them takes longer than training does here."""
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **options: None)
+
+
+DIRECTORIES = {
+    "": "runs/baseline-seed0",
+    "--data=data": "runs/baseline-seed0",
+    "--data=./data/ --seed=3": "runs/baseline-seed3",
+    "--data=synthetic --recipe=fast": "runs/fast-synthetic-seed0",
+    "--data=mine.npz": "runs/baseline-mine-seed0",
+    "--data=../elsewhere/mine.npz": "runs/baseline-mine-seed0",
+    "--data=/scratch/cifar.d/": "runs/baseline-cifar.d-seed0",
+    "--data=data/.": "runs/baseline-seed0",
+    "--data='a b [1]*?$(x);<seed>.npz'": "runs/baseline-a_b_1_x_seed_-seed0",
+    "--data=été.npz": "runs/baseline-été-seed0",
+    f"--data={'n' * 300}": f"runs/baseline-{'n' * 40}-seed0",
+    # As directories were named before, and by hand.
+    "--data=mine.npz --out='runs/<name>-seed<seed>'": "runs/baseline-seed0",
+    "--data=mine.npz --out=x": "x",
+}
+
+
+@pytest.mark.parametrize(("flags", "expected"), DIRECTORIES.items())
+def test_other_data_than_the_default_have_directories_of_their_own_name(flags, expected):
+    assert str(options.parse(shlex.split(flags)).out) == expected
+
+
+def test_the_default_folder_is_known_by_its_whole_path_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(options.parse(["--data", str(tmp_path / "data")]).out) == "runs/baseline-seed0"
+    assert str(options.parse(["--data", str(tmp_path)]).out) == f"runs/baseline-{tmp_path.name[:40]}-seed0"
+
+
+# --- make train -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Call `make train ARGS=...` with a Python that exits with one code after the other; returns what it was given."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements.txt").touch()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$*" >> calls\nread -r code < codes\nsed -i 1d codes\nexit "$code"\n')
+    python.chmod(0o755)
+    (tmp_path / ".venv" / "train.installed").touch()
+
+    def run(args, *codes):
+        (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
+        (tmp_path / "calls").unlink(missing_ok=True)
+        process = subprocess.run(["make", "train", f"ARGS={args}"], cwd=tmp_path, capture_output=True, text=True)
+        return (tmp_path / "calls").read_text().splitlines(), process
+
+    return run
+
+
+@pytest.mark.parametrize("args", ["", "--recipe fast", "--seed 1 --config 'a run/config.json'"])
+def test_make_train_goes_on_and_takes_the_stand_in_where_cifar_10_is_out_of_reach(args, make):
+    words = " ".join(shlex.split(args))
+    called, process = make(args, 0)
+    assert (called, process.returncode) == ([f"train.py --resume {words}".strip()], 0)
+    called, process = make(args, 3, 0)
+    assert (called[1:], process.returncode) == ([f"train.py --resume {words} --data synthetic".replace("  ", " ")], 0)
+    assert "NOT CIFAR-10" in process.stdout
+
+
+@pytest.mark.parametrize("args", ["--data data", '--out "a run"', "--resume runs/x", "--resume=runs/x"])
+def test_make_train_puts_no_stand_in_where_another_run_was_meant(args, make):
+    called, process = make(args, 3, 0)
+    assert (len(called), process.returncode) == (1, 2)
+    assert "Error 3" in process.stderr
+
+
+# --- --resume RUN and --config FILE -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(npz, tmp_path, monkeypatch):
+    """A current folder with data (mine.npz) and a run on them of one epoch, told in relative paths."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(npz, "mine.npz")
+    arguments = ["--data", "mine.npz", "--lr", "0.004", "--no-shuffle", "--epochs", "1", "--out", "runs/first"]
+    assert train.main(arguments) == 0
+    return tmp_path
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def flags_of(run):
+    return json.loads((run / CONFIG).read_text())["flags"]
+
+
+def test_resume_with_a_directory_goes_on_with_that_run_by_its_own_flags_from_anywhere(place, monkeypatch, capsys):
+    run = place / "runs" / "first"
+    before = contents(place)
+    capsys.readouterr()
+    assert train.main(["--resume", "runs/first"]) == 0
+    assert capsys.readouterr().out.startswith("finished: 0.")
+    assert train.main(["--resume", "runs/first", "--lr", "0.5"]) == 2
+    assert "--lr 0.5 (was 0.004)" in capsys.readouterr().err
+    assert contents(place) == before
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")
+    assert train.main([f"--resume={os.path.relpath(run)}", "--epochs", "2"]) == 0
+    assert "Resuming after epoch 1." in capsys.readouterr().out
+    whole = ["--data", str(place / "mine.npz"), "--lr", "0.004", "--no-shuffle", "--epochs", "2", "--out", "whole"]
+    assert train.main(whole) == 0
+    assert (run / HISTORY).read_bytes() == (place / "elsewhere" / "whole" / HISTORY).read_bytes()
+    assert flags_of(run)["data"] == str(place / "mine.npz")
+    monkeypatch.chdir(run)
+    assert train.main(["--resume", ".", "--quiet"]) == 0
+    assert sorted(file.name for file in place.iterdir()) == ["elsewhere", "mine.npz", "runs"]
+
+
+def test_a_run_that_was_moved_with_its_data_finds_them(place, tmp_path_factory, monkeypatch, capsys):
+    there = tmp_path_factory.mktemp("moved") / "project"
+    shutil.move(place, there)
+    monkeypatch.chdir(there.parent)
+    assert train.main(["--resume", "project/runs/first"]) == 0
+    assert "finished: 0." in capsys.readouterr().out
+
+
+REFUSED = {
+    "a directory beside it": ("--resume runs/first --out x", None, ["--resume runs/first", "leave --out"]),
+    "a config beside it": ("--resume runs/first --config c.json", None, ["--resume runs/first", "leave --out"]),
+    "no run": ("--resume runs/none", None, ["--resume runs/none: no such directory"]),
+    "a file": ("--resume mine.npz", None, ["--resume mine.npz: no such directory"]),
+    "no run's directory": ("--resume runs", None, ["--resume runs/config.json: no such file"]),
+    "a run of Keras's": (
+        "--resume runs/keras --data synthetic",
+        None,
+        ["runs/keras/config.json: no flags in it that train.py wrote"],
+    ),
+    "no path": ("--resume=", None, ["--resume", "'' is no path"]),
+    "no name of a config": ("--config=", None, ["--config", "'' is no path"]),
+    "not JSON": ("--config c.json", "{", ["--config c.json: not JSON"]),
+    "no object": ("--config c.json", "[1]", ["--config c.json: a JSON list"]),
+    "from elsewhere": ("--config c.json", '{"lr": 0.1}', ["--config c.json: no flags in it"]),
+    "an option of another version": (
+        "--config c.json",
+        '{"flags": {"made_up": 0.5}}',
+        ["--config c.json", "--made-up 0.5 (an option that this version lacks)"],
+    ),
+    "a number for a text": ("--config c.json", '{"flags": {"model": 5}}', ["--config c.json: --model: 5 is none of"]),
+    "a list for a text": ("--config c.json", '{"flags": {"model": []}}', ["--config c.json: --model: [] is none of"]),
+    "an unknown recipe": ("--config c.json", '{"flags": {"recipe": "slow"}}', ["--recipe: 'slow' is none of fast"]),
+    "a text for a number": ("--config c.json", '{"flags": {"lr": "high"}}', ["--lr: 'high' is not a number in"]),
+    "a fraction of epochs": ("--config c.json", '{"flags": {"epochs": 1.5}}', ["--epochs: '1.5' is not a whole"]),
+    "a switch as a number": ("--config c.json", '{"flags": {"json": 1}}', ["--json: 1 is not True or False"]),
+    "True for a number": ("--config c.json", '{"flags": {"seed": true}}', ["--seed: 'True' is not a whole number"]),
+    "no data": ("--config c.json", '{"flags": {"data": null}}', ["--data: None is no value of it"]),
+    "a path of two lines": ("--config c.json", '{"flags": {"data": "a\\nb"}}', [r"--data: 'a\nb' is no path"]),
+    "a device that is not here": ("--config c.json", '{"flags": {"device": "cuda:99"}}', ["'cuda:99' is not there"]),
+    "what does not go together": (
+        "--config c.json --dtype float64",
+        '{"flags": {"mixed_precision": true}}',
+        ["--mixed-precision does not go with --dtype float64"],
+    ),
+    "its own directory": ("--config runs/first --out runs/first", None, ["--out runs/first: already holds a run"]),
+}
+
+
+@pytest.fixture(scope="module")
+def first(finished, tmp_path_factory):
+    """A folder with a run (runs/first) and its data's name, for commands that change nothing."""
+    folder = tmp_path_factory.mktemp("first")
+    shutil.copytree(finished, folder / "runs" / "first")
+    (folder / "mine.npz").touch()
+    (folder / "runs" / "keras").mkdir()
+    (folder / "runs" / "keras" / CONFIG).write_text('{"model": "keras notebook", "flags": {"seed": 0}}')
+    return folder
+
+
+@pytest.mark.parametrize(("flags", "config", "words"), REFUSED.values(), ids=REFUSED)
+def test_a_run_to_go_on_with_or_to_be_like_is_refused_in_one_line(flags, config, words, first, monkeypatch, capsys):
+    monkeypatch.chdir(first)
+    (first / "c.json").write_text(config or "")
+    before = contents(first)
+    assert train.main(flags.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    for word in words:
+        assert word in line
+    assert contents(first) == before
+
+
+def test_values_that_are_given_are_not_asked_of_the_config(tmp_path):
+    flags = {"lr": "high", "data": None, "device": "cuda:99", "seed": 4, "out": "x", "made_up": 1}
+    (tmp_path / "c.json").write_text(json.dumps({"flags": flags, "not_default": []}))
+    given = ["--lr", "0.5", "--data", "synthetic", "--device", "cpu"]
+    parsed = options.parse(["--config", str(tmp_path / "c.json"), *given, "--recipe", "fast", "--epochs", "9"])
+    assert (parsed.lr, parsed.seed, parsed.epochs, parsed.batch_size) == (0.5, 4, 9, 128)
+    assert str(parsed.out) == "runs/fast-synthetic-seed4"
+
+
+def test_one_of_several_processes_takes_its_own_gpu_and_not_the_first_one_s(tmp_path, monkeypatch):
+    (tmp_path / "c.json").write_text('{"flags": {"device": "cuda:0"}}')
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert options.parse(["--config", str(tmp_path / "c.json")]).device == torch.device("cuda:1")
+
+
+# --- what is said at the end ------------------------------------------------------------------------------------------
+
+
+def test_the_last_lines_name_the_files_and_commands_that_can_be_pasted(arrays, npz, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(arrays["x_test"][0]).save("image.png")
+    arguments = ["--data", str(npz), "--epochs", "1", "--out=-my run's", "--json"]
+    assert train.main(arguments) == 0
+    first = capsys.readouterr().out
+    assert train.main([*arguments, "--resume"]) == 0
+    for printed in (first, capsys.readouterr().out):
+        accuracy, picture, metrics, comparing, predicting, figures = printed.splitlines()[-6:]
+        assert accuracy == f"Test accuracy: {json.loads(figures)['test_accuracy']:.4f}"
+        (_, curves), (_, numbers) = shlex.split(picture), shlex.split(metrics)
+        assert (curves, numbers) == ("-my run's/curves.png", "-my run's/metrics.json")
+        assert os.path.isfile(curves)
+    for line, command, last in ((comparing, compare, str(tmp_path / "-my run's")), (predicting, predict, "image.png")):
+        _, script, run, _ = shlex.split(line.partition(": ")[2])
+        assert os.path.samefile(script, command.__file__)
+        assert command.main([run, last]) == 0
+    monkeypatch.chdir(ROOT)
+    assert train.main([*arguments[:-2], f"--out={tmp_path / arguments[-2][6:]}", "--resume"]) == 0
+    assert " predict.py " in capsys.readouterr().out
+
+
+# --- in Python --------------------------------------------------------------------------------------------------------
+
+
+def test_train_in_python_returns_what_the_files_hold_and_leaves_signals_alone(npz, tmp_path, capsys):
+    handlers = [signal.getsignal(signum) for signum in train.signals.SIGNALS]
+    given = Options(data=npz, epochs=np.int64(2), lr=np.float64(0.002), device="cpu", out=str(tmp_path / "<name>"))
+    metrics, history = train.train(given)
+    assert [signal.getsignal(signum) for signum in train.signals.SIGNALS] == handlers
+    out = tmp_path / "baseline"
+    assert metrics == json.loads((out / "metrics.json").read_text())
+    assert history.logs[metrics["best_epoch"] - 1] == metrics["best_epoch_logs"]
+    command = ["--data", str(npz), "--epochs", "2", "--lr", "0.002", "--device", "cpu"]
+    assert train.main([*command, "--out", str(tmp_path / "same")]) == 0
+    assert flags_of(out) | {"out": ""} == flags_of(tmp_path / "same") | {"out": ""}
+    assert (out / HISTORY).read_bytes() == (tmp_path / "same" / HISTORY).read_bytes()
+    with pytest.raises(BadInput, match="already holds a run"):
+        train.train(given)
+    again, read = train.train(Options(**vars(given) | {"resume": True}))
+    assert (again, vars(read)) == (metrics, vars(history))
+    (out / HISTORY).write_text("epoch,loss\n0,a\n1,b\n")
+    capsys.readouterr()
+    assert train.main([*command, "--out", str(out), "--resume"]) == 0
+    assert "Its history cannot be read back (could not convert string to float: 'a')." in capsys.readouterr().out
+
+
+WRONG = {
+    "epochs": (0, "--epochs: '0' is not a whole number in [1, inf)"),
+    "lr": ("fast", "--lr: 'fast' is not a number"),
+    "batch_size": (64.0, "--batch-size: '64.0' is not a whole number"),
+    "model": ("resnet", "--model: 'resnet' is none of baseline"),
+    "recipe": ("slow", "--recipe: 'slow' is none of fast"),
+    "augment": ("yes", "--augment: 'yes' is not True or False"),
+    "resume": ("runs/x", "--resume: 'runs/x' is not True or False"),
+    "seed": (None, "--seed: None is no value of it"),
+    "device": ("gpu", "--device: 'gpu' is none of"),
+    "out": ("a\nb", "--out: 'a\\nb' is no path"),
+    "weight_decay": (0.25, "--weight-decay 0.25 is not for adam"),
+    "tensorboard": (True, "--tensorboard: no package tensorboard (No module named 'tensorboard'); install it by"),
+}
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [(name, *rest) for name, rest in WRONG.items()], ids=WRONG)
+def test_options_in_python_are_refused_as_flags_are_and_nothing_ends(name, value, message, tmp_path, monkeypatch):
+    if name == "tensorboard":
+        monkeypatch.setitem(train.sys.modules, "tensorboard", None)
+        for module in [module for module in train.sys.modules if module.startswith("torch.utils.tensorboard")]:
+            monkeypatch.delitem(train.sys.modules, module)
+        message = message.replace("No module named 'tensorboard'", "import of tensorboard halted; None in sys.modules")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput) as refused:
+        train.train(Options(**{"data": "synthetic", "out": "run", name: value}))
+    assert str(refused.value).startswith(message)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_an_option_that_there_is_not_is_a_type_error():
+    with pytest.raises(TypeError, match="no option epoch; python"):
+        Options(epoch=3)
+
+
+def test_a_recipe_in_python_is_the_recipe_and_what_is_given_wins():
+    assert Options(recipe="fast").checked() == options.parse(["--recipe", "fast"])
+    assert Options(recipe="fast", epochs=50).checked() == options.parse(["--recipe", "fast", "--epochs", "50"])
+    once = Options(recipe="fast", data="synthetic").checked()
+    assert once.checked() == once
+
+
+def test_a_logger_has_each_epoch_once_however_often_a_run_was_resumed(npz, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    arguments = ["--data", str(npz), "--out", str(tmp_path), "--resume", "--epochs"]
+    assert train.main([*arguments, "1"]) == 0  # before anyone thought of it
+    for epochs in "23":
+        assert train.main([*arguments, epochs, "--tensorboard"]) == 0
+    events = EventAccumulator(str(tmp_path)).Reload()
+    losses = np.genfromtxt(tmp_path / HISTORY, delimiter=",", names=True)["val_loss"]
+    assert [(point.step, point.value) for point in events.Scalars("val_loss")] == [*enumerate(losses)]
+
+
+def test_a_notebook_runs_the_readme_s_lines_and_shows_the_picture(npz, tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    text = (ROOT / "README.md").read_text()
+    code = "\n".join(line.strip() for line in text.partition("notebooks\n\n")[2].split("\n\n")[0].splitlines())
+    assert len(code.splitlines()) == 5
+    assert 'train(Options(epochs=3, data="synthetic"))' in code
+    less = code.replace('epochs=3, data="synthetic"', f"epochs=2, threads=1, data={str(npz)!r}, out={str(tmp_path)!r}")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(less)])
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": ROOT}}).execute()
+    *_, shown = notebook.cells[0].outputs
+    assert shown.data["image/png"].startswith("iVBORw0KGgo")  # PNG, in base64
+    assert len(shown.data["text/plain"]) < 100
+    assert (tmp_path / CURVES).exists()
