@@ -19,10 +19,10 @@ from harness.run import ALL_EPOCHS, CONFUSION, CURVES, EARLY_STOPPING, HISTORY, 
 from metrics import Figures
 from options import Options
 
-UNSEEN = {  # what it may come from that training lacks a class
-    "validation": ": the last images are for validation, so shuffle sorted arrays first",
-    "test": "",
-    "no": " either: labels count from 0",
+UNSEEN = {  # what training lacks a class of, and what it may come from
+    "validation": "which validation images are: the last images are for validation, so shuffle sorted arrays first",
+    "test": "which test images are",
+    "no": "and no other either: labels count from 0",
 }
 
 
@@ -45,7 +45,7 @@ def beginning(options: Options, config: dict, unseen: dict[str, list[int]]) -> N
             said = ", ".join(names[number] for number in classes[:5])
             if len(classes) > 5:
                 said += f" and {len(classes) - 5} more"
-            say(f"No training image has the class {said}, which {part} images have{UNSEEN[part]}.")
+            say(f"No training image is labelled {said}, {UNSEEN[part]}.")
     say(f"Run directory: {options.out}")
 
 

@@ -73,13 +73,13 @@ def test_a_hundred_classes_are_trained_on_drawn_and_told(tmp_path, capsys):
     source = save(tmp_path / "hundred.npz", (8, 8, 3), np.r_[np.arange(90).repeat(2), np.arange(100, 120)] % 110)
     assert train.main(["--data", source, "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
-    assert "No training image has the class class 80, class 81, class 82, class 83, class 84 and 15 more" in said
+    assert "No training image is labelled class 80, class 81, class 82, class 83, class 84 and 15 more" in said
     assert len(json.loads((tmp_path / "run" / METRICS).read_text())["test_confusion"]) == 110
 
 
 def test_labels_that_count_from_1_are_said_to(tmp_path, capsys):
     source = save(tmp_path / "one.npz", (8, 8), 1 + np.arange(40) % 3)
     assert train.main(["--data", source, "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
-    assert "No training image has the class class 0, which no images have either: labels count from 0." in (
+    assert "No training image is labelled class 0, and no other either: labels count from 0." in (
         capsys.readouterr().out
     )

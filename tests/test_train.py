@@ -701,7 +701,7 @@ def test_sorted_training_arrays_are_said_at_the_start(arrays, tmp_path, capsys):
     np.savez(tmp_path / "sorted.npz", **arrays | {name: arrays[name][order] for name in ("x_train", "y_train")})
     assert train.main(["--data", str(tmp_path / "sorted.npz"), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "validation images have" in line]
-    assert "No training image has the class ship, truck" in line
+    assert "No training image is labelled class 8, class 9" in line
     assert "shuffle sorted arrays first" in line
 
 
