@@ -11,6 +11,8 @@ from PIL import Image
 
 import plots
 
+pytestmark = pytest.mark.pictures
+
 HISTORY = [
     {"accuracy": 0.4 + e / 20, "val_accuracy": 0.5 + e / 40, "loss": 2 - e / 8, "val_loss": 1.5 - e / 20}
     for e in range(9)
