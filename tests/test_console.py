@@ -1,6 +1,7 @@
 """What the commands share: flags' values, and how whatever ends a command becomes a line and an exit code."""
 
 import dataclasses
+import errno
 import io
 import os
 import signal
@@ -111,15 +112,14 @@ def test_what_standard_output_cannot_encode_is_escaped(monkeypatch):
         assert sys.stdout.buffer.getvalue() == expected + b"\n1\n"
 
 
-def broken_pipe():
-    reader, writer = os.pipe()
-    os.close(reader)
-    return open(writer, "w", buffering=1)
+class BrokenPipe(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
 
 @pytest.mark.parametrize(("resumes", "lines"), [(False, 0), (True, 1)])
 def test_a_reader_that_has_gone_is_a_fault_for_what_trains_only(resumes, lines, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdout", broken_pipe())
+    monkeypatch.setattr(sys, "stdout", BrokenPipe())
     assert command("x.py", resumes=resumes)(lambda _: say("hello"))([]) == 1
     assert sys.stdout is None  # else the interpreter would complain at its end
     assert len(capsys.readouterr().err.splitlines()) == lines
@@ -127,13 +127,13 @@ def test_a_reader_that_has_gone_is_a_fault_for_what_trains_only(resumes, lines, 
 
 def test_where_nobody_reads_errors_the_exit_code_still_tells(monkeypatch):
     for arguments, code in ((["--epochs", "x"], 2), (["--data", "none.npz"], 2)):
-        monkeypatch.setattr(sys, "stderr", broken_pipe())
+        monkeypatch.setattr(sys, "stderr", BrokenPipe())
         assert train.main(arguments) == code
         assert sys.stderr is None  # else it is 120
 
 
 def test_help_for_a_reader_that_has_gone_ends_quietly(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdout", broken_pipe())
+    monkeypatch.setattr(sys, "stdout", BrokenPipe())
     assert train.main(["--help"]) == 0
     assert capsys.readouterr().err == ""
 
