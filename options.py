@@ -214,8 +214,8 @@ class Options:
         saved, now, found = config["flags"], self.flags(), []
         for name, default in self.defaults().items():
             was = saved.get(name, default)
-            if name == "init_weights" and was and self.init_weights and os.path.exists(self.init_weights):
-                continue  # from wherever they are read, their hash decides
+            if name == "init_weights" and was and self.init_weights:
+                continue  # wherever they are read from, their hash decides
             if now[name] != was:
                 found.append(f"{flag_of(name)} {now[name]} (was {was!r:.60})")
         found += flags.lacking(Options, config)

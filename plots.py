@@ -2,14 +2,29 @@
 
 import contextlib
 import io
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from harness import environment
 
-with environment.any_backend():
+@contextlib.contextmanager
+def _any_backend() -> Iterator[None]:
+    """Import matplotlib within the block though MPLBACKEND names a backend that is not there.
+
+    A notebook hands its own to whatever it starts. One that is there becomes pyplot's, as without the block.
+    """
+    asked = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    yield
+    if asked is not None:
+        os.environ["MPLBACKEND"] = asked
+        with contextlib.suppress(ValueError):
+            sys.modules["matplotlib"].rcParams["backend"] = asked
+
+
+with _any_backend():
     import matplotlib
     from matplotlib import colormaps
     from matplotlib.axes import Axes

@@ -63,7 +63,10 @@ def train(options: Options) -> tuple[dict, History]:
     if options.device.type == "cpu" and not torch.cuda.is_available():
         say("No CUDA device: training on the CPU.")
 
-    start = None if run.goes_on_without(options.init_weights) else options.init_weights
+    start = options.init_weights
+    if run.goes_on_without(start):
+        say(f"--init-weights {start} is not there: the checkpoint has all that is needed.")
+        start = None
     arrays = data.load(options.data)
     model = initial_network(options, arrays, start)
     training, validation = data.split_validation(arrays.x_train, arrays.y_train, options.validation_split)

@@ -132,7 +132,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())} (see --help)\n")
 
     def exit(self, status: int = 0, message: str | None = None) -> None:
-        super().exit(status, message if distributed.first_here() else None)
+        if message and distributed.first_here():
+            complain(message.rstrip())
+        raise SystemExit(status)
 
     def print_help(self, file: TextIO | None = None) -> None:
         with contextlib.suppress(ReaderGone):

@@ -5,12 +5,9 @@ import contextlib
 import ctypes
 import hashlib
 import importlib.metadata
-import os
 import platform
 import re
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -53,20 +50,6 @@ def keep_freed_memory() -> None:
             libc = ctypes.CDLL(None)
             libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, of which this is the most
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
-@contextlib.contextmanager
-def any_backend() -> Iterator[None]:
-    """Import matplotlib within the block though MPLBACKEND names a backend that is not there.
-
-    A notebook hands its own to whatever it starts. One that is there becomes pyplot's, as without the block.
-    """
-    asked = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
-    yield
-    if asked is not None:
-        os.environ["MPLBACKEND"] = asked
-        with contextlib.suppress(ValueError):
-            sys.modules["matplotlib"].rcParams["backend"] = asked
 
 
 def describe(device: torch.device) -> dict:

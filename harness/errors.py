@@ -43,7 +43,9 @@ class CannotWrite(Failure):
 
 
 class ReaderGone(CannotWrite):
-    """Nobody reads standard output any more, as behind `| head`: for what only prints, no fault."""
+    """Nobody reads standard output any more, as behind `| head`: no fault of what only prints."""
+
+    advice = GO_ON
 
 
 class TakenAway(Failure):

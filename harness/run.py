@@ -11,7 +11,7 @@ from torch import nn
 
 from harness import checkpoint, distributed, environment, files, histories
 from harness.console import say
-from harness.errors import BadInput, CannotWrite, TakenAway
+from harness.errors import BadInput, CannotWrite, TakenAway, refusing
 from harness.lock import Held, Lock, Unsupported
 
 CONFIG, HISTORY, METRICS, WEIGHTS, CURVES = "config.json", "history.csv", "metrics.json", "best.pt", "curves.png"
@@ -60,13 +60,10 @@ class Run:
             raise self._refusal(f"its run cannot be resumed with {', '.join(different)}")
         metrics = self._finished_metrics()
         if metrics is not None:
-            same_file = self.options.flags()["init_weights"] == config["flags"].get("init_weights")
+            self._check_start(metrics.get("initial_weights"))
             untouched = self.data_stamp in (None, config.get("data_stamp"))  # None: they are not there any more
-            if data_sha256 is None:
-                return metrics if self.options.data == saved_data and untouched and same_file else None
-            if not same_file:
-                self._check_start(metrics.get("initial_weights"))
-            return metrics
+            known = data_sha256 is not None or (self.options.data == saved_data and untouched)
+            return metrics if known else None
         # The checkpoint is written before these, so without it they are not from a run that broke off.
         if CHECKPOINT not in taken and {HISTORY, WEIGHTS, METRICS} & set(taken):
             raise self._refusal(f"no {CHECKPOINT} in it, so its run cannot be resumed")
@@ -203,13 +200,16 @@ class Run:
         return self.options.resume and not here and (self.out / CHECKPOINT).exists()
 
     def _check_start(self, started_from: str) -> None:
+        """Raise BadInput if the file --init-weights is there, but has not the weights that the run started from."""
         given = self.options.init_weights
-        same = started_from == self.record["initial_weights"] or self.goes_on_without(given)
-        if given is not None and not same:
-            raise BadInput(
-                f"--init-weights {given}: not the weights that the run in {self.out} started from; "
-                "pass those or another --out"
-            )
+        if given is None or not os.path.exists(given):
+            return
+        arrays = files.read_npz("--init-weights", given, files.WEIGHTS_LIMIT)
+        fault = f"not the weights that the run in {self.out} started from"
+        with refusing(f"--init-weights {given}", fault, "pass those or another --out"):
+            ordered = [arrays[f"arr_{number}"].astype(self.options.dtype) for number in range(len(arrays))]
+            if histories.fingerprint(ordered) != started_from:
+                raise ValueError("another hash")
 
     def _take_up(self, saved: dict, epoch: int) -> None:
         """Continue the record of the run that was saved, and say what is another now, and what that means."""

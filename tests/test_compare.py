@@ -644,7 +644,7 @@ def test_what_fails_by_itself_is_neither_shown_nor_not_shown(make_run, tmp_path,
         raise RuntimeError("a fault of this program's")
 
     with monkeypatch.context() as patch:
-        patch.setattr(compare.plots, "overlay", crash)
+        patch.setattr(compare, "table", crash)
         assert compare.main(arguments) == 4
     assert "RuntimeError: a fault of this program's" in capsys.readouterr().err
     with monkeypatch.context() as patch:
@@ -660,7 +660,23 @@ def test_a_reader_that_has_gone_is_no_verdict(make_run, tmp_path):
     command = f"{sys.executable} compare.py {make_run('run', 0.7)} --out {tmp_path} | true; exit ${{PIPESTATUS[0]}}"
     process = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 4
-    assert "cannot write to standard output" in process.stderr
+    (how_read,) = process.stderr.splitlines()
+    assert how_read.startswith(f"{tmp_path}/run: CSV: ")
+
+
+def test_a_picture_that_cannot_be_drawn_is_one_line_and_none_of_another_comparison_stays(
+    make_run, result, tmp_path, monkeypatch, capsys
+):
+    run, out = make_run("run", 0.7), tmp_path / "out"
+    assert compare.main([str(run), "--out", str(out)]) == 0
+    assert (out / "comparison.png").exists()
+    capsys.readouterr()
+    monkeypatch.setattr(compare.plots, "overlay", lambda *_: {}["latex"])
+    assert compare.main([f"other={run}", "--out", str(out)]) == 0
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"{out}/comparison.png: cannot be drawn (KeyError: 'latex'); all figures are written"
+    assert not (out / "comparison.png").exists()
+    assert [*json.loads((out / "comparison.json").read_text())["groups"]] == ["other"]
 
 
 def test_a_full_disk_behind_the_output_is_no_verdict(make_run, tmp_path):

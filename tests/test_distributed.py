@@ -2,6 +2,7 @@
 
 import copy
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, child
 
 import data
 import train
@@ -36,6 +37,15 @@ def few(arrays, tmp_path_factory):
     return path
 
 
+def group_environment(size):
+    """What torchrun tells all of `size` processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return common | {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+
+
 @pytest.fixture
 def group(start, tmp_path):
     """Start a group of processes as torchrun does; returns them, and one log each.
@@ -44,14 +54,11 @@ def group(start, tmp_path):
     """
 
     def run(size, arguments, name="group", others=None):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        common = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        common = group_environment(size)
         logs = [tmp_path / f"{name}-{rank}.log" for rank in range(size)]
         processes = []
         for rank, log in enumerate(logs):
-            own = {key: str(value) for key, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+            own = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             processes.append(start(arguments if others is None or rank == 0 else others, log, **own))
         return processes, logs
 
@@ -255,6 +262,34 @@ def test_torchrun_runs_the_command(npz, tmp_path):
     assert "1 threads in each of 2 processes" in process.stdout
     assert process.stdout.count("Test accuracy: ") == 1
     assert (tmp_path / "run" / METRICS).exists()
+
+
+def as_torchrun(arguments, logs, environment, alive):
+    """Start a process for each of `logs`, and train on until a signal ends this one; they have `alive` open."""
+    for rank, log in enumerate(logs):
+        if os.fork() == 0:
+            child([*arguments, "--threads", "1"], log, environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+    alive.close()
+    signal.pause()
+
+
+def test_a_signal_to_torchrun_alone_ends_its_processes_too(npz, tmp_path):
+    context, logs = multiprocessing.get_context("forkserver"), [tmp_path / "0.log", tmp_path / "1.log"]
+    reader, writer = context.Pipe(duplex=False)
+    arguments = ["--data", str(npz), *LONG, "--out", str(tmp_path / "run")]
+    torchrun = context.Process(target=as_torchrun, args=(arguments, logs, group_environment(2), writer))
+    torchrun.start()
+    writer.close()
+    wait_for(tmp_path / "run" / CHECKPOINT, [torchrun])
+    os.kill(torchrun.pid, signal.SIGUSR1)
+    assert reader.poll(60)  # all who could write to it have ended
+    with pytest.raises(EOFError):
+        reader.recv()
+    (line,) = [line for log in logs for line in log.read_text().splitlines() if "error" in line]
+    assert "error: torchrun has ended; the epochs that were finished are kept" in line
+    assert len((tmp_path / "run" / HISTORY).read_text().splitlines()) > 1
+    torchrun.join()
+    assert torchrun.exitcode == -signal.SIGUSR1
 
 
 def test_a_run_on_two_processes_is_resumed_to_the_same_bits(group, few, tmp_path):

@@ -96,12 +96,12 @@ INPUT = {
     "data: a name of two lines": ("--data=a\nb", None, ["--data", r"'a\nb'", "pass"]),
     "data: a name that is no text": ("--data=a\udcff.npz", None, ["--data", "pass"]),
     "data: a long name": (f"--data={'n' * 300}", None, ["n" * 300, "no such folder", "pass"]),
-    "data: a long name of an .npz": (f"--data={'n' * 300}.npz", None, ["n" * 300, "File name too long", "np.savez"]),
+    "data: a long name of an .npz": (f"--data={'n' * 300}.npz", None, ["n" * 300, "read (File name too long)"]),
     "data: a folder that cannot be made": ("--data=/proc/none", None, ["/proc/none", "pass"]),
     "data: a folder for a file": ("--data=f.npz", lambda: os.mkdir("f.npz"), ["f.npz", "not a file", "np.savez"]),
     "data: a pipe": ("--data=f.npz", lambda: os.mkfifo("f.npz"), ["f.npz", "not a file", "np.savez"]),
     "data: a link to itself": ("--data=f.npz", lambda: os.symlink("f.npz", "f.npz"), ["f.npz", "np.savez"]),
-    "data: unreadable": ("--data=f.npz", lambda: os.symlink("/proc/self/mem", "f.npz"), ["f.npz", "np.savez"]),
+    "data: unreadable": ("--data=f.npz", lambda: os.symlink("/proc/self/mem", "f.npz"), ["f.npz", "cannot be read ("]),
     "data: empty": ("--data=f.npz", lambda: open("f.npz", "w").close(), ["f.npz", "np.savez"]),
     "data: of the wrong kind": ("--data=f.npz", lambda: shutil.copy("note.txt", "f.npz"), ["f.npz", "np.savez"]),
     "data: a network": (
@@ -519,6 +519,29 @@ def test_other_initial_weights_under_the_same_name_are_refused_on_resuming(place
     )
     weights()
     assert train.main([*start, "--epochs", "3", "--resume"]) == 0
+
+
+def test_the_hash_of_initial_weights_decides_and_not_from_where_they_are_read(place, capsys):
+    weights()
+    start = ["--data", "good.npz", "--out", "new", "--resume", "--epochs"]
+    assert train.main([*start, "1", "--init-weights", "w.npz"]) == 0
+    shutil.move("w.npz", "moved.npz")
+    capsys.readouterr()
+    for epochs, name, said in (
+        ("1", "moved.npz", "It was finished already, after epoch 1"),
+        ("2", "moved.npz", "Resuming after epoch 1."),
+        ("3", "w.npz", "--init-weights w.npz is not there: the checkpoint has all that is needed."),
+        ("3", "w.npz", "It was finished already, after epoch 3"),
+    ):
+        assert train.main([*start, epochs, "--init-weights", name]) == 0
+        assert said in capsys.readouterr().out
+    weights(arr_1=np.ones(32))
+    for epochs in ("3", "4"):  # finished, and not
+        refuses(place, capsys, [*start, epochs, "--init-weights", "w.npz"], ["--init-weights w.npz: not the weights"])
+    os.remove("w.npz")
+    os.remove("new/checkpoint.pt")
+    assert train.main(["--data", "good.npz", "--out", "other", "--resume", "--init-weights", "w.npz"]) == 2
+    assert "--init-weights w.npz: no such file" in capsys.readouterr().err
 
 
 # --- data that are odd, but legal -------------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 import io
+import os
 import subprocess
 import sys
+import warnings
 
+import matplotlib
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -107,11 +110,21 @@ def test_the_title_is_drawn():
     assert (np.asarray(draw())[:25] != np.asarray(draw(title="another run"))[:25]).any()
 
 
-def test_drawing_leaves_pyplot_alone():
+def test_nobody_s_settings_of_matplotlib_and_no_missing_glyph_change_a_picture():
+    plain = curves(title="a run 中")
+    with matplotlib.rc_context({"text.usetex": True, "savefig.bbox": "tight", "lines.linewidth": 9}):
+        with warnings.catch_warnings(action="error"):
+            assert curves(title="a run 中") == plain
+        assert matplotlib.rcParams["text.usetex"]  # whoever set it has it still
+
+
+def test_drawing_leaves_pyplot_alone_and_needs_no_backend_of_the_environment():
     # In a process of its own: here another test may have imported it already.
     drawn = f"plots.curves({HISTORY}, {RATES}, 4, [6], 'loss', 'a')"
-    code = f"import sys, plots; {drawn}; sys.exit('matplotlib.pyplot' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    code = f"import os, sys, plots; {drawn}; assert 'MPLBACKEND' in os.environ"
+    code += "; sys.exit('matplotlib.pyplot' in sys.modules)"
+    environment = os.environ | {"MPLBACKEND": "module://a_notebook.s_own"}
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False).returncode == 0
 
 
 def falling(start, epochs=12):

@@ -177,6 +177,27 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(copy, npz, capsys):
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
 
 
+def test_a_picture_that_cannot_be_drawn_costs_no_figure_and_is_drawn_on_resuming(npz, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    arguments = ["--data", str(npz), "--epochs", "1", "--out", str(out), "--resume"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train.report.plots, "curves", lambda *_: {}["latex"])
+        assert train.main(arguments) == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == f"{out}/curves.png: cannot be drawn (KeyError: 'latex'); all figures are written"
+    assert figures(out)["epochs"] == 1
+    assert (out / "confusion.png").exists()
+    assert not (out / "curves.png").exists()
+    shown = (out / "confusion.png").read_bytes()
+    (out / "confusion.png").unlink()
+    (out / ERROR).write_text("killed while it drew")
+    assert train.main(arguments) == 0
+    assert "It was finished already" in capsys.readouterr().out
+    assert (out / "curves.png").exists()
+    assert (out / "confusion.png").read_bytes() == shown
+    assert not (out / ERROR).exists()
+
+
 def test_a_finished_run_answers_where_its_data_are_no_more(arrays, tmp_path, capsys):
     np.savez(tmp_path / "few.npz", **{name: array[:10] for name, array in arrays.items()})
     arguments = ["--data", str(tmp_path / "few.npz"), "--epochs", "1", "--out", str(tmp_path / "run")]
@@ -236,7 +257,7 @@ def test_a_checkpoint_is_in_its_place_before_the_files_that_can_be_had_from_it(n
     out = tmp_path / "run"
     assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(out)]) == 0
     assert histories.read(out).metrics["best_epoch"] == 2  # so that each epoch has all four to write
-    assert renamed[-1] == "metrics.json"  # it says that all the others are there
+    assert renamed[-3:] == ["metrics.json", "curves.png", "confusion.png"]  # it says that all figures are there
     written = [name for name in renamed if name in ("checkpoint.pt", "history.csv", "best.pt", "best_weights.npz")]
     assert written[::4] == ["checkpoint.pt"] * 2
     assert sorted(written[:4]) == sorted(written[4:]) == sorted({*written})

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import torch
 
 import report
 from callbacks import History
-from harness import environment, files, histories
+from harness import checkpoint, environment, files, histories
 from harness.errors import BadInput, CannotWrite
 from harness.run import ALL_EPOCHS, EARLY_STOPPING, Run
 from model import to_keras_weights
@@ -69,6 +70,24 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     (tmp_path / ".metrics.json.partial").touch()
     files.write_json(path, {"third": 3})  # the stray partial file of a process that was killed is in nobody's way
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_what_cannot_be_read_is_named_with_the_reason_and_no_advice_to_do_away_with_it(tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "file").write_text("{}")
+    monkeypatch.setattr("io.open", denied)
+    monkeypatch.setattr("builtins.open", denied)
+    for read, named in (
+        (files.read_json, ""),
+        (lambda path: files.read_npz("--data", path, 1), "--data "),
+        (lambda path: checkpoint.read(path, {}, {}), ""),
+        (lambda path: checkpoint.read_weights(path, {}), ""),
+    ):
+        with pytest.raises(BadInput) as refused:
+            read(tmp_path / "file")
+        assert str(refused.value) == f"{named}{tmp_path}/file: cannot be read (Permission denied)"
 
 
 def test_no_json_file_holds_what_json_does_not_know(tmp_path):

@@ -6,13 +6,17 @@ In this process, whose own handlers stand for those of whoever calls `train.main
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from torch.nn.modules.module import register_module_forward_hook
 
 import train
+from harness import signals
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -114,9 +118,61 @@ def test_a_signal_between_two_files_of_an_epoch_waits_for_all_of_them(begin, rea
 
 
 def test_a_signal_after_the_last_epoch_does_not_wait(begin, reached, interrupted_by, tmp_path):
-    interrupted_by("curves.png")
+    interrupted_by("metrics.json")
     assert begin("--epochs", "1") == 143
-    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert not (tmp_path / "run" / "curves.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "signum", "code"),
+    [
+        ("train.py", signal.SIGINT, 130),
+        ("train.py", signal.SIGUSR1, 143),
+        ("train.py", signal.SIGTERM, 143),
+        ("predict.py", signal.SIGINT, 130),
+        ("compare.py", signal.SIGINT, 130),
+    ],
+)
+def test_a_signal_while_torch_is_imported_ends_the_command_with_one_line(command, signum, code, tmp_path):
+    (tmp_path / "torch.py").write_text(f"import os, time; os.kill(os.getpid(), {int(signum)}); time.sleep(60)")
+    process = subprocess.run(
+        [sys.executable, ROOT / command, "--help"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == code
+    assert process.stderr == f"{command}: error: interrupted by {signum.name}\n"
+
+
+def test_a_command_that_is_imported_leaves_the_handlers_alone(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    code = "import contextlib, signal\n"
+    for name in ("train", "predict", "compare"):
+        code += f"with contextlib.suppress(ImportError): import {name}\n"
+    code += "assert {*map(signal.getsignal, (signal.SIGTERM, signal.SIGUSR1))} == {signal.SIG_DFL}"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False).returncode == 0
+
+
+def test_a_process_whose_torchrun_has_gone_ends_after_the_step_as_after_sigterm(begin, tmp_path, monkeypatch, capsys):
+    with at_step(11, lambda: monkeypatch.setattr(signals, "_parent", -1)) as seen:
+        assert begin() == 143
+    assert seen == ["begun", "through"] * 11
+    assert "error: torchrun has ended; the epochs that were finished are kept" in capsys.readouterr().err
+    assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 2
+
+
+def test_a_process_that_waits_for_others_does_not_outlive_torchrun(monkeypatch, capfd):
+    ended = []
+    monkeypatch.setattr(signals, "PAUSE", 0)
+    monkeypatch.setattr(signals, "GRACE", 0)
+    monkeypatch.setattr(signals, "_parent", -1)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    signals._watch()
+    assert ended == [143]
+    assert capfd.readouterr().err == "error: torchrun has ended\n"
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
