@@ -81,25 +81,42 @@ class ImprovedCNN(Network):
         return self.dense(self.dropout(x.amax((2, 3))))
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """Keras's BatchNormalization; `state_dict` has the names of torch's."""
+
+    def __init__(self, channels: int):
+        # Difference 10: epsilon and momentum are Keras's; torch's momentum is 1 - Keras's.
+        super().__init__(channels, eps=1e-3, momentum=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        self.num_batches_tracked.add_(1)
+        # Difference 14: Keras averages the biased variance of each batch, torch the unbiased one, n / (n - 1) times as
+        # large. torch puts that into `added`, times momentum. Backward needs running_var itself as it was.
+        added, n = torch.zeros_like(self.running_var), x.numel() // x.shape[1]
+        where = (self.weight, self.bias, self.running_mean, added)
+        x = torch.batch_norm(x, *where, True, self.momentum, self.eps, torch.backends.cudnn.enabled)
+        with torch.no_grad():
+            self.running_var.mul_(1 - self.momentum)
+            if n > 1:  # one value varies by 0, in Keras too; torch divides that by 0
+                self.running_var.add_(added, alpha=(n - 1) / n)
+        return x
+
+
 class Stage(nn.Module):
     """Convolution, pooling to half the size, BatchNorm, ReLU; convolution, BatchNorm, ReLU."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)  # BatchNorm would take a bias off again
-        self.norm1 = _batch_norm(width)
+        self.norm1 = BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = _batch_norm(width)
+        self.norm2 = BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
         return F.relu(self.norm2(self.conv2(x)))
-
-
-def _batch_norm(channels: int) -> nn.BatchNorm2d:
-    # Difference 10: epsilon and momentum are Keras's (torch's momentum is 1 - Keras's). What stays: Keras averages the
-    # biased variance of each batch, torch the unbiased one, n / (n - 1) times as large.
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
 class WhitenedCNN(ImprovedCNN):
