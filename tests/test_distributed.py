@@ -17,10 +17,11 @@ from conftest import ROOT
 
 import data
 import train
+from batchnorm import BatchNorm2d
 from harness import distributed, histories, signals
 from harness.errors import Interrupted, Lost
 from harness.run import BEST_WEIGHTS, CHECKPOINT, CONFIG, ERROR, HISTORY, METRICS, WEIGHTS
-from model import BatchNorm2d, build_model, to_keras_weights
+from model import build_model, to_keras_weights
 
 # Nothing random but order and augmentation, which are functions of seed and epoch; 76 images in batches of 15, so that
 # slices differ in size and the last batch is one image, which leaves a process with none.
