@@ -9,6 +9,12 @@ import torch
 from torch.optim import lr_scheduler
 
 from harness.errors import BadInput, first_line
+from metrics import rounded
+
+
+def less(one: float, other: float) -> bool:
+    """Compare as Keras's callbacks do on TensorFlow: in float32, whatever the model's dtype."""
+    return rounded(one, torch.float32) < rounded(other, torch.float32)
 
 
 class EarlyStopping:
@@ -32,7 +38,7 @@ class EarlyStopping:
         value = logs[self.monitor]
         if counts:
             self.wait += 1
-        if self.best is None or value < self.best:
+        if self.best is None or less(value, self.best):
             self.best, self.best_epoch, self.wait = value, epoch, 0
             return True
         if counts and self.wait >= self.patience:
@@ -105,15 +111,24 @@ class Plateau(Schedule, lr_scheduler.ReduceLROnPlateau):
             eps=0,  # torch skips cuts smaller than eps; Keras takes each one down to min_lr
         )
 
+    def is_better(self, loss: float, best: float) -> bool:
+        # Difference 13: torch compares in float64.
+        return less(loss + self.threshold, best)
+
+    _is_better = is_better  # torch has had both names
+
     def after_step(self) -> None:
         pass
 
     def after_epoch(self, val_loss: float) -> str | None:
         before = self.rate
         self.step(val_loss)
-        if self.rate == before:
-            return None
-        return f"ReduceLROnPlateau reducing learning rate to {self.rate}."
+        if self.rate != before:
+            for group, floor in zip(self.optimizer.param_groups, self.min_lrs, strict=True):
+                # Keras rounds a float32 model's rate at each cut, and compares any with its floor in float32.
+                cut = rounded(group["lr"], group["params"][0].dtype)
+                group["lr"] = cut if less(floor, before) else before
+        return None if self.rate == before else f"ReduceLROnPlateau reducing learning rate to {self.rate}."
 
 
 class Cosine(Schedule, lr_scheduler.CosineAnnealingLR):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from batchnorm import BatchNorm2d
 from harness import files
 from harness.errors import BadInput
 
@@ -87,19 +88,13 @@ class Stage(nn.Module):
     def __init__(self, channels: int, width: int):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)  # BatchNorm would take a bias off again
-        self.norm1 = _batch_norm(width)
+        self.norm1 = BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = _batch_norm(width)
+        self.norm2 = BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
         return F.relu(self.norm2(self.conv2(x)))
-
-
-def _batch_norm(channels: int) -> nn.BatchNorm2d:
-    # Difference 10: epsilon and momentum are Keras's (torch's momentum is 1 - Keras's). What stays: Keras averages the
-    # biased variance of each batch, torch the unbiased one, n / (n - 1) times as large.
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
 class WhitenedCNN(ImprovedCNN):

@@ -83,10 +83,7 @@ def train(options: Options) -> tuple[dict, History]:
     config |= {"image_shape": list(arrays.image_shape), "class_names": list(arrays.class_names)}
     config |= {"parameters": sum(parameter.numel() for parameter in model.parameters())}
     config |= {"flags": options.flags(), "not_default": options.not_default()} | environment.describe(options.device)
-    augmentation = None
-    if options.augment:
-        height, width, _ = arrays.image_shape
-        augmentation = data.Augmentation(height, width, options.shift, not options.no_mirror)
+    augmentation = augmentation_of(options, arrays)
     unseen = data.unseen(training, validation, test, len(arrays.class_names))
     with run.claimed(config, to_keras_weights(model)) as finished:
         if finished:
@@ -124,6 +121,13 @@ def initial_network(options: Options, arrays: data.Arrays, start: Path | None) -
     if start is not None:
         load_keras_weights(model, start)
     return model
+
+
+def augmentation_of(options: Options, arrays: data.Arrays) -> data.Augmentation | None:
+    if not options.augment:
+        return None
+    height, width, _ = arrays.image_shape
+    return data.Augmentation(height, width, options.shift, not options.no_mirror)
 
 
 def fit(

@@ -235,7 +235,7 @@ def pytorch_lightning(file: str, args: argparse.Namespace, turns: Turns) -> None
 def keras_notebook(file: str, args: argparse.Namespace, turns: Turns) -> None:
     """Train as the notebook does, on the backend that KERAS_BACKEND names."""
     import keras
-    import keras_notebook as notebook
+    import notebook
 
     class Clock(keras.callbacks.Callback):
         def on_epoch_begin(self, *_):

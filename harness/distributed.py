@@ -156,7 +156,10 @@ class _Total(torch.autograd.Function):
 
 
 class _WholeBatchNorm2d(nn.BatchNorm2d):
-    """`layer`, with mean and variance in training over all processes' slices; SyncBatchNorm is for CUDA alone."""
+    """`layer`, with mean and variance in training over all processes' slices; SyncBatchNorm is for CUDA alone.
+
+    Its running variance is of the biased ones, as Keras's is.
+    """
 
     def __init__(self, layer: nn.BatchNorm2d):
         super().__init__(layer.num_features, layer.eps, layer.momentum)
@@ -175,6 +178,6 @@ class _WholeBatchNorm2d(nn.BatchNorm2d):
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+            self.running_var.lerp_(variance, self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(dtype)

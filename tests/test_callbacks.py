@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from callbacks import SCHEDULES, EarlyStopping, Plateau
 from optim import OPTIMIZERS
 
-# Losses are whole multiples of 1/16384: float32 holds them exactly, neighbours are 6.1e-5 apart (less than
-# min_delta) and next neighbours 1.2e-4 (more), and ties are common.
+# Most losses are whole multiples of 1/16384: neighbours are 6.1e-5 apart (less than min_delta) and next neighbours
+# 1.2e-4 (more), and ties are common.
 GRID = 16384
 
 
@@ -23,6 +23,8 @@ CURVES = st.one_of(
     st.builds(curve, st.integers(8_000, 60_000), st.lists(st.integers(-3, 3), max_size=40)),  # plateaus and ties
     st.builds(curve, st.integers(8_000, 60_000), st.lists(st.integers(-3_000, 2_500), max_size=40)),
     st.lists(st.sampled_from([1.0, 0.5, 0.25]), min_size=1, max_size=40),
+    # Gains of min_delta or none, but for what float32 sees or does not see.
+    st.lists(st.builds(lambda k, j: 1 - 1e-4 * k + 2e-8 * j, st.integers(0, 3), st.integers(-2, 2)), min_size=1),
 )
 
 
@@ -83,11 +85,7 @@ def test_stops_restores_and_cuts_exactly_where_keras_does(keras_model, losses, p
 @given(losses=CURVES, factor=st.floats(0.05, 0.95), min_lr=st.sampled_from([1e-6, 2e-4]))
 def test_cuts_by_any_factor_as_keras_does(keras_model, losses, factor, min_lr):
     settings = {"lr": 1e-3, "patience": 50, "lr_patience": 3, "factor": factor, "min_lr": min_lr}
-    epochs, best, rates = in_ours(losses, **settings)
-    expected_epochs, expected_best, expected_rates = in_keras(keras_model, losses, **settings)
-    assert (epochs, best) == (expected_epochs, expected_best)
-    # Keras rounds the rate to float32 at each cut, by 6e-8 of it; at most 40 cuts.
-    np.testing.assert_allclose(rates, expected_rates, rtol=3e-6)
+    assert in_ours(losses, **settings) == in_keras(keras_model, losses, **settings)
 
 
 @settings(max_examples=100, deadline=None)
@@ -128,12 +126,22 @@ def test_torch_s_default_plateau_settings_cut_elsewhere(keras_model):
     assert disagreements > 50
 
 
-def test_the_one_known_difference_is_a_gain_of_min_delta_to_within_a_float32_s_rounding(keras_model):
-    # Keras compares in float32: a gain of 1e-4 plus 2e-8 is none there, and is one to torch.
-    losses = [1.0, float(np.float32(0.9999)), 1.0]
+def test_gains_are_compared_in_float32_as_keras_compares_them(keras_model):
+    # In float64 the second loss is 2e-8 more than min_delta below the first, and the third one below both.
+    losses = [1.0, float(np.float32(0.9999)), 1.0 - 1e-9]
     settings = {"lr": 1e-3, "patience": 50, "lr_patience": 2, "factor": 0.5, "min_lr": 1e-6}
-    assert in_keras(keras_model, losses, **settings)[2][-1] == float(np.float32(5e-4))
-    assert in_ours(losses, **settings)[2][-1] == float(np.float32(1e-3))
+    assert in_ours(losses, **settings) == in_keras(keras_model, losses, **settings)
+    assert in_ours(losses, **settings)[2][-1] == float(np.float32(5e-4))
+    losses = [1.0, 1.0 - 1e-9]  # no gain to early stopping
+    assert in_ours(losses, **settings)[:2] == in_keras(keras_model, losses, **settings)[:2] == (2, 0)
+
+
+def test_the_rate_of_a_float64_model_is_not_rounded_and_is_compared_with_its_floor_in_float32():
+    weight = torch.zeros(1, dtype=torch.float64)
+    plateau = Plateau(torch.optim.SGD([weight], lr=0.2), factor=0.1, patience=1, min_lr=0.02)
+    said = [plateau.after_epoch(1.0) for _ in range(4)]
+    assert plateau.rate == 0.2 * 0.1 != 0.02  # one more cut would be of 3e-18
+    assert [message is not None for message in said] == [False, True, False, False]
 
 
 def test_early_stopping_watches_the_metric_it_is_told_to():

@@ -3,6 +3,7 @@
 The whole port gives Keras's figures to 1e-9 (tests/test_keras.py), so that is how far it would be from Keras.
 """
 
+import operator
 import re
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
+import callbacks
 import metrics
 import model
 import train
@@ -44,6 +46,8 @@ STATED = {
     10: +0.13,  # val_loss of the improved network after two epochs on 200 images
     11: -1.9e-9,  # val_loss after two epochs of AdamW
     12: +0.0138,  # val_loss after two epochs of SGD, its learning rate falling with each step
+    13: -1,  # cuts after a gain of 1e-4 and 2e-8, with a patience of 2
+    14: 0.042,  # moving variance after 100 batches of 16 values with a variance of 1
 }
 
 
@@ -182,9 +186,32 @@ def test_left_out_the_rounding_of_the_learning_rate_shows_in_the_log(data_file, 
 def test_left_out_keras_s_batchnorm_settings_move_val_loss(data_file, tmp_path, monkeypatch):
     flags = ["--model", "improved", "--no-augment", "--validation-split", "0.75"]
     whole = last_epoch(data_file, tmp_path / "whole", *flags)
-    monkeypatch.setattr(model, "_batch_norm", torch.nn.BatchNorm2d)
+    monkeypatch.setattr(model, "BatchNorm2d", torch.nn.BatchNorm2d)
     without = last_epoch(data_file, tmp_path / "without", *flags)
     assert without["val_loss"] - whole["val_loss"] == pytest.approx(STATED[10], rel=0.05)
+
+
+def test_left_out_the_biased_variance_makes_the_moving_one_larger():
+    values = torch.tensor([-1.0, 1.0] * 8).reshape(1, 1, 4, 4)  # of variance 1
+    variances = []
+    for batchnorm in (model.BatchNorm2d(1), torch.nn.BatchNorm2d(1, eps=1e-3, momentum=0.01)):
+        for _ in range(100):
+            batchnorm(values)
+        variances.append(batchnorm.running_var.item())
+    ours, without = variances
+    assert ours == pytest.approx(1, rel=1e-5)
+    assert without - ours == pytest.approx(STATED[14], rel=0.05)
+
+
+def test_left_out_the_comparison_in_float32_counts_gains_that_keras_does_not_see(monkeypatch):
+    losses = [1.0, float(np.float32(0.9999)), 1.0]
+    rates = []
+    for comparison in (callbacks.less, operator.lt):
+        monkeypatch.setattr(callbacks, "less", comparison)
+        plateau = Plateau(torch.optim.SGD([torch.zeros(1)], lr=1e-3), factor=0.5, patience=2, min_lr=1e-6)
+        rates.append(len(epochs_of_cuts(plateau, losses)))
+    ours, without = rates
+    assert without - ours == STATED[13]
 
 
 def test_the_documentation_states_what_each_difference_costs():

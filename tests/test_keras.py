@@ -5,33 +5,41 @@ The same equality on TensorFlow itself takes minutes; docs/keras.md says how to 
 """
 
 import csv
-import itertools
+import importlib
 import json
+import os
+import re
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 from keras.src.backend.common import dtypes
 from keras.src.backend.torch import core
 
 import compare
 import train
+from batchnorm import BatchNorm2d
 from data import Batch, as_split, batches, synthetic
 from metrics import Objective, rounded
 from model import build_model, from_keras_weights, l2_penalty, parameter_groups, to_keras_weights
 from optim import Adam
-from reference import keras_notebook
+from reference import draws, keras_notebook, notebook
 
 
 @pytest.fixture
 def float64(monkeypatch):
-    """Keras in float64 on torch, as it is on TensorFlow, in two places where the torch backend is different.
+    """Keras in float64 on torch, as it is on TensorFlow, in three places where the torch backend is different.
 
-    A Python float is a float32 before it is cast to a tensor's type (the L2 factor, Adam's betas), and float64 times
-    float64 stays float64 (the torch backend multiplies a dense layer in float32).
+    A Python float is a float32 before it is cast to a tensor's type (the L2 factor, Adam's betas), and where it becomes
+    a tensor (what callbacks compare). float64 times float64 stays float64 (the torch backend multiplies a dense layer
+    in float32).
     """
+    monkeypatch.setattr(core, "floatx", lambda: "float32")
     cast = core.cast
     monkeypatch.setattr(core, "cast", lambda x, dtype: cast(np.float32(x) if isinstance(x, float) else x, dtype))
     monkeypatch.setitem(dtypes.BIT64_TO_BIT32_DTYPE, "float64", "float64")
@@ -55,10 +63,10 @@ def glorot_uniform(random):
 def same_start(dtype, dropout=0.0):
     """A compiled Keras model and our network with the same weights, biases not zero."""
     random = np.random.RandomState(0)
-    reference = keras_notebook.build_model(dropout)
+    reference = notebook.build_model(dropout)
     weights = [w + 0.1 * random.standard_normal(w.shape) * (w.ndim == 1) for w in glorot_uniform(random)]
     reference.set_weights(weights)
-    keras_notebook.compile_model(reference)
+    notebook.compile_model(reference)
     network = build_model(dropout=dropout).to(dtype)
     from_keras_weights(network, weights)
     return reference, network
@@ -187,18 +195,21 @@ def stand_in(path, train_images):
     return path
 
 
-def run_both(tmp_path, *flags, before=(lambda: None, lambda: None)):
-    """Run the reference and train.py with the same flags; returns each one's history, metrics and best weights."""
+def left_behind(out):
+    """The history, metrics and best weights in a run's directory."""
+    with (out / "history.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    with np.load(out / "best_weights.npz") as file:
+        weights = list(file.values())
+    return header, np.array(rows, float), json.loads((out / "metrics.json").read_text()), weights
+
+
+def run_both(tmp_path, *flags):
+    """Run the reference and train.py with the same flags; returns what each one leaves behind."""
     found = []
-    for name, main, prepare in zip(("keras", "torch"), (keras_notebook.main, train.main), before, strict=True):
-        out = tmp_path / name
-        prepare()
-        assert main([*map(str, flags), "--out", str(out)]) == 0
-        with (out / "history.csv").open(newline="") as file:
-            header, *rows = csv.reader(file)
-        with np.load(out / "best_weights.npz") as file:
-            weights = list(file.values())
-        found.append((header, np.array(rows, float), json.loads((out / "metrics.json").read_text()), weights))
+    for name, main in (("keras", keras_notebook.main), ("torch", train.main)):
+        assert main([*map(str, flags), "--out", str(tmp_path / name)]) == 0
+        found.append(left_behind(tmp_path / name))
     return found
 
 
@@ -232,32 +243,42 @@ def test_whole_float64_runs_equal_keras_s_in_every_figure_to_1e_9(images, flags,
         assert len(set(ours[1][:, -1])) == 1
 
 
-def test_given_the_same_masks_and_order_runs_with_dropout_and_shuffling_equal_keras_s_to_1e_9(
-    float64, start_file, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("images", "both", "ours_only"),
+    [
+        (250, ["--epochs", 9, "--lr", 0.004, "--patience", 3, "--lr-patience", 1], []),
+        (90, ["--epochs", 2, "--model", "improved"], ["--augment"]),
+    ],
+    ids=["baseline, with cuts", "improved, augmented"],
+)
+def test_a_run_with_the_draws_of_train_py_equals_keras_s_to_1e_9(
+    images, both, ours_only, float64, start_file, tmp_path
 ):
-    masks, orders = iter(()), iter(())
+    file, out = tmp_path / "draws.npz", {side: tmp_path / side for side in ("keras", "torch")}
+    both = [*both, "--data", stand_in(tmp_path / "data.npz", images), "--dtype", "float64", "--seed", 3]
+    assert draws.main([*map(str, (file, *both, *ours_only))]) == 0
+    start = [] if "improved" in both else ["--init-weights", start_file]  # not Keras's own, so that the rate is cut
+    in_keras([*map(str, (*both, *start, "--draws", file, "--out", out["keras"]))])
+    ours_only = [*ours_only, "--init-weights", out["keras"] / "initial_weights.npz", "--out", out["torch"]]
+    assert train.main([*map(str, (*both, *ours_only))]) == 0
 
-    def begin(each_order):
-        """The same draws anew; torch's sampler, which Keras uses, asks for a second order it takes nothing of."""
-        nonlocal masks, orders
-        one, other = np.random.default_rng(1), np.random.default_rng(2)
-        masks = (torch.from_numpy(one.random((64, 128)) < 0.5) for _ in itertools.count())
-        orders = (order for _ in itertools.count() for order in [torch.from_numpy(other.permutation(400))] * each_order)
-
-    def drop(hidden, rate, noise_shape=None, seed=None):
-        return torch.where(next(masks)[: len(hidden)], hidden / (1 - rate), 0.0)
-
-    monkeypatch.setattr(keras.src.backend.torch.random, "dropout", drop)
-    monkeypatch.setattr(
-        F, "dropout", lambda hidden, rate, training, inplace: drop(hidden, rate) if training else hidden
-    )
-    monkeypatch.setattr(torch, "randperm", lambda n, **options: next(orders))
-
-    flags = ["--data", stand_in(tmp_path / "data.npz", 500), "--init-weights", start_file, "--dtype", "float64"]
-    theirs, ours = run_both(tmp_path, *flags, "--epochs", 4, before=(lambda: begin(2), lambda: begin(1)))
-    assert ours[1].shape == theirs[1].shape == (4, 6)
+    theirs, ours = left_behind(out["keras"]), left_behind(out["torch"])
+    assert ours[1].shape == theirs[1].shape
     np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-9)
-    assert_close(ours[3], theirs[3], 1e-9)
+    assert_close(ours[3], theirs[3], 1e-9)  # moving averages among them
+    for name in ("best_epoch", "stopped", "learning_rate_after_epoch", "test_accuracy"):
+        assert ours[2][name] == theirs[2][name]
+    assert "--lr-patience" not in both or ours[2]["learning_rate_cuts"]
+    assert ours[2]["test_loss"] == pytest.approx(theirs[2]["test_loss"], rel=1e-9)
+
+
+def in_keras(arguments):
+    """Run the reference on TensorFlow if it is there, else on torch with TensorFlow's rules."""
+    if importlib.util.find_spec("tensorflow") is None:
+        assert keras_notebook.main(arguments) == 0
+        return
+    command = [sys.executable, ROOT / "reference" / "keras_notebook.py", *arguments]
+    subprocess.run(command, env=os.environ | {"KERAS_BACKEND": "tensorflow"}, check=True, timeout=600)
 
 
 def test_the_torch_backend_s_clipped_probabilities_are_where_a_loss_passes_16_or_sinks_below_1e_7(float64):
@@ -312,11 +333,11 @@ def test_the_reference_records_the_same_hash_of_the_same_data(npz, tmp_path):
 def test_keras_gets_a_run_s_test_figures_from_its_best_weights(start_file, tmp_path):
     data = stand_in(tmp_path / "data.npz", 1000)
     assert train.main(["--data", str(data), "--epochs", "2", "--out", str(tmp_path / "run")]) == 0
-    reference = keras_notebook.build_model()
-    keras_notebook.compile_model(reference)
+    reference = notebook.build_model()
+    notebook.compile_model(reference)
     with np.load(tmp_path / "run" / "best_weights.npz") as file:
         reference.set_weights(list(file.values()))
-    _, _, images, labels = keras_notebook.prepare(*keras_notebook.load_data(data))
+    _, _, images, labels = notebook.prepare(*notebook.load_data(data))
     loss, accuracy = reference.evaluate(images, labels, verbose=0)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert accuracy == metrics["test_accuracy"]
@@ -350,6 +371,57 @@ def test_the_reference_refuses_bad_input_in_one_line(flag, value, message, tmp_p
     assert not (tmp_path / "new").exists()
 
 
+def test_the_reference_refuses_draws_of_another_run_in_one_line(npz, tmp_path, capsys):
+    small = ["--data", str(npz), "--epochs", "2"]
+    file = str(tmp_path / "draws.npz")
+    assert draws.main([file, *small]) == 0
+    for flags, message in (
+        (["--batch-size", "32"], "--batch-size 64, not 32"),
+        (["--dropout", "0.25"], "--dropout 0.5, not 0.25"),
+        (["--epochs", "3"], "--epochs 2, not 3"),
+        (["--model", "improved"], "units 128, not 192"),
+        (["--data", str(stand_in(tmp_path / "data.npz", 100))], "training images 256, not 80"),
+        (["--draws", str(npz)], "no draws in it"),
+    ):
+        out = tmp_path / "new"
+        assert keras_notebook.main([*small, "--draws", file, *flags, "--out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["draws", "--seed", "1"], "draws: first comes the .npz file to write, then the flags of train.py"),
+        (["draws.npz", "--epochs", "0"], "argument --epochs: '0' is not a whole number"),
+        (["DATA/draws.npz"], "File exists"),
+    ],
+)
+def test_draws_py_refuses_bad_input_in_one_line(arguments, message, npz, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert draws.main([argument.replace("DATA", str(npz)) for argument in arguments]) > 0
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_reference_shows_its_help_without_any_keras_and_else_says_in_one_line_what_is_missing(capsys):
+    command = [sys.executable, "-X", "importtime", ROOT / "reference" / "keras_notebook.py"]
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    shown = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True, check=True)
+    assert "--draws FILE.npz" in shown.stdout
+    assert not re.search(r"\| +(keras|torch|tensorflow)$", shown.stderr, re.MULTILINE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "keras", None)
+        assert keras_notebook.main([]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("keras_notebook.py: error: Keras cannot be used (")
+    assert error.endswith("); install it, or set KERAS_BACKEND to tensorflow, torch or jax\n")
+
+
 def test_the_reference_sees_another_order_each_epoch_and_the_same_ones_with_the_same_seed(monkeypatch, tmp_path):
     seen = []
 
@@ -363,7 +435,7 @@ def test_the_reference_sees_another_order_each_epoch_and_the_same_ones_with_the_
         layers = [keras.Input((32, 32, 3)), Recorder(), keras.layers.Flatten(), keras.layers.Dense(10, "softmax")]
         return keras.Sequential(layers)
 
-    monkeypatch.setattr(keras_notebook, "build_model", recording)
+    monkeypatch.setitem(notebook.MODELS, "baseline", recording)
     images = np.broadcast_to(np.arange(100, dtype=np.uint8)[:, None, None, None], (100, 32, 32, 3))
     data = tmp_path / "data.npz"
     np.savez(data, x_train=images, y_train=np.zeros(100, int), x_test=images, y_test=np.zeros(100, int))
@@ -386,24 +458,11 @@ def test_the_reference_sees_another_order_each_epoch_and_the_same_ones_with_the_
 # --- the second experiment's network ----------------------------------------------------------------------------------
 
 
-def keras_improved():
-    """`ImprovedCNN` without dropout, in Keras."""
-    layers, penalty = keras.layers, keras.regularizers.L2(0.001)
-    sequence = [keras.Input((32, 32, 3))]
-    for width in (48, 96, 192):
-        for pool in (True, False):
-            sequence += [layers.Conv2D(width, 3, padding="same", use_bias=False, kernel_regularizer=penalty)]
-            sequence += [layers.MaxPooling2D(2)] * pool
-            sequence += [layers.BatchNormalization(), layers.ReLU()]
-    model = keras.Sequential([*sequence, layers.GlobalMaxPooling2D(), layers.Dense(10, activation="softmax")])
-    keras_notebook.compile_model(model)
-    return model
-
-
 def test_the_improved_network_goes_five_steps_as_keras_s_does_running_statistics_included(float64):
     torch.manual_seed(0)
     network = build_model("improved", dropout=0.0).double()
-    reference = keras_improved()
+    reference = notebook.build_improved(dropout=0.0)
+    notebook.compile_model(reference)
     weights = to_keras_weights(network)
     random = np.random.RandomState(0)
     weights = [
@@ -419,7 +478,7 @@ def test_the_improved_network_goes_five_steps_as_keras_s_does_running_statistics
     # Gradients of the loss with its penalty, through the statistics of the batch.
     twin = keras.models.clone_model(reference)
     twin.set_weights(weights)
-    keras_notebook.compile_model(twin)
+    notebook.compile_model(twin)
     theirs = twin.compute_loss(keras_images, keras.ops.convert_to_tensor(one_hot), twin(keras_images, training=True))
     theirs.backward()
     ours = F.cross_entropy(network.train()(images), labels) + l2_penalty(network, 1e-3)
@@ -435,15 +494,19 @@ def test_the_improved_network_goes_five_steps_as_keras_s_does_running_statistics
     np.testing.assert_allclose(
         our_steps(network, torch.float64, 5), keras_steps(reference, torch.float64, 5), rtol=1e-10
     )
-    names = [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
-    for name, start, one, other in zip(names, weights, to_keras_weights(network), reference.get_weights(), strict=True):
-        if name.endswith("running_var"):
-            # Keras averages the biased variance, torch the unbiased one, n / (n - 1) times as large.
-            size = {"norm1": 16, "norm2": 16}[name.split(".")[2]] >> int(name.split(".")[1])
-            n = 32 * size**2
-            kept = 0.99**5 * start
-            other = kept + (other - kept) * n / (n - 1)
-        assert_close([one], [other], 1e-9)
+    assert_close(to_keras_weights(network), reference.get_weights(), 1e-9)
+
+
+def test_batchnorm_keeps_keras_s_moving_averages_of_a_single_value_too(float64):
+    reference, ours = keras.layers.BatchNormalization(), BatchNorm2d(3).double()
+    random = np.random.default_rng(0)
+    for shape in ((4, 5, 5, 3), (2, 1, 1, 3), (1, 1, 1, 3)):
+        images = random.standard_normal(shape)
+        theirs = reference(images, training=True)
+        found = ours(torch.from_numpy(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        np.testing.assert_allclose(found.detach(), theirs.detach(), rtol=0, atol=1e-14)
+    for mine, name in (("running_mean", "moving_mean"), ("running_var", "moving_variance")):
+        np.testing.assert_allclose(getattr(ours, mine), getattr(reference, name).value.detach(), rtol=0, atol=1e-15)
 
 
 def test_labels_are_smoothed_as_keras_smooths_them():

@@ -11,7 +11,7 @@ from test_keras import assert_close, float64, glorot_uniform
 import train
 from callbacks import Cosine
 from data import synthetic
-from reference import keras_notebook
+from reference import notebook
 
 __all__ = ["float64"]  # a fixture
 
@@ -57,14 +57,14 @@ def cosine_rates(lr, steps):
 
 def in_keras(data, weights, name, lr, decay, smoothing, schedule, l2):
     """Train as the flags say; returns the columns of the history, and the best weights."""
-    model = keras_notebook.build_model(0.0)
+    model = notebook.build_model(0.0)
     for layer in model.layers:
         if isinstance(layer, keras.layers.Conv2D):
             layer.kernel.regularizer = keras.regularizers.L2(l2)
     model.set_weights(weights)
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)
     model.compile(OPTIMIZERS[name][1](lr, decay), loss, metrics=["accuracy"])
-    x_train, y_train, _, _ = keras_notebook.prepare(*keras_notebook.load_data(data))
+    x_train, y_train, _, _ = notebook.prepare(*notebook.load_data(data))
     callbacks = [keras.callbacks.EarlyStopping("val_loss", patience=EPOCHS, restore_best_weights=True)]
     if schedule == "cosine":
         callbacks.append(Rates(cosine_rates(lr, EPOCHS * 3)))

@@ -10,7 +10,7 @@ import train
 from data import synthetic
 from harness import histories
 from model import Network, build_model, from_keras_weights, l2_penalty, parameter_groups, to_keras_weights
-from reference import keras_notebook
+from reference import notebook
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ def labels():
 
 
 def test_the_network_has_as_many_parameters_as_the_notebook_s_keras_model(network):
-    assert sum(p.numel() for p in network.parameters()) == keras_notebook.build_model().count_params() == 545_098
+    assert sum(p.numel() for p in network.parameters()) == notebook.build_model().count_params() == 545_098
 
 
 def test_the_network_computes_what_the_keras_model_computes_from_the_same_weights(network, images, labels):
-    reference = keras_notebook.build_model()
+    reference = notebook.build_model()
     reference.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     from_keras_weights(network, reference.get_weights())
     channels_last = images.permute(0, 2, 3, 1).numpy()
@@ -72,7 +72,7 @@ def test_pooling_before_relu_gives_the_notebook_s_values_and_gradients_to_the_bi
 
 
 def test_initial_kernels_spread_as_keras_s_and_initial_biases_are_zero(network):
-    reference = keras_notebook.build_model().get_weights()
+    reference = notebook.build_model().get_weights()
     for (name, ours), theirs in zip(network.named_parameters(), reference, strict=True):
         if name.endswith("bias"):
             assert not ours.any()
@@ -121,7 +121,7 @@ def test_weight_decay_of_the_groups_has_the_gradient_of_the_explicit_penalty(net
 
 
 def test_weights_go_to_keras_and_back_to_the_bit(network):
-    reference = keras_notebook.build_model()
+    reference = notebook.build_model()
     network.to(memory_format=torch.channels_last)
     reference.set_weights(to_keras_weights(network))
     other = build_model()

@@ -1,0 +1,83 @@
+"""Write what train.py draws with the same flags, for Keras to train with: orders of images, dropout masks, views.
+
+    python reference/draws.py draws.npz --data data/cifar10.npz --seed 3 --dtype float64
+    python reference/keras_notebook.py --draws draws.npz --data data/cifar10.npz --dtype float64 --out runs/keras
+    python train.py --init-weights runs/keras/initial_weights.npz --data data/cifar10.npz --seed 3 --dtype float64
+
+The file takes 1 MB an epoch of CIFAR-10, and 6 MB where images are augmented. It has
+- `orders` (epochs, N): which training image comes when;
+- `masks` (epochs, N, bytes): of `units` bits of each, in that order; 1 where dropout keeps the unit;
+- `rows` and `columns` (epochs, N, 32), if augmented: of the stored image, what each view of it is made of;
+- `units`, `dropout`, `batch_size`.
+"""
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script it has its own folder there
+import data
+import train
+from harness import files
+from harness.console import command, say
+from harness.errors import BadInput
+from options import Options, parse
+
+
+@command("draws.py")
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line `argv` (None: the process's own): the file to write, then flags of train.py."""
+    file, *flags = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if file in ("-h", "--help"):
+        say(__doc__.strip())
+        return
+    if not file.endswith(".npz"):
+        raise BadInput(f"{file}: first comes the .npz file to write, then the flags of train.py")
+    options = parse(flags)
+    if options.compile:
+        raise BadInput("--compile draws masks of its own: leave it out, there and here")
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    np.savez(content, **draws(options))
+    files.write_bytes(Path(file), content.getvalue())
+
+
+@torch.inference_mode()
+def draws(options: Options) -> dict[str, np.ndarray]:
+    """Draw what `--epochs` epochs take, from the generators that train.py draws from and in its order."""
+    train.set_up_torch(options.threads, options.tf32, options.deterministic)
+    arrays = data.load(options.data)
+    model = train.initial_network(options, arrays, None)
+    split, _ = data.split_validation(arrays.x_train, arrays.y_train, options.validation_split)
+    split = split.to(options.device)
+    augmentation = train.augmentation_of(options, arrays)
+
+    steps, last = divmod(len(split), options.batch_size)
+    dropped = []  # what dropout takes of a whole batch, of the short last one: a mask follows shape, dtype and memory
+    model.dropout.register_forward_pre_hook(lambda _, inputs: dropped.append(torch.ones_like(inputs[0])))
+    model.eval()
+    few = data.Split(*(part[: options.batch_size + last] for part in split))
+    for batch in data.batches(few, options.batch_size, dtype=train.dtype_of(model)):
+        model(batch.images)
+    whole, short = dropped[0], dropped[-1]
+    dropout = torch.nn.Dropout(options.dropout)
+
+    drawn = {"orders": [], "masks": [], "rows": [], "columns": []}
+    for epoch in range(options.epochs):
+        order, views = data.draw(len(split), options.seed, epoch, not options.no_shuffle, augmentation)
+        masks = torch.cat([dropout(ones) for ones in [whole] * steps + [short] * (last > 0)]) != 0
+        drawn["orders"].append(torch.arange(len(split)) if order is None else order)
+        drawn["masks"].append(np.packbits(masks.cpu().numpy(), axis=1))
+        if views is not None:
+            drawn["rows"].append(views.rows)
+            drawn["columns"].append(views.columns)
+    small = {"orders": np.uint32, "masks": np.uint8, "rows": np.uint16, "columns": np.uint16}
+    found = {name: np.array(values).astype(small[name]) for name, values in drawn.items() if values}
+    return found | {"units": masks.shape[1], "dropout": options.dropout, "batch_size": options.batch_size}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

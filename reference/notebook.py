@@ -1,0 +1,122 @@
+"""The notebook in Keras 3: its data, its networks, its own callback."""
+
+import hashlib
+import os
+import random
+import time
+import zipfile
+
+import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
+import keras
+
+
+class EpochLog(keras.callbacks.Callback):
+    """The notebook's own callback: the learning rate after each epoch; and the epoch's wall time."""
+
+    def __init__(self):
+        super().__init__()
+        self.learning_rates, self.seconds = [], []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.learning_rates.append(float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)))
+        self.seconds.append(time.perf_counter() - self.started)
+
+
+def seed_everything(seed: int) -> None:
+    """Fix initial weights and dropout masks, and the order too where that does not freeze it.
+
+    `keras.utils.set_random_seed` would give every epoch one and the same permutation on TensorFlow (tensorflow#44195),
+    because the shuffle inside its input pipeline restarts; there the order is left random, as it is in the notebook.
+    """
+    random.seed(seed)  # Keras draws the seeds of its initialisers and of its dropout from here
+    np.random.seed(seed)
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.manual_seed(seed)
+
+
+def build_model(dropout: float = 0.5) -> keras.Model:
+    """The notebook's first network."""
+    layers, penalty = keras.layers, keras.regularizers.L2(0.001)
+    return keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            layers.Conv2D(32, 3, activation="relu", padding="same", kernel_regularizer=penalty),
+            layers.MaxPooling2D(2),
+            layers.Conv2D(64, 3, activation="relu", padding="same", kernel_regularizer=penalty),
+            layers.MaxPooling2D(2),
+            layers.Flatten(),
+            layers.Dense(128, activation="relu"),
+            layers.Dropout(dropout),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+
+
+def build_improved(dropout: float = 0.5) -> keras.Model:
+    """Its second one: three stages of two convolutions with BatchNorm, pooling in each stage's first."""
+    layers, penalty = keras.layers, keras.regularizers.L2(0.001)
+    sequence = [keras.Input((32, 32, 3))]
+    for width in (48, 96, 192):
+        for pool in (True, False):
+            sequence += [layers.Conv2D(width, 3, padding="same", use_bias=False, kernel_regularizer=penalty)]
+            sequence += [layers.MaxPooling2D(2)] * pool
+            sequence += [layers.BatchNormalization(), layers.ReLU()]
+    sequence += [layers.GlobalMaxPooling2D(), layers.Dropout(dropout), layers.Dense(10, activation="softmax")]
+    return keras.Sequential(sequence)
+
+
+MODELS = {"baseline": build_model, "improved": build_improved}
+
+
+def compile_model(model: keras.Model, learning_rate: float = 1e-3) -> None:
+    model.compile(keras.optimizers.Adam(learning_rate), "categorical_crossentropy", metrics=["accuracy"])
+
+
+def read_arrays(path: str) -> dict[str, np.ndarray]:
+    """Read an `.npz` file of plain arrays; raises ValueError naming it."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a readable .npz file ({error})") from None
+
+
+def load_data(path: str | None) -> tuple[np.ndarray, ...]:
+    """Return x_train, y_train, x_test, y_test as stored: images of 0 to 255, and labels."""
+    if path is None:
+        (x_train, y_train), (x_test, y_test) = keras.datasets.cifar10.load_data()
+    else:
+        arrays = read_arrays(path)
+        missing = [name for name in ("x_train", "y_train", "x_test", "y_test") if name not in arrays]
+        if missing:
+            raise ValueError(f"{path}: no array {', '.join(missing)} in it")
+        x_train, y_train, x_test, y_test = (arrays[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+        if x_train.shape[1:] != (32, 32, 3) or x_test.shape[1:] != (32, 32, 3):
+            raise ValueError(f"{path}: images of {x_train.shape[1:]} and {x_test.shape[1:]}; they must be (32, 32, 3)")
+    return x_train, y_train.reshape(-1).astype(np.int64), x_test, y_test.reshape(-1).astype(np.int64)
+
+
+def prepare(x_train, y_train, x_test, y_test) -> tuple[np.ndarray, ...]:
+    """Return images in [0, 1] of Keras's floatx, and labels one-hot."""
+    dtype = keras.config.floatx()
+    return (
+        x_train.astype(dtype) / 255,
+        keras.utils.to_categorical(y_train, 10),
+        x_test.astype(dtype) / 255,
+        keras.utils.to_categorical(y_test, 10),
+    )
+
+
+def fingerprint(arrays: tuple[np.ndarray, ...]) -> str:
+    """SHA-256 of the data as stored, as train.py computes it, so that compare.py knows the same data again."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape}{array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

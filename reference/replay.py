@@ -1,0 +1,70 @@
+"""Train a Keras model with the order of images, the dropout masks and the views that train.py draws."""
+
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+from reference.notebook import read_arrays
+
+
+class GivenMask(keras.layers.Layer):
+    """Dropout that keeps the units for which its second input has 1."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def call(self, hidden, mask, training=False):
+        return hidden * (mask / (1.0 - self.rate)) if training else hidden
+
+
+def with_masks(model: keras.Sequential) -> keras.Model:
+    """Return `model`, its layers and weights, with the masks of its dropout as a second input."""
+    images = x = keras.Input(model.input_shape[1:])
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            masks = keras.Input(x.shape[1:])
+            x = GivenMask(layer.rate)(x, masks)
+        else:
+            x = layer(x)
+    return keras.Model([images, masks], x)
+
+
+class Draws:
+    """What reference/draws.py wrote to the file `path`; raises ValueError for another file, naming it."""
+
+    def __init__(self, path: str):
+        self.path, arrays = path, read_arrays(path)
+        names = ("orders", "masks", "units", "dropout", "batch_size")
+        if not set(names) <= arrays.keys():
+            raise ValueError(f"{path}: no draws in it; write it with reference/draws.py")
+        self.orders, self.masks, *scalars = (arrays[name] for name in names)
+        self.units, self.dropout, self.batch_size = (scalar.item() for scalar in scalars)
+        self.rows, self.columns = arrays.get("rows"), arrays.get("columns")
+
+    def check(self, images: int, args, model: keras.Model) -> None:
+        """Raise ValueError unless they are draws of a run of `args` on so many training images."""
+        epochs, drawn = self.orders.shape
+        pairs = {"training images": (drawn, images), "units": (self.units, model.input_shape[1][1])}
+        pairs |= {"--batch-size": (self.batch_size, args.batch_size), "--dropout": (self.dropout, args.dropout)}
+        pairs |= {"--epochs": (min(epochs, args.epochs), args.epochs)}
+        for name, (here, wanted) in pairs.items():
+            if here != wanted:
+                raise ValueError(f"{self.path}: drawn for {name} {here}, not {wanted}; draw anew with the same flags")
+
+    def batches(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple]:
+        """Yield the batches of all epochs, each ((images, masks), labels), from the prepared `images` and `labels`."""
+        for epoch, order in enumerate(self.orders):
+            for first in range(0, len(order), self.batch_size):
+                which = order[first : first + self.batch_size]
+                batch = images[which]
+                if self.rows is not None:
+                    rows, columns = self.rows[epoch, which], self.columns[epoch, which]
+                    batch = batch[np.arange(len(which))[:, None, None], rows[:, :, None], columns[:, None, :]]
+                masks = np.unpackbits(self.masks[epoch, first : first + len(which)], axis=1, count=self.units)
+                yield (batch, masks.astype(images.dtype)), labels[which]
+
+    def beside(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both inputs for `images` without dropout, where nothing looks at the masks."""
+        return images, np.zeros((len(images), self.units), images.dtype)
