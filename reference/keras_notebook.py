@@ -72,12 +72,14 @@ def main(argv: list[str] | None = None) -> int:
         return refuse(why)
     keras.config.set_floatx(args.dtype)
     try:
-        notebook.seed_everything(args.seed)
-        model = notebook.MODELS[args.model](args.dropout)
-        if args.init_weights:
-            arrays = notebook.read_arrays(args.init_weights)
-            model.set_weights([arrays[name] for name in sorted(arrays, key=lambda name: (len(name), name))])  # arr_0 on
         arrays = notebook.load_data(args.data)
+        notebook.seed_everything(args.seed)
+        model = notebook.MODELS[args.model](arrays[0].shape[1:], arrays[4], args.dropout)
+        if args.init_weights:
+            weights = notebook.read_arrays(args.init_weights)
+            model.set_weights(
+                [weights[name] for name in sorted(weights, key=lambda name: (len(name), name))]
+            )  # arr_0 on
         draws = None
         if args.draws:
             draws = replay.Draws(args.draws)

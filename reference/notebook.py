@@ -41,12 +41,12 @@ def seed_everything(seed: int) -> None:
         torch.manual_seed(seed)
 
 
-def build_model(dropout: float = 0.5) -> keras.Model:
+def build_model(image_shape=(32, 32, 3), classes: int = 10, dropout: float = 0.5) -> keras.Model:
     """The notebook's first network."""
     layers, penalty = keras.layers, keras.regularizers.L2(0.001)
     return keras.Sequential(
         [
-            keras.Input((32, 32, 3)),
+            keras.Input(image_shape),
             layers.Conv2D(32, 3, activation="relu", padding="same", kernel_regularizer=penalty),
             layers.MaxPooling2D(2),
             layers.Conv2D(64, 3, activation="relu", padding="same", kernel_regularizer=penalty),
@@ -54,21 +54,21 @@ def build_model(dropout: float = 0.5) -> keras.Model:
             layers.Flatten(),
             layers.Dense(128, activation="relu"),
             layers.Dropout(dropout),
-            layers.Dense(10, activation="softmax"),
+            layers.Dense(classes, activation="softmax"),
         ]
     )
 
 
-def build_improved(dropout: float = 0.5) -> keras.Model:
+def build_improved(image_shape=(32, 32, 3), classes: int = 10, dropout: float = 0.5) -> keras.Model:
     """Its second one: three stages of two convolutions with BatchNorm, pooling in each stage's first."""
     layers, penalty = keras.layers, keras.regularizers.L2(0.001)
-    sequence = [keras.Input((32, 32, 3))]
+    sequence = [keras.Input(image_shape)]
     for width in (48, 96, 192):
         for pool in (True, False):
             sequence += [layers.Conv2D(width, 3, padding="same", use_bias=False, kernel_regularizer=penalty)]
             sequence += [layers.MaxPooling2D(2)] * pool
             sequence += [layers.BatchNormalization(), layers.ReLU()]
-    sequence += [layers.GlobalMaxPooling2D(), layers.Dropout(dropout), layers.Dense(10, activation="softmax")]
+    sequence += [layers.GlobalMaxPooling2D(), layers.Dropout(dropout), layers.Dense(classes, activation="softmax")]
     return keras.Sequential(sequence)
 
 
@@ -79,44 +79,60 @@ def compile_model(model: keras.Model, learning_rate: float = 1e-3) -> None:
     model.compile(keras.optimizers.Adam(learning_rate), "categorical_crossentropy", metrics=["accuracy"])
 
 
-def read_arrays(path: str) -> dict[str, np.ndarray]:
-    """Read an `.npz` file of plain arrays; raises ValueError naming it."""
+def read_arrays(path: str, names: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """Read the plain arrays of an `.npz` file, those of `names` if there are some; raises ValueError naming it."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+            return {name: file[name] for name in file.files if not names or name in names}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a readable .npz file ({error})") from None
 
 
-def load_data(path: str | None) -> tuple[np.ndarray, ...]:
-    """Return x_train, y_train, x_test, y_test as stored: images of 0 to 255, and labels."""
+def load_data(path: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """Return x_train, y_train, x_test, y_test, and the number of classes: images (N, H, W, C) of 0 to 255, labels (N,).
+
+    Raises ValueError for a file with others.
+    """
     if path is None:
         (x_train, y_train), (x_test, y_test) = keras.datasets.cifar10.load_data()
+        names = ()
     else:
-        arrays = read_arrays(path)
+        arrays = read_arrays(path, ("x_train", "y_train", "x_test", "y_test", "class_names"))
         missing = [name for name in ("x_train", "y_train", "x_test", "y_test") if name not in arrays]
         if missing:
             raise ValueError(f"{path}: no array {', '.join(missing)} in it")
         x_train, y_train, x_test, y_test = (arrays[name] for name in ("x_train", "y_train", "x_test", "y_test"))
-        if x_train.shape[1:] != (32, 32, 3) or x_test.shape[1:] != (32, 32, 3):
-            raise ValueError(f"{path}: images of {x_train.shape[1:]} and {x_test.shape[1:]}; they must be (32, 32, 3)")
-    return x_train, y_train.reshape(-1).astype(np.int64), x_test, y_test.reshape(-1).astype(np.int64)
+        names = arrays.get("class_names", ())
+        x_train, x_test = (images[..., None] if images.ndim == 3 else images for images in (x_train, x_test))
+        if x_train.dtype != np.uint8 or x_test.dtype != np.uint8:
+            raise ValueError(
+                f"{path}: images are {x_train.dtype} and {x_test.dtype}; here they must be uint8, 0 to 255"
+            )
+        if x_train.ndim != 4 or x_train.shape[1:] != x_test.shape[1:]:
+            raise ValueError(f"{path}: images of {x_train.shape[1:]} and {x_test.shape[1:]}; they must be of one size")
+        for images, labels in ((x_train, y_train), (x_test, y_test)):
+            if labels.shape not in ((len(images),), (len(images), 1)) or not np.issubdtype(labels.dtype, np.integer):
+                raise ValueError(
+                    f"{path}: labels {labels.shape} of {labels.dtype}; here they must be whole numbers (N,)"
+                )
+    y_train, y_test = y_train.reshape(-1).astype(np.int64), y_test.reshape(-1).astype(np.int64)
+    return x_train, y_train, x_test, y_test, max(len(names), 1 + int(y_train.max()), 1 + int(y_test.max()))
 
 
-def prepare(x_train, y_train, x_test, y_test) -> tuple[np.ndarray, ...]:
+def prepare(x_train, y_train, x_test, y_test, classes: int) -> tuple[np.ndarray, ...]:
     """Return images in [0, 1] of Keras's floatx, and labels one-hot."""
     dtype = keras.config.floatx()
     return (
         x_train.astype(dtype) / 255,
-        keras.utils.to_categorical(y_train, 10),
+        keras.utils.to_categorical(y_train, classes),
         x_test.astype(dtype) / 255,
-        keras.utils.to_categorical(y_test, 10),
+        keras.utils.to_categorical(y_test, classes),
     )
 
 
 def fingerprint(arrays: tuple[np.ndarray, ...]) -> str:
     """SHA-256 of the data as stored, as train.py computes it, so that compare.py knows the same data again."""
     digest = hashlib.sha256()
-    for array in arrays:
+    for array in arrays[:4]:
         digest.update(f"{array.shape}{array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -34,9 +34,11 @@ def sketch(figure, file, **_):
 
 
 @pytest.fixture(autouse=True)
-def quick_pictures(request, monkeypatch):
-    if request.node.get_closest_marker("pictures") is None:
-        monkeypatch.setattr(Figure, "savefig", sketch)
+def quick_pictures(request):
+    with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo what it has patched
+        if request.node.get_closest_marker("pictures") is None:
+            patch.setattr(Figure, "savefig", sketch)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +56,7 @@ def child(arguments, log, environment):
     import train
 
     os.environ.update(environment)
+    Figure.savefig = sketch  # as in the test's own process
 
     with Path(log).open("a") as file:
         os.dup2(file.fileno(), 1)

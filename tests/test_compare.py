@@ -102,6 +102,7 @@ def test_one_run_of_each_is_described_figure_by_figure(make_run, result):
     assert "No interval: it takes two runs or pairs; a difference of 1 point cannot be excluded." in text
 
 
+@pytest.mark.pictures
 def test_the_picture_shows_the_histories_of_all_groups(make_run, result, tmp_path, monkeypatch):
     figures, savefig = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: figures.append(figure) or savefig(figure, *a, **k))

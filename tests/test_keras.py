@@ -24,7 +24,7 @@ from keras.src.backend.torch import core
 import compare
 import train
 from batchnorm import BatchNorm2d
-from data import Batch, as_split, batches, synthetic
+from data import Batch, as_split, batches, fingerprint, load, synthetic
 from metrics import Objective, rounded
 from model import build_model, from_keras_weights, l2_penalty, parameter_groups, to_keras_weights
 from optim import Adam
@@ -63,7 +63,7 @@ def glorot_uniform(random):
 def same_start(dtype, dropout=0.0):
     """A compiled Keras model and our network with the same weights, biases not zero."""
     random = np.random.RandomState(0)
-    reference = notebook.build_model(dropout)
+    reference = notebook.build_model(dropout=dropout)
     weights = [w + 0.1 * random.standard_normal(w.shape) * (w.ndim == 1) for w in glorot_uniform(random)]
     reference.set_weights(weights)
     notebook.compile_model(reference)
@@ -431,8 +431,8 @@ def test_the_reference_sees_another_order_each_epoch_and_the_same_ones_with_the_
                 seen.extend(images[:, 0, 0, 0].tolist())
             return images
 
-    def recording(dropout):
-        layers = [keras.Input((32, 32, 3)), Recorder(), keras.layers.Flatten(), keras.layers.Dense(10, "softmax")]
+    def recording(image_shape, classes, dropout):
+        layers = [keras.Input(image_shape), Recorder(), keras.layers.Flatten(), keras.layers.Dense(classes, "softmax")]
         return keras.Sequential(layers)
 
     monkeypatch.setitem(notebook.MODELS, "baseline", recording)
@@ -453,6 +453,42 @@ def test_the_reference_sees_another_order_each_epoch_and_the_same_ones_with_the_
     assert orders("b", "--seed", "1") == (first, second)
     assert orders("c", "--seed", "2") != (first, second)
     assert orders("d", "--no-shuffle") == (list(range(80)), list(range(80)))
+
+
+# --- other images and classes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["baseline", "improved"])
+@pytest.mark.parametrize(
+    ("shape", "classes"), [((28, 28, 1), 10), ((32, 32, 3), 100), ((64, 48, 3), 3), ((29, 18, 2), 4)], ids=str
+)
+def test_for_images_and_classes_of_any_kind_the_network_is_keras_s(name, shape, classes, float64):
+    torch.manual_seed(0)
+    reference = notebook.MODELS[name](shape, classes, 0.0)
+    notebook.compile_model(reference)
+    network = build_model(name, shape, classes, dropout=0.0).double()
+    from_keras_weights(network, reference.get_weights())
+    assert all(map(np.array_equal, to_keras_weights(network), reference.get_weights()))
+    images, labels = torch.rand(8, *shape, dtype=torch.float64), torch.arange(8) % classes
+    ours = images.permute(0, 3, 1, 2)
+    assert_close([network.eval()(ours).softmax(1).detach()], [reference(images.numpy()).detach()], 1e-12)
+
+    optimizer = Adam(parameter_groups(network.train(), 1e-3), lr=rounded(1e-3, torch.float64))
+    for _ in range(3):
+        F.cross_entropy(network(ours), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        reference.train_on_batch(images.numpy(), keras.utils.to_categorical(labels, classes))
+    # Adam's first steps are as long for a gradient near 0, which is half rounding, as for any other.
+    assert_close(to_keras_weights(network), reference.get_weights(), 1e-6)
+
+
+def test_both_sides_know_a_file_of_grey_images_by_the_same_hash(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8)
+    np.savez(tmp_path / "grey.npz", x_train=images, y_train=np.arange(6)[:, None], x_test=images, y_test=np.arange(6))
+    theirs = notebook.load_data(str(tmp_path / "grey.npz"))
+    assert notebook.fingerprint(theirs) == fingerprint(load(str(tmp_path / "grey.npz")))
+    assert theirs[4] == 6
 
 
 # --- the second experiment's network ----------------------------------------------------------------------------------

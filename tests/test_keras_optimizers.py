@@ -57,7 +57,7 @@ def cosine_rates(lr, steps):
 
 def in_keras(data, weights, name, lr, decay, smoothing, schedule, l2):
     """Train as the flags say; returns the columns of the history, and the best weights."""
-    model = notebook.build_model(0.0)
+    model = notebook.build_model(dropout=0.0)
     for layer in model.layers:
         if isinstance(layer, keras.layers.Conv2D):
             layer.kernel.regularizer = keras.regularizers.L2(l2)

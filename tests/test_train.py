@@ -258,7 +258,8 @@ def test_a_run_says_what_it_trains_on_what_and_where_to(told, npz):
     machine = f"{config['device_name']}, {torch.get_num_threads()} threads"
     first = lines.index(f"baseline, 545,098 parameters, seed 7, {machine}")
     assert lines[first + 1] == f"data from {npz}: 256 training, 64 validation, 100 test images of 32x32x3, 10 classes"
-    assert lines[first + 2] == f"Run directory: {out}"
+    assert lines[first + 2] == "Training images are mirrored or not, and shifted by up to 4 pixels, at random."
+    assert lines[first + 3] == f"Run directory: {out}"
     metrics = json.loads((out / "metrics.json").read_text())
     assert (metrics["model"], metrics["seed"], metrics["schedule"]) == ("baseline", 7, "plateau")
     mirrored = f"{metrics['test_accuracy_mirrored']:.4f}"
@@ -307,7 +308,7 @@ def test_running_out_of_epochs_restores_the_best_weights_too(arrays, tmp_path, c
     )
     # The test figures are the best weights', not the last epoch's.
     network, mirrored = build_model().eval(), []
-    part = data.as_split(*data.load(str(npz))[2:])
+    part = data.as_split(*data.load(str(npz))[2:4])
     saved = torch.load(out / "checkpoint.pt", weights_only=True)
     for weights in (saved["model"], torch.load(out / "best.pt", weights_only=True)):
         network.load_state_dict(weights)
@@ -360,9 +361,13 @@ def test_the_loop_draws_for_its_seed_epoch_and_process(npz, tmp_path, monkeypatc
     arguments = ["--data", str(npz), "--epochs", "2", "--seed", "7", "--out"]
     assert train.main([*arguments, str(tmp_path / "plain"), "--no-shuffle"]) == 0
     assert train.main([*arguments, str(tmp_path / "augmented"), "--augment", "--shift", "3"]) == 0
+    views = data.Augmentation(32, 32, shift=3)
     assert seen == [
-        (256, 7, 0, False, None, 0), (256, 7, 1, False, None, 0), (256, 7, 0, True, 3, 0), (256, 7, 1, True, 3, 0),
-    ]  # fmt: skip
+        (256, 7, 0, False, None, 0),
+        (256, 7, 1, False, None, 0),
+        (256, 7, 0, True, views, 0),
+        (256, 7, 1, True, views, 0),
+    ]
 
 
 def constant(optimizer):
@@ -700,7 +705,7 @@ def test_sorted_training_arrays_are_said_at_the_start(arrays, tmp_path, capsys):
     order = np.argsort(arrays["y_train"], kind="stable")
     np.savez(tmp_path / "sorted.npz", **arrays | {name: arrays[name][order] for name in ("x_train", "y_train")})
     assert train.main(["--data", str(tmp_path / "sorted.npz"), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "validation images have" in line]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "which validation images are" in line]
     assert "No training image is labelled class 8, class 9" in line
     assert "shuffle sorted arrays first" in line
 
