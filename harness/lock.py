@@ -47,7 +47,7 @@ class Lock:
         if not self.path.exists():
             return None
         with self.path.open("rb+" if msvcrt else "rb") as file, contextlib.suppress(Unsupported):
-            return None if _take(file, shared=True) else _name(file)
+            return None if take(file, shared=True) else _name(file)
         return None
 
     def claim(self, patience: float = 1.0) -> None:
@@ -55,7 +55,7 @@ class Lock:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(self.path.open("ab+", buffering=0))
             end = time.monotonic() + patience
-            while not _take(file):
+            while not take(file):
                 if time.monotonic() >= end:
                     raise Held(_name(file))
                 time.sleep(PAUSE)
@@ -80,8 +80,11 @@ class Lock:
             self.file.close()
 
 
-def _take(file: BinaryIO, shared: bool = False) -> bool:
-    """Lock `file` until it is closed; return False if another process has it. Raises Unsupported."""
+def take(file: BinaryIO, shared: bool = False) -> bool:
+    """Lock `file` until it is closed, on Unix by whoever inherits it too; return False if another process has it.
+
+    Raises Unsupported.
+    """
     try:
         if fcntl:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

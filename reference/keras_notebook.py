@@ -47,7 +47,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", metavar="FILE.npz", help="x_train, y_train, x_test, y_test; else Keras downloads")
     parser.add_argument("--init-weights", metavar="FILE.npz", help="start from np.savez(FILE, *model.get_weights())")
     parser.add_argument("--draws", metavar="FILE.npz", help="order, masks and views as reference/draws.py wrote them")
-    parser.add_argument("--out", default="runs/keras-seed<seed>", help="the run's directory, which must be new")
+    parser.add_argument("--out", default="runs/keras-seed<seed>", help="the run's directory, with no run in it")
     args = parser.parse_args(argv)
     args.out = args.out.replace("<seed>", str(args.seed))
     # A shell leaves the ~ of --out=~/x alone.
@@ -85,7 +85,9 @@ def main(argv: list[str] | None = None) -> int:
             draws = replay.Draws(args.draws)
             model = replay.with_masks(model)
             draws.check(cut(arrays[0]), args, model)
-        args.out.mkdir(parents=True)
+        if any(path.suffix in (".json", ".csv", ".npz") for path in args.out.glob("*")):
+            raise ValueError(f"--out {args.out}: already holds a run; pass another --out, or delete that folder first")
+        args.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         return refuse(error)
     run(model, arrays, draws, args)

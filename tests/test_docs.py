@@ -13,7 +13,7 @@ README = ROOT / "README.md"
 USERS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 ALL = [*USERS, *ROOT.glob("CONTRIBUTING.md"), ROOT / "results" / "README.md"]
 COMMANDS = [
-    *("train.py", "compare.py", "predict.py", "reference/keras_notebook.py"),
+    *("train.py", "compare.py", "predict.py", "sweep.py", "reference/keras_notebook.py"),
     *("benchmarks/epoch.py", "benchmarks/throughput.py"),
 ]
 OTHERS = {

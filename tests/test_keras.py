@@ -351,7 +351,7 @@ def test_keras_gets_a_run_s_test_figures_from_its_best_weights(start_file, tmp_p
         ("--data", "weights.npz", "no array x_train"),
         ("--init-weights", "data.npz", "weights"),
         ("--init-weights", "notes.txt", "notes.txt: not a readable .npz"),
-        ("--out", "taken", "taken"),
+        ("--out", "taken", "--out taken: already holds a run"),
         ("--epochs", "0", "argument --epochs: invalid count value: '0'"),
         ("--dropout", "2", "2"),
     ],
@@ -362,6 +362,7 @@ def test_the_reference_refuses_bad_input_in_one_line(flag, value, message, tmp_p
     np.savez("weights.npz", np.zeros(3))
     (tmp_path / "notes.txt").write_text("no arrays")
     (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "config.json").touch()
     flags = {"--data": "data.npz", "--epochs": "1", "--out": "new"} | {flag: value}
     assert keras_notebook.main([part for pair in flags.items() for part in pair]) == 2
     error = capsys.readouterr().err

@@ -1,0 +1,111 @@
+"""Keras's side of a pair of runs, `reference/keras_notebook.py` as a process: its backend, its flags, its directory."""
+
+import contextlib
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from harness import files
+from harness.errors import BadInput, Unavailable
+from harness.flags import flag_of
+from harness.jobs import LOG, Job
+from harness.run import BEST_WEIGHTS, CONFIG, HISTORY, INITIAL_WEIGHTS, METRICS
+
+# The options of train.py that it has too, besides --data, --seed and --out, and those that it need not have.
+OPTIONS = ("model", "epochs", "batch_size", "lr", "dropout", "patience", "lr_patience", "min_lr", "no_shuffle")
+OPTIONS += ("dtype", "init_weights")
+MODELS = ("baseline", "improved")
+NEEDLESS = ("seed", "mixed_precision", "tf32", "deterministic", "compile")
+FILES = (CONFIG, INITIAL_WEIGHTS, HISTORY, BEST_WEIGHTS, METRICS)
+THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+
+
+def backend() -> str:
+    """The backend that KERAS_BACKEND names, or else the notebook's own if it is installed, or else torch."""
+    # Not what ~/.keras/keras.json says: Keras writes TensorFlow there without having it.
+    return os.environ.get("KERAS_BACKEND") or ("tensorflow" if importlib.util.find_spec("tensorflow") else "torch")
+
+
+def lacks(flags: dict, not_default: list[str]) -> list[str]:
+    """Name those of train.py's `flags` that it has not. It augments no images."""
+    names = [name for name in not_default if name not in OPTIONS + NEEDLESS]
+    names += ["augment"] if flags["augment"] and "augment" not in names else []
+    names += ["model"] if flags["model"] not in MODELS else []
+    return [f"{flag_of(name)} {flags[name]}" for name in names]
+
+
+def refuse_without(name: str, download: bool) -> None:
+    """Raise BadInput if Keras does not start on the backend `name`, Unavailable if `download` and it has no CIFAR-10.
+
+    With `download` it has CIFAR-10 afterwards, so that runs which start together find it.
+    """
+    why = _fails("import keras", name)
+    if why:
+        raise BadInput(f"--keras: Keras on {name} does not start ({why}); install both, or set KERAS_BACKEND")
+    if download:
+        why = _fails("import keras; keras.datasets.cifar10.load_data()", name)
+        if why:
+            raise Unavailable(f"--keras: Keras has no CIFAR-10 ({why}); pass --data FILE.npz behind --")
+
+
+def _fails(program: str, name: str) -> str | None:
+    """Return the last line of what a Python `program` complains of; None if it ends well."""
+    environment = os.environ | {"KERAS_BACKEND": name}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    return (ended.stderr.strip() or f"exit code {ended.returncode}").splitlines()[-1] if ended.returncode else None
+
+
+def job(
+    name: str,
+    program: Path,
+    out: Path,
+    flags: dict,
+    defaults: dict,
+    data: str | None,
+    backend: str,
+    threads: str | None,
+) -> Job:
+    """Return the run of `program` with train.py's `flags`, on `data` or else Keras's own, on a GPU or CPU `threads`."""
+    words = ["--seed", str(flags["seed"]), "--out", str(out)]
+    for option in OPTIONS:
+        if flags[option] != defaults[option]:
+            words += [flag_of(option)] if flags[option] is True else [flag_of(option), str(flags[option])]
+    if data is not None:
+        words += ["--data", data]
+    environment = {"KERAS_BACKEND": backend}
+    if threads is not None:
+        environment |= {"CUDA_VISIBLE_DEVICES": ""} | dict.fromkeys(THREADS, threads)
+    look, clear = functools.partial(_look, out, flags), functools.partial(_clear, out)
+    return Job(name, out, [sys.executable, str(program), *words], look, flags["epochs"], environment, clear)
+
+
+def _look(out: Path, flags: dict) -> dict | None:
+    """Return the metrics of the run in `out` if it has finished, with `flags`; None if one can be begun there.
+
+    Raises BadInput if neither.
+    """
+    if not any((out / name).exists() for name in FILES):
+        return None
+    metrics = {}
+    with contextlib.suppress(BadInput):  # a full disk cuts a file short
+        metrics = files.read_json(out / METRICS)
+    if "test_accuracy" not in metrics:
+        if (out / LOG).exists():
+            return None
+        raise BadInput(f"{out}: Keras's run there has not finished, and no sweep began it; delete it if it has ended")
+    had = files.read_json(out / CONFIG).get("flags", {})
+    other = [f"{flag_of(name)} {had[name]}" for name in OPTIONS if had.get(name, flags[name]) != flags[name]]
+    if other:
+        raise BadInput(f"{out}: Keras's run there had {', '.join(other)}; delete it, or pass another --out behind --")
+    return metrics
+
+
+def _clear(out: Path) -> None:
+    """Take away what a run that was killed has left: it cannot go on, and begins anew."""
+    for name in FILES:
+        (out / name).unlink(missing_ok=True)
