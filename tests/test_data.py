@@ -727,7 +727,7 @@ def test_the_download_goes_through_the_whole_command(server, tmp_path, capsys):
 
 def test_the_real_images_are_cifar_10_in_its_order(real_npz):
     arrays = data.load(str(real_npz))
-    assert [len(array) for array in arrays] == [50_000, 50_000, 10_000, 10_000]
+    assert [len(array) for array in arrays[:4]] == [50_000, 50_000, 10_000, 10_000]
     assert np.bincount(arrays.y_train).tolist() == [5000] * 10
     # CIFAR-10's training images begin with a frog, two trucks, a deer and two automobiles.
     assert arrays.y_train[:6].tolist() == [6, 9, 9, 4, 1, 1]
