@@ -6,6 +6,7 @@ import shlex
 import statistics
 
 import keras
+import numpy as np
 import pytest
 from conftest import ROOT
 from scipy import stats
@@ -103,3 +104,33 @@ def test_readme_states_the_difference_from_keras_that_compare_found():
     (figures,) = re.findall(r"torch minus keras: (\S+), 95 % interval (\S+) to (\S+) ", found)
     readme = unwrapped((ROOT / "README.md").read_text())
     assert "differs by {}, port minus Keras (95 % interval {} to {})".format(*figures) in readme
+
+
+PARTED = {"replayed-improved-seed0": 7}  # epochs after which rounding has decided a comparison otherwise: docs/keras.md
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "results").glob("replayed-*")), ids=lambda folder: folder.name)
+def test_kept_whole_runs_with_the_same_draws_differ_from_keras_s_by_what_the_documentation_says(folder):
+    theirs, ours = (histories.read(folder / side) for side in ("keras", "torch"))
+    epochs = PARTED.get(folder.name, ours.epochs)
+    differences = {name: np.abs(np.subtract(column, ours.history[name])) for name, column in theirs.history.items()}
+    largest = {name: values[:epochs].max() for name, values in differences.items()}
+    assert largest["accuracy"] == largest["val_accuracy"] == largest["learning_rate"] == 0
+    same = ("initial_weights", "epochs", "best_epoch", "stopped", "learning_rate_cuts", "test_accuracy")
+    assert {name: ours.metrics[name] for name in same} == {name: theirs.metrics[name] for name in same}
+    largest["test loss"] = abs(ours.metrics["test_loss"] - theirs.metrics["test_loss"])
+    model, seed = re.fullmatch(r"replayed-(\w+)-seed(\d)", folder.name).groups()
+    text = (DOCS / "keras.md").read_text()
+    (row,) = re.findall(rf"^\| `{model}`.*, seed {seed}(?:, [^|]*)? \| (.*) \|$", text, re.MULTILINE)
+    said = [cell.strip() for cell in row.split("|")]
+    assert said[0] == str(epochs)
+    stated = [rounded(largest[name]) for name in ("loss", "val_loss", "test loss")]
+    assert said[-3:] == stated
+    assert max(map(float, stated)) < 1e-9
+    if epochs < ours.epochs:  # what the documentation says of the epochs after
+        loss, val_loss = (rounded(differences[name][epochs:].max()) for name in ("loss", "val_loss"))
+        assert f"`loss` by {loss} and `val_loss` by {val_loss}" in " ".join(text.split())
+
+
+def rounded(difference):
+    return f"{difference:.0e}".replace("e-0", "e-")
