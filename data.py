@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.datasets import load_npz
+from harness.datasets import load_npz, numbered
 from harness.download import cifar10, find
 from harness.errors import BadInput
 
@@ -255,5 +255,4 @@ def synthetic() -> Arrays:
         noise = random.randint(-64, 65, shifted.shape)
         return np.clip(shifted + noise, 0, 255).astype(np.uint8), labels.astype(np.int64)
 
-    names = tuple(f"class {number}" for number in range(len(CLASSES)))  # CIFAR-10's would mean nothing
-    return Arrays(*draw(5_000), *draw(1_000), names)
+    return Arrays(*draw(5_000), *draw(1_000), numbered(len(CLASSES)))  # CIFAR-10's names would mean nothing

@@ -21,16 +21,14 @@ def load_npz(path: Path) -> tuple[list[np.ndarray], tuple[str, ...]]:
     names = ["x_train", "y_train", "x_test", "y_test"]
     found = files.read_npz("--data", path, LIMIT, names, ["class_names"])
     try:
-        arrays = [_images(name, found[name]) if name[0] == "x" else _labels(name, found[name]) for name in names]
-        x_train, y_train, x_test, y_test = arrays
+        x_train, (y_train, trained) = _images("x_train", found["x_train"]), _labels("y_train", found["y_train"])
+        x_test, (y_test, tested) = _images("x_test", found["x_test"]), _labels("y_test", found["y_test"])
         for part, images, labels in (("train", x_train, y_train), ("test", x_test, y_test)):
             if len(images) != len(labels):
                 raise ValueError(f"x_{part} has {len(images):,} images and y_{part} {len(labels):,} labels")
         if x_train.shape[1:] != x_test.shape[1:]:
             raise ValueError(f"x_train has images of {x_train.shape[1:]} and x_test of {x_test.shape[1:]}")
-        columns = [found[name].shape[1] for name in ("y_train", "y_test") if _is_one_hot(found[name])]
-        classes = max(columns, default=1 + max(int(y_train.max()), int(y_test.max())))
-        return arrays, _class_names(found.get("class_names"), classes)
+        return [x_train, y_train, x_test, y_test], _class_names(found.get("class_names"), max(trained, tested))
     except ValueError as error:
         raise BadInput(f"--data {path}: {error}") from None
 
@@ -64,11 +62,11 @@ def _images(name: str, images: np.ndarray) -> np.ndarray:
     return whole
 
 
-def _labels(name: str, labels: np.ndarray) -> np.ndarray:
-    """Return labels as int64 (N,), from 0. Raises ValueError."""
+def _labels(name: str, labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return labels as int64 (N,), from 0, and how many classes they ask for. Raises ValueError."""
     if _is_one_hot(labels):
         say(f"{name}: one-hot labels of {labels.shape[1]} classes, taken as their numbers.")
-        return labels.argmax(1)
+        return labels.argmax(1), labels.shape[1]
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{name} is {labels.dtype}; labels must be whole numbers from 0")
     if labels.size == 0 or labels.shape not in ((len(labels),), (len(labels), 1)):
@@ -77,7 +75,7 @@ def _labels(name: str, labels: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"{name} has labels from {labels.min()} to {labels.max()}; they must lie in 0 to {CLASSES_LIMIT - 1}"
         )
-    return labels.reshape(-1).astype(np.int64)
+    return labels.reshape(-1).astype(np.int64), 1 + int(labels.max())
 
 
 def _is_one_hot(labels: np.ndarray) -> bool:
@@ -86,10 +84,15 @@ def _is_one_hot(labels: np.ndarray) -> bool:
     return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(1, dtype=np.int64) == 1).all())
 
 
+def numbered(classes: int) -> tuple[str, ...]:
+    """Names for classes that have none."""
+    return tuple(f"class {number}" for number in range(classes))
+
+
 def _class_names(given: np.ndarray | None, classes: int) -> tuple[str, ...]:
     """Return a name for each class; `given` has as many as labels ask for, or more. Raises ValueError."""
     if given is None:
-        names = tuple(f"class {number}" for number in range(classes))
+        names = numbered(classes)
     else:
         if given.ndim != 1 or given.dtype.kind != "U":
             raise ValueError(f"class_names is {given.dtype} {given.shape}; it must be strings, one for each class")
