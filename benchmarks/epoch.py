@@ -80,7 +80,8 @@ def our_epoch(file: str, args: argparse.Namespace):
     train.set_up_torch(threads=None, tf32=False, deterministic=False)
     training, validation = parts_on(file, args.device)
     model = build_model(args.model).to(args.device, memory_format=torch.channels_last)
-    optimizer, objective = Adam(parameter_groups(model, L2), RATE), Objective(L2)
+    optimizer = Adam(parameter_groups(model, L2), RATE)
+    objective = Objective(L2, mixed_precision=args.mixed_precision)
     schedule = Plateau(optimizer, min_lr=0.0, factor=0.5, patience=3)
     epochs = itertools.count()
 
@@ -169,7 +170,8 @@ def idiomatic(file: str, args: argparse.Namespace, turns: Turns) -> None:
         with torch.set_grad_enabled(learning):
             for images, labels in loader:
                 images, labels = images.to(args.device), labels.to(args.device)
-                logits = model(images)
+                with torch.autocast(args.device, torch.bfloat16, enabled=args.mixed_precision):
+                    logits = model(images)
                 loss = F.cross_entropy(logits, labels)
                 if learning:
                     optimizer.zero_grad()
@@ -224,16 +226,16 @@ def pytorch_lightning(file: str, args: argparse.Namespace, turns: Turns) -> None
         def on_train_epoch_end(self, *_):
             turns.end()
 
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    kind = "cpu" if args.device == "cpu" else "gpu"
-    trainer = lightning.Trainer(
-        max_epochs=-1, accelerator=kind, devices=1, num_sanity_val_steps=0, callbacks=[Clock()], **quiet
-    )
+    settings = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    settings |= {"accelerator": "cpu" if args.device == "cpu" else "gpu", "devices": 1, "num_sanity_val_steps": 0}
+    if args.mixed_precision:
+        settings["precision"] = "bf16-mixed"
+    trainer = lightning.Trainer(max_epochs=-1, callbacks=[Clock()], **settings)
     trainer.fit(Module(), *loaders(file, args))
 
 
 def keras_notebook(file: str, args: argparse.Namespace, turns: Turns) -> None:
-    """Train as the notebook does, on the backend that KERAS_BACKEND names."""
+    """Train as the notebook does, on the backend that KERAS_BACKEND names; without augmentation."""
     import keras
     import notebook
 
@@ -247,18 +249,21 @@ def keras_notebook(file: str, args: argparse.Namespace, turns: Turns) -> None:
         def on_epoch_end(self, *_):
             turns.end()
 
-    x_train, y_train, *_ = notebook.load_data(file)
-    model = notebook.build_model()
+    if args.mixed_precision:
+        keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    x_train, y_train, *_ = notebook.prepare(*notebook.load_data(file))
+    model = notebook.MODELS[args.model]()
     notebook.compile_model(model)
     model.fit(x_train, y_train, batch_size=BATCH, validation_split=0.2, epochs=10**6, verbose=0, callbacks=[Clock()])
 
 
 def matrix_products(file: str, args: argparse.Namespace, turns: Turns) -> None:
-    """Tell how many FLOP a second products of float32 matrices reach, in place of times."""
+    """Tell how many FLOP a second products of float32 (or bfloat16) matrices reach, in place of times."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = False
-    pairs = [torch.randn(2, size, size, device=args.device) for size in PRODUCTS]
+    dtype = torch.bfloat16 if args.mixed_precision else torch.float32
+    pairs = [torch.randn(2, size, size, device=args.device).to(dtype) for size in PRODUCTS]
     while True:
         turns.begin()
         rates = []
@@ -401,6 +406,7 @@ def main() -> None:
     parser.add_argument("--data", default="synthetic", help="as for train.py")
     parser.add_argument("--model", choices=("baseline", "improved"), default="baseline", help="network")
     parser.add_argument("--device", type=environment.device, default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--mixed-precision", action="store_true", help="bfloat16 for all of them")
     parser.add_argument("--rounds", type=whole, default=5, help="timed rounds, after one to warm up")
     parser.add_argument("--images", type=whole, help="so many training images at most, validation's among them")
     parser.add_argument("--workers", type=number(int, "[0, 256]"), default=0, help="the DataLoaders'")
@@ -435,8 +441,6 @@ def main() -> None:
             missing = [package for package in PEERS[name] if importlib.util.find_spec(package) is None]
             if missing:
                 print(f"{name}: not installed: {', '.join(missing)}; left out")
-            elif args.model != "baseline" and name.startswith("Keras"):
-                print(f"{name}: has no {args.model} here; left out")
             else:
                 contenders[name] = peers[name]
                 wheels = {package: installed[package][0] for package in PEERS[name]}  # tensorflow's is tensorflow-cpu
@@ -445,7 +449,8 @@ def main() -> None:
         versions |= machine["versions"]
         said = ", ".join(f"{package} {version}" for package, version in versions.items())
         where = f"{machine['device_name']}, {machine['threads']} threads"
-        print(f"{args.model}, {data.describe(args.data)}, {len(training):,} training images, batch {BATCH}; {where}")
+        name = f"{args.model}, bfloat16" if args.mixed_precision else args.model
+        print(f"{name}, {data.describe(args.data)}, {len(training):,} training images, batch {BATCH}; {where}")
         print(f"{said}, {args.workers} DataLoader workers", flush=True)
         told = alternate(contenders, file, args)
 
@@ -455,7 +460,7 @@ def main() -> None:
         figures = {"arguments": vars(args) | {"json": str(args.json), "picture": str(args.picture)}, **machine}
         files.write_json(args.json, figures | {"versions": versions, "flop_per_step": flop, "seconds": told})
     if args.picture:
-        title = f"{args.model}, {len(training):,} training images, {where}, {args.rounds} alternating rounds"
+        title = f"{name}, {len(training):,} training images, {where}, {args.rounds} alternating rounds"
         picture(told, title, args.picture)
     return None
 

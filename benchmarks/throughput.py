@@ -1,13 +1,18 @@
 """Measure how many training images a second several runs on one machine, or one GPU, get through together.
 
     python benchmarks/throughput.py --processes 1 2 4 8 16 --device cuda --data data/cifar10.npz
+    python benchmarks/throughput.py --processes 1 2 --peer "Keras on TensorFlow" --data data/cifar10.npz
 
 Each run is a process of its own (on CUDA with a context of its own); on a CPU they share its cores out. All begin
-their timed epochs together.
+their timed epochs, validation included, together. With a peer both take turns, `--rounds` times.
 """
 
 import argparse
+import contextlib
+import itertools
 import multiprocessing
+import os
+import statistics
 import sys
 import tempfile
 import time
@@ -17,20 +22,55 @@ import numpy as np
 
 sys.path += [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
+import epoch
 
-def work(file: str, args: argparse.Namespace, threads: int, barrier, seconds) -> None:
-    """Train after the others are ready; put the time that it took into `seconds`."""
-    import epoch
-    import torch
 
-    torch.set_num_threads(threads)
-    learn, _ = epoch.our_epoch(file, args)
-    learn()
-    barrier.wait()
-    started = time.perf_counter()
-    for _ in range(args.epochs):
-        learn()
-    seconds.put(time.perf_counter() - started)
+class Together:
+    """In place of epoch.Turns: after an epoch to warm up all begin at once; EOFError ends after the timed ones."""
+
+    def __init__(self, barrier, seconds, epochs: int):
+        self.barrier, self.seconds, self.left = barrier, seconds, epochs + 1
+        self.warm = False
+
+    def begin(self) -> None:
+        if self.left == 0:
+            raise EOFError
+
+    def trained(self) -> None:
+        pass
+
+    def end(self) -> None:
+        self.left -= 1
+        if not self.warm:
+            self.warm = True
+            self.barrier.wait()
+            self.started = time.perf_counter()
+        elif self.left == 0:
+            self.seconds.put(time.perf_counter() - self.started)
+
+
+def work(name: str, file: str, args: argparse.Namespace, barrier, seconds) -> None:
+    contender = epoch.this_project if name == epoch.OURS else epoch.keras_notebook
+    with contextlib.suppress(EOFError):
+        contender(file, args, Together(barrier, seconds, args.epochs))
+
+
+def rate(name: str, count: int, threads: int, file: str, args: argparse.Namespace) -> float:
+    """Return the training images per second of `count` runs of the contender `name` together."""
+    for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
+        os.environ[variable] = str(threads)  # read when the libraries are imported
+    if name.startswith("Keras on "):
+        os.environ["KERAS_BACKEND"] = name.removeprefix("Keras on ").lower()
+    context = multiprocessing.get_context("spawn")
+    barrier, seconds = context.Barrier(count, timeout=600), context.Queue()
+    processes = [context.Process(target=work, args=(name, file, args, barrier, seconds)) for _ in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        sys.exit(f"{name}, {count} processes: one of them failed, see above")
+    return count * args.epochs * args.images / max(seconds.get() for _ in processes)
 
 
 def main() -> None:
@@ -46,36 +86,36 @@ def main() -> None:
     parser.add_argument("--processes", type=whole, nargs="+", default=[1, 2, 4, 8, 16], help="how many")
     parser.add_argument("--data", default="synthetic", help="as for train.py")
     parser.add_argument("--model", choices=("baseline", "improved"), default="baseline", help="network")
+    parser.add_argument("--mixed-precision", action="store_true", help="bfloat16")
     parser.add_argument("--device", type=environment.device, default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--epochs", type=whole, default=3, help="timed ones, after one to warm up")
+    parser.add_argument("--images", type=whole, help="so many training images at most, validation's among them")
+    parser.add_argument("--rounds", type=whole, default=1, help="how often each is measured")
+    peers = [name for name in epoch.PEERS if name.startswith("Keras on ")]
+    parser.add_argument("--peer", choices=peers, help="measure it too")
     args = parser.parse_args()
     args.device = str(args.device)
     try:
         arrays = data.load(args.data)
+        arrays = arrays._replace(x_train=arrays.x_train[: args.images], y_train=arrays.y_train[: args.images])
         training, _ = data.split_validation(arrays.x_train, arrays.y_train, 0.2)
     except (BadInput, Unavailable) as error:
         parser.error(str(error))
-    cores, context, base = torch.get_num_threads(), multiprocessing.get_context("spawn"), None
-    print("| processes | threads each | images per second, together | times the first row |\n|---|---|---|---|")
+    args.images, cores = len(training), torch.get_num_threads()
+    names = [epoch.OURS, args.peer] if args.peer else [epoch.OURS]
+    rates = {each: [] for each in itertools.product(args.processes, names)}
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/images.npz"
         np.savez(file, **arrays._asdict())
-        for count in args.processes:
-            threads = max(1, cores // count)
-            barrier, seconds = context.Barrier(count, timeout=600), context.Queue()
-            processes = [
-                context.Process(target=work, args=(file, args, threads, barrier, seconds)) for _ in range(count)
-            ]
-            for process in processes:
-                process.start()
-            for process in processes:
-                process.join()
-            if any(process.exitcode for process in processes):
-                sys.exit(f"{count} processes: one of them failed, see above")
-            slowest = max(seconds.get() for _ in processes)
-            rate = count * args.epochs * len(training) / slowest
-            base = base or rate
-            print(f"| {count} | {threads} | {rate:,.0f} | {rate / base:.2f} |", flush=True)
+        for _, (count, name) in itertools.product(range(args.rounds), rates):
+            rates[count, name].append(rate(name, count, max(1, cores // count), file, args))
+            print(f"{count} of {name}: {rates[count, name][-1]:,.0f} images per second", flush=True)
+    print("\n| processes | threads each | | images per second, together | times the first row |\n|---|---|---|---|---|")
+    base = statistics.median(next(iter(rates.values())))
+    for (count, name), found in rates.items():
+        middle = statistics.median(found)
+        told = f"{middle:,.0f} ({min(found):,.0f} to {max(found):,.0f})"
+        print(f"| {count} | {max(1, cores // count)} | {name} | {told} | {middle / base:.2f} |")
 
 
 if __name__ == "__main__":

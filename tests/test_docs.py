@@ -14,7 +14,7 @@ USERS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 ALL = [*USERS, *ROOT.glob("CONTRIBUTING.md"), ROOT / "results" / "README.md"]
 COMMANDS = [
     *("train.py", "compare.py", "predict.py", "sweep.py", "reference/keras_notebook.py"),
-    *("benchmarks/epoch.py", "benchmarks/throughput.py"),
+    *("benchmarks/epoch.py", "benchmarks/throughput.py", "benchmarks/start.py"),
 ]
 OTHERS = {
     *("--nproc-per-node", "--max-restarts"),  # torchrun
