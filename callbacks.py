@@ -139,7 +139,7 @@ class Cosine(Schedule, lr_scheduler.CosineAnnealingLR):
 
 
 class OneCycle(Schedule, lr_scheduler.OneCycleLR):
-    """Rises from 1/25 of the rate to it in a quarter of the steps and falls to 4e-6 of it, both in a straight line."""
+    """Rises from 1/25 of the rate to it in 5 % of the steps and falls to 4e-6 of it, both in a straight line."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, total_steps: int, **_):
         super().__init__(
@@ -147,7 +147,7 @@ class OneCycle(Schedule, lr_scheduler.OneCycleLR):
             max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=total_steps + 1,  # the rates before and after each step
             # torch divides by zero where the rise ends with the first step.
-            pct_start=max(0.25, 1.5 / (total_steps + 1)),
+            pct_start=max(0.05, 1.5 / (total_steps + 1)),
             anneal_strategy="linear",
             cycle_momentum=False,
         )

@@ -166,21 +166,18 @@ def l2_penalty(model: Network, l2: float) -> Tensor:
     return _in_keras(l2) * torch.stack([weight.square().sum() for weight in weights]).sum()
 
 
-def parameter_groups(model: Network, l2: float, decay: float = 0.0, kernels_only: bool = False) -> list[dict]:
-    """Optimizer groups of the weights that are trained, with `decay` as decoupled weight decay.
+def parameter_groups(model: Network, l2: float, decay: float = 0.0) -> list[dict]:
+    """Optimizer groups of the weights that are trained, with `decay` as decoupled weight decay of all, as in Keras.
 
-    Keras decays all of them; `kernels_only` leaves biases and BatchNorm's out. Coupled weight decay, torch's
-    `weight_decay`, has the gradient of `l2_penalty`.
+    Coupled weight decay, torch's `weight_decay`, has the gradient of `l2_penalty`.
     """
-    vector_decay = 0.0 if kernels_only else decay
     penalised = [weight for weight in model.l2_weights() if weight.requires_grad]
     ids = {id(weight) for weight in penalised}
     others = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in ids]
     groups = [
         # Difference 2: the gradient of l2 * W**2 is 2 * l2 * W, and torch's weight_decay adds weight_decay * W.
         {"params": penalised, "weight_decay": 2 * _in_keras(l2), "decoupled_decay": decay},
-        {"params": [w for w in others if w.ndim > 1], "weight_decay": 0.0, "decoupled_decay": decay},
-        {"params": [w for w in others if w.ndim <= 1], "weight_decay": 0.0, "decoupled_decay": vector_decay},
+        {"params": others, "weight_decay": 0.0, "decoupled_decay": decay},
     ]
     return [group for group in groups if group["params"]]
 

@@ -1,4 +1,4 @@
-"""Adam, AdamW and SGD as Keras computes them, with decoupled weight decay; Lookahead for each."""
+"""Adam, AdamW and SGD as Keras computes them, with decoupled weight decay; Muon, which Keras has not."""
 
 import math
 from typing import ClassVar
@@ -9,33 +9,29 @@ from torch import Tensor
 
 BETAS, EPSILON = (0.9, 0.999), 1e-7
 MOMENTUM = float(np.float32(0.9))  # Keras's is a float32 number whatever the model's dtype
-LOOKAHEAD_STEPS, LOOKAHEAD_ALPHA = 5, 0.5  # k and alpha of Zhang et al. 2019, as they advise
+MUON_MOMENTUM, NEWTON_SCHULZ_STEPS = 0.6, 3
 
 
 class Stepping:
-    """Weight decay, a count of steps and Lookahead for one of torch's optimizers, whose own step becomes `update`.
+    """Weight decay and a count of steps for one of torch's optimizers, whose own step becomes `update`.
 
     Mixed in before it. What it adds lies where torch's `state_dict` saves it. A parameter group has
     - `decoupled_decay`: a step first takes it, times the learning rate, off each weight;
       torch's own `weight_decay` must stay coupled, since it carries L2, and is 0 within `update` if there is this one;
-    - `taken`, the number of steps taken, and `lookahead`, whether there is Lookahead.
-    A parameter's state has its `slow` weights then.
+    - `taken`, the number of steps taken.
     """
 
     default_decay: ClassVar[float | None] = 0.0  # what --weight-decay is by default; None: it takes none
 
-    def __init__(self, params, lr: float, lookahead: bool = False, **settings):
+    def __init__(self, params, lr: float, **settings):
         super().__init__(params, lr=lr, **settings)
         for group in self.param_groups:
             group.setdefault("decoupled_decay", 0.0)
-            group |= {"taken": 0, "lookahead": lookahead}
+            group["taken"] = 0
 
     @torch.no_grad()
     def step(self) -> None:
         """Take one step; a group's `lr` is the same after it as before."""
-        weights = [weight for group in self.param_groups for weight in group["params"]]
-        taken, lookahead = self.param_groups[0]["taken"], self.param_groups[0]["lookahead"]
-        start = [weight.clone() for weight in weights] if lookahead and taken == 0 else None
         coupled = [group["weight_decay"] for group in self.param_groups]
         for group in self.param_groups:
             group["taken"] += 1
@@ -50,19 +46,9 @@ class Stepping:
         finally:
             for group, decay in zip(self.param_groups, coupled, strict=True):
                 group["weight_decay"] = decay
-        if start is not None:  # only now: torch fills a state that is still empty
-            for weight, slow in zip(weights, start, strict=True):
-                self.state[weight]["slow"] = slow
-        if lookahead and (taken + 1) % LOOKAHEAD_STEPS == 0:
-            self._synchronise(weights)
 
     def update(self) -> None:
         super().step()
-
-    def _synchronise(self, weights: list[Tensor]) -> None:
-        slow = [self.state[weight]["slow"] for weight in weights]
-        torch._foreach_lerp_(slow, weights, LOOKAHEAD_ALPHA)
-        torch._foreach_copy_(weights, slow)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Take up where `state_dict` was called. Raises ValueError if that was before the first step."""
@@ -79,8 +65,8 @@ class Adam(Stepping, torch.optim.Adam):
 
     default_decay = None
 
-    def __init__(self, params, lr: float, lookahead: bool = False, **_):
-        super().__init__(params, lr, lookahead, betas=BETAS, fused=True)
+    def __init__(self, params, lr: float):
+        super().__init__(params, lr, betas=BETAS, fused=True)
 
     def update(self) -> None:
         before = [(group["lr"], group["eps"]) for group in self.param_groups]
@@ -110,8 +96,8 @@ class AdamW(Adam):
 class SGD(Stepping, torch.optim.SGD):
     """`keras.optimizers.SGD(momentum=0.9, nesterov=True)`: torch's, with the learning rate inside the velocity."""
 
-    def __init__(self, params, lr: float, lookahead: bool = False, **_):
-        super().__init__(params, lr, lookahead, momentum=MOMENTUM, nesterov=True, fused=True)
+    def __init__(self, params, lr: float):
+        super().__init__(params, lr, momentum=MOMENTUM, nesterov=True, fused=True)
 
     def update(self) -> None:
         # Difference 12: Keras's velocity has the rate in it, torch's buffer has not, so that after a change of the rate
@@ -129,4 +115,52 @@ class SGD(Stepping, torch.optim.SGD):
                 group["lr"] = rate
 
 
-OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
+class Muon(SGD):
+    """Muon for convolution kernels (4 dimensions), SGD at two thirds of its rate for all else.
+
+    A kernel moves by `lr` along the matrix that is nearest to its momentum and has orthonormal rows or columns, and is
+    kept at the norm sqrt(output channels). Muon: K. Jordan et al. 2024, kellerjordan.github.io/posts/muon; the norm and
+    both momenta: their airbench94.
+    """
+
+    default_decay = None
+
+    def __init__(self, params, lr: float):
+        groups = []
+        for group in params:
+            kernels = [weight for weight in group["params"] if weight.ndim == 4]
+            others = [weight for weight in group["params"] if weight.ndim != 4]
+            groups.append(group | {"params": kernels, "muon": True, "momentum": 0.0, "nesterov": False})
+            groups.append(group | {"params": others, "muon": False, "momentum": 0.85, "lr": lr * 2 / 3})
+        super().__init__([group for group in groups if group["params"]], lr)
+
+    def update(self) -> None:
+        for group in self.param_groups:
+            if group["muon"]:
+                for weight in group["params"]:
+                    self._orthogonalise_gradient(weight, group["weight_decay"])
+                group["weight_decay"] = 0.0
+        super().update()
+
+    def _orthogonalise_gradient(self, weight: Tensor, weight_decay: float) -> None:
+        gradient, state = weight.grad.add(weight, alpha=weight_decay), self.state[weight]
+        if not state:
+            state["velocity"] = torch.zeros_like(weight)
+        state["velocity"].mul_(MUON_MOMENTUM).add_(gradient)
+        direction = gradient.add(state["velocity"], alpha=MUON_MOMENTUM)
+        weight.grad.copy_(orthogonalised(direction.flatten(1)).view(weight.shape))
+        weight.mul_(math.sqrt(len(weight)) / weight.norm())
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """Bring all singular values of `matrix` near 1, by Newton and Schulz's iteration in bfloat16."""
+    a, b, c = 3.4445, -4.7750, 2.0315  # Jordan's, also in torch.optim.Muon, which takes matrices only
+    x = matrix.bfloat16()
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.to(matrix.dtype)
+
+
+OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "sgd": SGD, "muon": Muon}

@@ -28,10 +28,10 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "fast": Recipe(
-        "87.3 % test accuracy with mirror images, 86.2 % without, in 6 minutes on 2 CPU cores",
-        {"model": "whitened", "epochs": 10, "batch_size": 128, "optimizer": "adamw", "lr": 0.01, "weight_decay": 0.05}
-        | {"l2": 0.0, "dropout": 0.0, "label_smoothing": 0.1, "shift": 2, "schedule": "onecycle", "patience": 10}
-        | {"mixed_precision": True, "decay_kernels_only": True},
+        "87.8 % test accuracy with mirror images, 86.7 % without, in 3 minutes on 2 CPU cores",
+        {"model": "whitened", "epochs": 10, "batch_size": 256, "optimizer": "muon", "lr": 0.08, "l2": 0.0}
+        | {"dropout": 0.0, "label_smoothing": 0.1, "shift": 2, "schedule": "onecycle", "patience": 10}
+        | {"mixed_precision": True},
     ),
 }
 RESULTS = "; ".join(f"{name}: {recipe.result}" for name, recipe in RECIPES.items())
@@ -59,17 +59,15 @@ class Options:
     epochs: int = option(50, number(int, "[1, 1000000000]"), "epochs at most", may_change=True)
     batch_size: int = option(64, number(int, "[1, 1000000]"), "images per step")
     lr: float = option(1e-3, number(float, "(0, 1e9]"), "learning rate: the first one, but onecycle's highest")
-    optimizer: str = option("adam", OPTIMIZERS, "sgd has Nesterov momentum of 0.9")
+    optimizer: str = option(
+        "adam", OPTIMIZERS, "sgd has Nesterov momentum of 0.9; muon is for kernels, sgd at 2/3 of the rate for all else"
+    )
     weight_decay: float | None = option(
         None,
         number(float, "[0, 1000]"),
         "decoupled weight decay, times the learning rate in each step (not for adam); "
         "None: as the optimizer says, 0.004 for adamw as in Keras, 0 for sgd",
     )
-    decay_kernels_only: bool = option(
-        False, ON_OFF, "weight decay of the kernels alone, not of biases and BatchNorm's weights as in Keras"
-    )
-    lookahead: bool = option(False, bool, "every 5 steps go back half of the way (Zhang et al.)")
     label_smoothing: float = option(0.0, number(float, "[0, 1)"), "label smoothing, in every loss")
     augment: bool | None = option(
         None, ON_OFF, "mirror and shift training images at random; None: as the network says, not with baseline"
@@ -94,7 +92,7 @@ class Options:
     schedule: str = option(
         "plateau",
         SCHEDULES,
-        "cosine falls to --min-lr, onecycle rises for a quarter (early stopping counts from there) and falls to 0: "
+        "cosine falls to --min-lr, onecycle rises for 5 % (early stopping counts from there) and falls to 0: "
         "step by step over all epochs",
     )
     lr_patience: int = option(3, number(int, "[0, 1000000000]"), "cut the learning rate after so many epochs")

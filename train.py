@@ -142,9 +142,9 @@ def fit(
     """Train `model` from where the run stands; return the network with the best weights, and what was logged."""
     dtype = dtype_of(model)
     steps = math.ceil(len(training) / options.batch_size)  # of one epoch
-    groups = parameter_groups(model, options.l2, options.weight_decay, options.decay_kernels_only)
+    groups = parameter_groups(model, options.l2, options.weight_decay)
     # Difference 9: a float32 Keras model keeps its rates in float32, so that 0.001 is 0.0010000000474974513.
-    optimizer = OPTIMIZERS[options.optimizer](groups, lr=rounded(options.lr, dtype), lookahead=options.lookahead)
+    optimizer = OPTIMIZERS[options.optimizer](groups, lr=rounded(options.lr, dtype))
     schedule = SCHEDULES[options.schedule](
         optimizer,
         total_steps=options.epochs * steps,

@@ -13,7 +13,7 @@ import torch
 from harness import files
 from harness.errors import refusing
 
-FORMAT = 5
+FORMAT = 6
 
 
 def write(path: Path, state: dict, run: dict) -> None:

@@ -122,7 +122,7 @@ class RMSprop(Stepping, torch.optim.RMSprop):
     """torch's, with what this project adds to each optimizer."""
 
 
-@pytest.mark.parametrize("flags", ["", "--lookahead --weight-decay 0.1"])
+@pytest.mark.parametrize("flags", ["", "--weight-decay 0.1"])
 def test_an_optimizer_is_one_class_and_one_name(flags, trained, monkeypatch):
     monkeypatch.setitem(optim.OPTIMIZERS, "rmsprop", RMSprop)
     out = trained("--optimizer", "rmsprop", *flags.split())
@@ -170,7 +170,7 @@ def test_a_run_made_with_an_option_that_this_version_lacks_is_refused_unless_it_
     assert train.main([*arguments, str(tmp_path / "default"), "--resume"]) == 0
 
 
-@pytest.mark.parametrize(("name", "default"), [("augment", True), ("weight_decay", 0.004), ("lookahead", False)])
+@pytest.mark.parametrize(("name", "default"), [("augment", True), ("weight_decay", 0.004), ("no_mirror", False)])
 def test_an_option_that_an_earlier_version_did_not_have_counts_as_its_default_there(name, default, npz, tmp_path):
     out = tmp_path / "run"
     flags = ["--data", str(npz), "--model", "improved", "--optimizer", "adamw", "--out", str(out)]
@@ -179,7 +179,7 @@ def test_an_option_that_an_earlier_version_did_not_have_counts_as_its_default_th
     assert config["flags"].pop(name) == default
     del config["not_default"]  # earlier versions did not write it
     (out / CONFIG).write_text(json.dumps(config))
-    other = {"augment": "--no-augment", "weight_decay": "--weight-decay=0.1", "lookahead": "--lookahead"}[name]
+    other = {"augment": "--no-augment", "weight_decay": "--weight-decay=0.1", "no_mirror": "--no-mirror"}[name]
     assert train.main([*flags, "--epochs", "2", "--resume", other]) == 2
     assert train.main([*flags, "--epochs", "2", "--resume"]) == 0
 
@@ -192,7 +192,7 @@ class Frozen(model.BaselineCNN):
         self.conv1.weight.requires_grad_(False)
 
 
-@pytest.mark.parametrize("flags", ["", "--optimizer adamw --weight-decay 0.5 --lookahead"])
+@pytest.mark.parametrize("flags", ["", "--optimizer adamw --weight-decay 0.5"])
 def test_a_weight_that_is_frozen_stays_as_it_is_and_the_run_is_resumed(flags, trained, monkeypatch):
     monkeypatch.setitem(model.MODELS, "frozen", Frozen)
     out = trained("--model", "frozen", *flags.split())

@@ -413,7 +413,7 @@ def test_runs_of_other_data_or_settings_are_not_pooled_but_by_mixed(second, said
 
 def test_a_setting_that_an_older_config_lacks_counts_as_its_default(make_run, result, tmp_path):
     older = config()
-    del older["flags"]["label_smoothing"], older["flags"]["lookahead"]
+    del older["flags"]["label_smoothing"], older["flags"]["no_mirror"]
     code, text, _ = result(group_of_two(make_run, tmp_path, second=older))
     assert code == 0
     assert "Not known" not in text

@@ -44,7 +44,7 @@ def waits(monkeypatch):
     return counts
 
 
-@pytest.mark.parametrize("flags", ["", "--model improved --augment --optimizer sgd --lookahead --schedule onecycle"])
+@pytest.mark.parametrize("flags", ["", "--model improved --augment --optimizer sgd --schedule onecycle"])
 def test_the_host_waits_for_the_device_as_often_in_a_long_epoch_as_in_a_short_one(flags, npz, waits, monkeypatch):
     given = options.parse(flags.split())
     arrays = data.load(str(npz))
@@ -54,7 +54,7 @@ def test_the_host_waits_for_the_device_as_often_in_a_long_epoch_as_in_a_short_on
         monkeypatch.setitem(metrics.CHECK_EVERY, "cpu", every)
         part = data.as_split(arrays.x_train[:images], arrays.y_train[:images])
         model = build_model(given.model)
-        optimizer = OPTIMIZERS[given.optimizer](parameter_groups(model, given.l2), given.lr, given.lookahead)
+        optimizer = OPTIMIZERS[given.optimizer](parameter_groups(model, given.l2), given.lr)
         schedule = SCHEDULES[given.schedule](optimizer, total_steps=99, min_lr=0.0, factor=0.5, patience=3)
         draws = data.draw(images, seed=0, epoch=0, augmentation=augmentation)
         objective = metrics.Objective(given.l2)

@@ -89,7 +89,7 @@ def assert_equal_runs(one, other):
     [
         (2, "--model baseline --l2 0.01 --tensorboard"),
         (2, "--model improved"),
-        (3, "--model whitened --schedule onecycle --optimizer adamw --lookahead --label-smoothing 0.1"),
+        (3, "--model whitened --schedule onecycle --optimizer adamw --label-smoothing 0.1"),
     ],
 )
 def test_several_processes_train_what_one_trains(size, flags, group, few, tmp_path):

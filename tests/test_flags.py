@@ -217,7 +217,7 @@ def test_values_that_are_given_are_not_asked_of_the_config(tmp_path):
     (tmp_path / "c.json").write_text(json.dumps({"flags": flags, "not_default": []}))
     given = ["--lr", "0.5", "--data", "synthetic", "--device", "cpu"]
     parsed = options.parse(["--config", str(tmp_path / "c.json"), *given, "--recipe", "fast", "--epochs", "9"])
-    assert (parsed.lr, parsed.seed, parsed.epochs, parsed.batch_size) == (0.5, 4, 9, 128)
+    assert (parsed.lr, parsed.seed, parsed.epochs, parsed.batch_size) == (0.5, 4, 9, 256)
     assert str(parsed.out) == "runs/fast-synthetic-seed4"
 
 

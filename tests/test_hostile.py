@@ -271,12 +271,12 @@ RUN = {
         ["run/checkpoint.pt", "its format is None", ANOTHER],
     ),
     "checkpoint: from a future version": (
-        damaged(lambda state: state.update(format=6)),
-        ["its format is 6, this version of the project reads 5", ANOTHER],
+        damaged(lambda state: state.update(format=7)),
+        ["its format is 7, this version of the project reads 6", ANOTHER],
     ),
     "checkpoint: from an earlier version": (
-        damaged(lambda state: state.update(format=4)),
-        ["its format is 4, this version of the project reads 5", ANOTHER],
+        damaged(lambda state: state.update(format=5)),
+        ["its format is 5, this version of the project reads 6", ANOTHER],
     ),
     "checkpoint: a pickled payload": (
         damaged(lambda state: state["run"].update(bits=Payload())),
@@ -475,8 +475,6 @@ OTHER_FLAGS = {
     "--model": "improved",
     "--weight-decay": "0.1 --optimizer=sgd",
     "--optimizer": "sgd",
-    "--decay-kernels-only": None,
-    "--lookahead": None,
     "--label-smoothing": "0.1",
     "--augment": None,
     "--shift": "2",

@@ -382,7 +382,7 @@ def contiguous(tree):
     return tree.contiguous() if isinstance(tree, torch.Tensor) else tree
 
 
-@pytest.mark.parametrize("flags", ["--model baseline", "--model improved --optimizer sgd --lookahead"])
+@pytest.mark.parametrize("flags", ["--model baseline", "--model improved --optimizer sgd"])
 def test_how_tensors_lay_in_memory_when_they_were_saved_does_not_matter(flags, arrays, tmp_path):
     np.savez(tmp_path / "few.npz", **{name: array[:40] for name, array in arrays.items()})
     arguments = ["--data", str(tmp_path / "few.npz"), "--batch-size", "16", *flags.split(), "--out"]
@@ -507,10 +507,10 @@ def test_a_validation_loss_that_is_not_finite_is_not_placed_in_a_training_batch(
 
 
 TOGETHER = [
-    "--model improved --schedule onecycle --optimizer adamw --lookahead --label-smoothing 0.1",
+    "--model improved --schedule onecycle --optimizer adamw --label-smoothing 0.1",
     "--model baseline --schedule cosine --optimizer sgd --lr 0.01 --augment --weight-decay 0.1",
-    "--model whitened --schedule plateau --optimizer sgd --lookahead --no-augment",
-    "--model baseline --schedule onecycle --optimizer adamw --dtype float64 --lookahead",
+    "--model whitened --schedule plateau --optimizer sgd --no-augment",
+    "--model baseline --schedule onecycle --optimizer adamw --dtype float64",
     "--model improved --schedule cosine --no-shuffle --mixed-precision",
     "--recipe fast --seed 2",
 ]
