@@ -138,7 +138,8 @@ class Muon(SGD):
         for group in self.param_groups:
             if group["muon"]:
                 for weight in group["params"]:
-                    self._orthogonalise_gradient(weight, group["weight_decay"])
+                    if weight.grad is not None:
+                        self._orthogonalise_gradient(weight, group["weight_decay"])
                 group["weight_decay"] = 0.0
         super().update()
 

@@ -312,12 +312,17 @@ def profile(file: str, args: argparse.Namespace) -> None:
     print(recorded.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=10, max_name_column_width=50))
 
 
+def choose_backend(name: str) -> None:
+    """Let the contender `name`, if it is a Keras, find its backend: KERAS_BACKEND is read when keras is imported."""
+    if name.startswith("Keras on "):
+        os.environ["KERAS_BACKEND"] = name.removeprefix("Keras on ").lower()
+
+
 def alternate(contenders: dict, file: str, args: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
     """Let each contender have its turn in each round, after one to warm up; return what each told."""
     processes, pipes = multiprocessing.get_context("spawn"), {}
     for name, contender in contenders.items():
-        if name.startswith("Keras on "):
-            os.environ["KERAS_BACKEND"] = name.removeprefix("Keras on ").lower()  # read when keras is imported
+        choose_backend(name)
         pipes[name], theirs = processes.Pipe()
         processes.Process(target=serve, args=(contender, file, args, theirs), daemon=True).start()
         theirs.close()
@@ -341,7 +346,7 @@ def alternate(contenders: dict, file: str, args: argparse.Namespace) -> dict[str
 
 
 def spread(values: list[float], digits: int) -> str:
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
 def table(told: dict, steps: int, flop: int) -> str:

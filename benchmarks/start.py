@@ -7,16 +7,17 @@ own that ends after its first step, then one that trains for an epoch. Files are
 round, which is not counted.
 """
 
+import functools
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path += [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+
+import epoch
 
 OURS = """
 import os, sys, time
@@ -28,7 +29,7 @@ class Once(optim.Adam):
         os._exit(0)
 if sys.argv[1] == "first":
     train.OPTIMIZERS["adam"] = Once
-train.main(["--epochs", "1", "--quiet", *sys.argv[2:]])
+sys.exit(train.main(["--epochs", "1", "--quiet", *sys.argv[2:]]))
 """
 KERAS = """
 import os, sys, time
@@ -39,25 +40,25 @@ class Once(notebook.EpochLog):
         os._exit(0)
 if sys.argv[1] == "first":
     notebook.EpochLog = Once
-keras_notebook.main(["--epochs", "1", *sys.argv[2:]])
+sys.exit(keras_notebook.main(["--epochs", "1", *sys.argv[2:]]))
 """
 
 
 def measure(code: str, data: str) -> tuple[float, float]:
     """Return the seconds to the end of the first step, and the most memory of one epoch in GB."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", code]
+        begin = functools.partial(subprocess.Popen, cwd=epoch.ROOT, stdout=subprocess.PIPE, text=True)
         flags = ["--data", data, "--out"]
         started = time.time()
-        done = subprocess.run(
-            [*command, "first", *flags, f"{folder}/first"], cwd=ROOT, check=True, capture_output=True, text=True
-        )
-        seconds = float(done.stdout.split()[-1]) - started
-        process = subprocess.Popen([*command, "whole", *flags, f"{folder}/whole"], cwd=ROOT, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"the run of one epoch ended with {process.returncode}, see above")
+        first = begin([sys.executable, "-c", code, "first", *flags, f"{folder}/first"])
+        said, _ = first.communicate()
+        whole = begin([sys.executable, "-c", code, "whole", *flags, f"{folder}/whole"])
+        whole.stdout.read()
+        _, status, usage = os.wait4(whole.pid, 0)
+        whole.returncode = os.waitstatus_to_exitcode(status)
+    if first.returncode or whole.returncode:
+        sys.exit(f"its runs ended with {first.returncode} and {whole.returncode}, see above")
+    seconds = float(said.split()[-1]) - started
     return seconds, usage.ru_maxrss * 1024 / 1e9
 
 
@@ -78,11 +79,8 @@ def main() -> None:
                 print(f"round {round_}: {name} {figures[0]:.1f} s, {figures[1]:.2f} GB", flush=True)
     print("\n| | seconds to the first step | most memory of an epoch, GB |\n|---|---|---|")
     for name, figures in told.items():
-        cells = [
-            f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-            for values, digits in zip(zip(*figures, strict=True), (1, 2), strict=True)
-        ]
-        print(f"| {name} | {' | '.join(cells)} |")
+        seconds, memory = zip(*figures, strict=True)
+        print(f"| {name} | {epoch.spread(seconds, 1)} | {epoch.spread(memory, 2)} |")
 
 
 if __name__ == "__main__":

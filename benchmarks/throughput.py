@@ -29,23 +29,21 @@ class Together:
     """In place of epoch.Turns: after an epoch to warm up all begin at once; EOFError ends after the timed ones."""
 
     def __init__(self, barrier, seconds, epochs: int):
-        self.barrier, self.seconds, self.left = barrier, seconds, epochs + 1
-        self.warm = False
+        self.barrier, self.seconds, self.epochs, self.ended = barrier, seconds, epochs, 0
 
     def begin(self) -> None:
-        if self.left == 0:
+        if self.ended > self.epochs:
             raise EOFError
 
     def trained(self) -> None:
         pass
 
     def end(self) -> None:
-        self.left -= 1
-        if not self.warm:
-            self.warm = True
+        self.ended += 1
+        if self.ended == 1:
             self.barrier.wait()
             self.started = time.perf_counter()
-        elif self.left == 0:
+        elif self.ended > self.epochs:
             self.seconds.put(time.perf_counter() - self.started)
 
 
@@ -59,8 +57,7 @@ def rate(name: str, count: int, threads: int, file: str, args: argparse.Namespac
     """Return the training images per second of `count` runs of the contender `name` together."""
     for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
         os.environ[variable] = str(threads)  # read when the libraries are imported
-    if name.startswith("Keras on "):
-        os.environ["KERAS_BACKEND"] = name.removeprefix("Keras on ").lower()
+    epoch.choose_backend(name)
     context = multiprocessing.get_context("spawn")
     barrier, seconds = context.Barrier(count, timeout=600), context.Queue()
     processes = [context.Process(target=work, args=(name, file, args, barrier, seconds)) for _ in range(count)]
@@ -113,9 +110,8 @@ def main() -> None:
     print("\n| processes | threads each | | images per second, together | times the first row |\n|---|---|---|---|---|")
     base = statistics.median(next(iter(rates.values())))
     for (count, name), found in rates.items():
-        middle = statistics.median(found)
-        told = f"{middle:,.0f} ({min(found):,.0f} to {max(found):,.0f})"
-        print(f"| {count} | {max(1, cores // count)} | {name} | {told} | {middle / base:.2f} |")
+        times = statistics.median(found) / base
+        print(f"| {count} | {max(1, cores // count)} | {name} | {epoch.spread(found, 0)} | {times:.2f} |")
 
 
 if __name__ == "__main__":

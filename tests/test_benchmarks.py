@@ -42,6 +42,12 @@ def test_the_first_step_and_the_memory_of_an_epoch_are_measured(side, npz):
     assert 0.1 < gigabytes < 10
 
 
+def test_a_run_that_fails_is_no_measurement(npz):
+    script = runpy.run_path(str(ROOT / "benchmarks" / "start.py"))
+    with pytest.raises(SystemExit, match="its runs ended with 3 and 3"):
+        script["measure"]("import sys; sys.exit(3)", str(npz))
+
+
 def test_runs_side_by_side_are_measured_with_a_peer_s(npz):
     said = run("throughput.py", "--data", npz, "--processes", 2, "--epochs", 1, "--peer", "Keras on torch")
     found = [re.fullmatch(r"\| 2 \| \d+ \| (.*) \| ([\d,]+) .*", line) for line in said.splitlines()]

@@ -209,3 +209,13 @@ def test_muon_leaves_all_else_to_sgd_at_two_thirds_of_its_rate():
         ours.step()
         sgd.step()
     torch.testing.assert_close(bias, alone)  # float32; the rate is multiplied in elsewhere
+
+
+def test_muon_takes_l2_s_gradient_before_it_looks_for_the_direction():
+    decayed, by_hand = kernel_and_bias()[0], kernel_and_bias()[0]
+    gradient = torch.randn(decayed.shape, generator=torch.Generator().manual_seed(1))
+    decayed.grad, by_hand.grad = gradient.clone(), gradient + 0.5 * by_hand.detach()
+    Muon([{"params": [decayed], "weight_decay": 0.5}], lr=0.1).step()
+    Muon([{"params": [by_hand]}], lr=0.1).step()
+    torch.testing.assert_close(decayed, by_hand)
+    assert not torch.allclose(decayed, kernel_and_bias()[0])
