@@ -71,6 +71,10 @@ def main(argv: list[str] | None = None) -> int:
         why = f"Keras cannot be used ({error}); install it, or set KERAS_BACKEND to tensorflow, torch or jax"
         return refuse(why)
     keras.config.set_floatx(args.dtype)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_enable_x64", args.dtype == "float64")  # else float64 is float32 there, without a word
     try:
         arrays = notebook.load_data(args.data)
         notebook.seed_everything(args.seed)

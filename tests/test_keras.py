@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -22,6 +23,8 @@ from keras.src.backend.common import dtypes
 from keras.src.backend.torch import core
 
 import compare
+import model
+import optim
 import train
 from batchnorm import BatchNorm2d
 from data import Batch, as_split, batches, fingerprint, load, synthetic
@@ -279,6 +282,24 @@ def in_keras(arguments):
         return
     command = [sys.executable, ROOT / "reference" / "keras_notebook.py", *arguments]
     subprocess.run(command, env=os.environ | {"KERAS_BACKEND": "tensorflow"}, check=True, timeout=600)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed: pip install jax")
+def test_keras_on_jax_computes_in_float64_if_told_to_and_parts_from_tensorflow_by_its_constants_only(
+    start_file, tmp_path
+):
+    common = ["--data", stand_in(tmp_path / "data.npz", 250), "--dtype", "float64", "--no-shuffle", "--dropout", 0]
+    common += ["--epochs", 2, "--init-weights", start_file]
+    command = [sys.executable, ROOT / "reference" / "keras_notebook.py", *map(str, common), "--out", tmp_path / "keras"]
+    subprocess.run(command, env=os.environ | {"KERAS_BACKEND": "jax"}, check=True, timeout=600)
+    # Of Python floats, which Keras on TensorFlow rounds to float32.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optim, "np", types.SimpleNamespace(float32=float))
+        patch.setattr(model, "_in_keras", float)
+        assert train.main([*map(str, common), "--out", str(tmp_path / "torch")]) == 0
+    theirs, ours = left_behind(tmp_path / "keras"), left_behind(tmp_path / "torch")
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-12)
+    assert_close(ours[3], theirs[3], 1e-11)
 
 
 def test_the_torch_backend_s_clipped_probabilities_are_where_a_loss_passes_16_or_sinks_below_1e_7(float64):
