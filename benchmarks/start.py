@@ -15,9 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path += [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+sys.path.append(str(Path(__file__).parent))
 
-import epoch
+import contenders
 
 OURS = """
 import os, sys, time
@@ -47,7 +47,7 @@ sys.exit(keras_notebook.main(["--epochs", "1", *sys.argv[2:]]))
 def measure(code: str, data: str) -> tuple[float, float]:
     """Return the seconds to the end of the first step, and the most memory of one epoch in GB."""
     with tempfile.TemporaryDirectory() as folder:
-        begin = functools.partial(subprocess.Popen, cwd=epoch.ROOT, stdout=subprocess.PIPE, text=True)
+        begin = functools.partial(subprocess.Popen, cwd=contenders.ROOT, stdout=subprocess.PIPE, text=True)
         flags = ["--data", data, "--out"]
         started = time.time()
         first = begin([sys.executable, "-c", code, "first", *flags, f"{folder}/first"])
@@ -69,10 +69,10 @@ def main() -> None:
     parser.add_argument("--data", type=path_type, required=True, metavar="FILE.npz", help="as for train.py")
     parser.add_argument("--rounds", type=number(int, "[1, 1000]"), default=5, help="after one that is not counted")
     args = parser.parse_args()
-    contenders = {"this project": OURS, f"Keras on {os.environ.get('KERAS_BACKEND', 'its default backend')}": KERAS}
-    told = {name: [] for name in contenders}
+    sides = {contenders.OURS: OURS, f"Keras on {os.environ.get('KERAS_BACKEND', 'its default backend')}": KERAS}
+    told = {name: [] for name in sides}
     for round_ in range(args.rounds + 1):
-        for name, code in contenders.items():
+        for name, code in sides.items():
             figures = measure(code, os.path.abspath(args.data))
             if round_:
                 told[name].append(figures)
@@ -80,7 +80,7 @@ def main() -> None:
     print("\n| | seconds to the first step | most memory of an epoch, GB |\n|---|---|---|")
     for name, figures in told.items():
         seconds, memory = zip(*figures, strict=True)
-        print(f"| {name} | {epoch.spread(seconds, 1)} | {epoch.spread(memory, 2)} |")
+        print(f"| {name} | {contenders.spread(seconds, 1)} | {contenders.spread(memory, 2)} |")
 
 
 if __name__ == "__main__":

@@ -14,19 +14,16 @@ import multiprocessing
 import os
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
+sys.path.append(str(Path(__file__).parent))
 
-sys.path += [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
-
-import epoch
+import contenders
 
 
 class Together:
-    """In place of epoch.Turns: after an epoch to warm up all begin at once; EOFError ends after the timed ones."""
+    """In place of contenders.Turns: after an epoch to warm up all begin at once; EOFError ends after the timed ones."""
 
     def __init__(self, barrier, seconds, epochs: int):
         self.barrier, self.seconds, self.epochs, self.ended = barrier, seconds, epochs, 0
@@ -48,16 +45,15 @@ class Together:
 
 
 def work(name: str, file: str, args: argparse.Namespace, barrier, seconds) -> None:
-    contender = epoch.this_project if name == epoch.OURS else epoch.keras_notebook
     with contextlib.suppress(EOFError):
-        contender(file, args, Together(barrier, seconds, args.epochs))
+        contenders.CONTENDERS[name](file, args, Together(barrier, seconds, args.epochs))
 
 
 def rate(name: str, count: int, threads: int, file: str, args: argparse.Namespace) -> float:
     """Return the training images per second of `count` runs of the contender `name` together."""
     for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
         os.environ[variable] = str(threads)  # read when the libraries are imported
-    epoch.choose_backend(name)
+    contenders.choose_backend(name)
     context = multiprocessing.get_context("spawn")
     barrier, seconds = context.Barrier(count, timeout=600), context.Queue()
     processes = [context.Process(target=work, args=(name, file, args, barrier, seconds)) for _ in range(count)]
@@ -73,37 +69,21 @@ def rate(name: str, count: int, threads: int, file: str, args: argparse.Namespac
 def main() -> None:
     import torch
 
-    import data
-    from harness import environment
     from harness.console import Parser, number
-    from harness.errors import BadInput, Unavailable
 
-    whole = number(int, "[1, 1000000]")
+    whole = number(int, "[1, 10000]")
     parser = Parser(prog="throughput.py", description=__doc__.splitlines()[0])
+    contenders.add_flags(parser)
     parser.add_argument("--processes", type=whole, nargs="+", default=[1, 2, 4, 8, 16], help="how many")
-    parser.add_argument("--data", default="synthetic", help="as for train.py")
-    parser.add_argument("--model", choices=("baseline", "improved"), default="baseline", help="network")
-    parser.add_argument("--mixed-precision", action="store_true", help="bfloat16")
-    parser.add_argument("--device", type=environment.device, default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--epochs", type=whole, default=3, help="timed ones, after one to warm up")
-    parser.add_argument("--images", type=whole, help="so many training images at most, validation's among them")
     parser.add_argument("--rounds", type=whole, default=1, help="how often each is measured")
-    peers = [name for name in epoch.PEERS if name.startswith("Keras on ")]
+    peers = [name for name in contenders.PEERS if name.startswith("Keras on ")]
     parser.add_argument("--peer", choices=peers, help="measure it too")
-    args = parser.parse_args()
-    args.device = str(args.device)
-    try:
-        arrays = data.load(args.data)
-        arrays = arrays._replace(x_train=arrays.x_train[: args.images], y_train=arrays.y_train[: args.images])
-        training, _ = data.split_validation(arrays.x_train, arrays.y_train, 0.2)
-    except (BadInput, Unavailable) as error:
-        parser.error(str(error))
-    args.images, cores = len(training), torch.get_num_threads()
-    names = [epoch.OURS, args.peer] if args.peer else [epoch.OURS]
+    args = contenders.parse(parser)
+    cores = torch.get_num_threads()
+    names = [contenders.OURS, args.peer] if args.peer else [contenders.OURS]
     rates = {each: [] for each in itertools.product(args.processes, names)}
-    with tempfile.TemporaryDirectory() as folder:
-        file = f"{folder}/images.npz"
-        np.savez(file, **arrays._asdict())
+    with contenders.images_of(args, parser) as (file, args.images):
         for _, (count, name) in itertools.product(range(args.rounds), rates):
             rates[count, name].append(rate(name, count, max(1, cores // count), file, args))
             print(f"{count} of {name}: {rates[count, name][-1]:,.0f} images per second", flush=True)
@@ -111,7 +91,7 @@ def main() -> None:
     base = statistics.median(next(iter(rates.values())))
     for (count, name), found in rates.items():
         times = statistics.median(found) / base
-        print(f"| {count} | {max(1, cores // count)} | {name} | {epoch.spread(found, 0)} | {times:.2f} |")
+        print(f"| {count} | {max(1, cores // count)} | {name} | {contenders.spread(found, 0)} | {times:.2f} |")
 
 
 if __name__ == "__main__":
