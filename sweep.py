@@ -89,9 +89,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         metavar="PART",
         help="with --keras: tell by the exit code if the two are equivalent, as compare.py --within does",
     )
-    parser.add_argument(
-        "--out", type=path_type, metavar="DIR", help="where the comparison goes; None: beside the runs' directories"
-    )
+    parser.add_argument("--out", type=path_type, metavar="DIR", help="where the comparison goes; None: beside the runs")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, one a line, and run none")
     own, flags = argv, []
     if "--" in argv:
@@ -128,12 +126,14 @@ def refuse(args: argparse.Namespace, told: list[Options]) -> None:
         lacking = ", ".join(keras_side.lacks(options.flags(), options.not_default()))
         if lacking:
             raise BadInput(f"--keras: reference/keras_notebook.py has no {lacking}; leave that or --keras out")
+        if max(args.seeds) >= 2**32:
+            raise BadInput(f"--seeds {max(args.seeds)}: Keras's side takes none above {2**32 - 1}")
         if not (options.data.endswith(".npz") or of_keras_too(options)):
             raise BadInput(f"--keras: Keras does not read --data {options.data}; pass an .npz file")
 
 
 def refuse_without_data(options: Options, backend: str | None) -> None:
-    """Raise Failure if what each run would lack is not there: the file of --data, or Keras."""
+    """Raise BadInput or Unavailable if what each run would lack is not there: the file of --data, or Keras."""
     if options.data.endswith(".npz") and data.stamp(options.data) is None:
         raise BadInput(f"--data {options.data}: no such file; pass one that is there")
     if backend:
@@ -152,10 +152,9 @@ def runs_of(options: Options, flags: list[str], backend: str | None) -> list[Job
         words += ["--threads", "1"]
     if backend:
         out = dataclasses.replace(options, out=f"{options.out.parent}/keras<data>-seed<seed>").resolved().out
-        threads = str(options.threads or 1) if options.device.type == "cpu" else None
         file = None if of_keras_too(options) else options.data
         defaults = Options().resolved().flags()
-        keras = keras_side.job(f"{name}, Keras", KERAS, out, options.flags(), defaults, file, backend, threads)
+        keras = keras_side.job(f"{name}, Keras", KERAS, out, options.flags(), defaults, file, backend, options.device)
         options = dataclasses.replace(options, init_weights=out / INITIAL_WEIGHTS)
         words += ["--init-weights", str(options.init_weights)]
     command = [sys.executable, str(TRAIN), *words, "--resume"]
@@ -186,7 +185,8 @@ def conclude(args: argparse.Namespace, pairs: list[list[Job]]) -> int:
         within = [] if args.within is None else ["--within", str(args.within)]
         say("")
         code = compare.main([*words, "--out", out, *within])
-        say(f"\nPicture: {os.path.join(out, compare.PICTURE)}")
+        if code in compare.WRITTEN:
+            say(f"\nPicture: {os.path.join(out, compare.PICTURE)}")
     failed = [job for pair in pairs for job in pair if job.fault]
     if failed:
         say(f"\n{len(failed)} of {sum(map(len, pairs))} runs failed; the same command tries them again:")

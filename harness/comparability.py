@@ -3,6 +3,7 @@
 import itertools
 
 from harness.histories import Training
+from harness.run import EARLY_STOPPING
 
 STAND_IN = "NOT CIFAR-10"  # in the description of its data
 STAND_IN_SHA256 = "92a150ce0d52c82b982bfc8a77e3f0c85affcb67222fdf4669411f555feb78ce"  # as a file it is the same data
@@ -24,7 +25,9 @@ def facts(run: Training, defaults: dict) -> dict:
     flags = run.config.get("flags")
     if isinstance(flags, dict):
         known |= {name: flags.get(name, default) for name, default in defaults.items()}
-        known["model"] = run.config.get("model", known["model"])  # flags of the Keras notebook have none
+        known["model"] = run.config.get("model", known["model"])  # Keras's network has a name of its own there
+    if run.config.get("backend"):
+        known["backend"] = run.config["backend"]  # Keras's
     if run.config.get("data_sha256"):
         known["data_sha256"] = run.config["data_sha256"]
     if run.metrics.get("data") or run.config.get("data"):
@@ -48,6 +51,15 @@ def same_run(one: Training, other: Training) -> bool:
     return bool(shared) and repr(first) == repr(second)  # NaN is itself there
 
 
+def same_end(one: Training, other: Training, defaults: dict) -> bool:
+    """Tell whether each of two runs would have ended as it did with the other's --epochs as well."""
+    less, more = sorted((one, other), key=lambda run: facts(run, defaults)["epochs"])
+    if any(facts(run, defaults)["schedule"] != defaults["schedule"] for run in (one, other)):
+        return False  # other schedules are laid out over all epochs
+    early = [run.metrics.get("stopped") == EARLY_STOPPING for run in (less, more)]
+    return early[0] or (early[1] and more.epochs <= facts(less, defaults)["epochs"])
+
+
 def faults(group: list[Training], defaults: dict) -> list[str]:
     """Say what keeps runs from being pooled as repetitions of one training; nothing where nothing is known."""
     found = [f"{run.path} has not finished ({unfinished(run)})" for run in group if unfinished(run)]
@@ -57,13 +69,18 @@ def faults(group: list[Training], defaults: dict) -> list[str]:
     first: dict[str, tuple] = {}
     for run in group:
         for name, value in facts(run, defaults).items():
-            was, path = first.setdefault(name, (value, run.path))
+            was, before = first.setdefault(name, (value, run))
             if was == value:
                 continue
             if name in DATA:
-                found.append(f"{run.path} has other data than {path}")
-            else:
-                found.append(f"{run.path} has {name} {value!s:.60} and {path} {was!s:.60}")
+                found.append(f"{run.path} has other data than {before.path}")
+            elif name != "epochs":
+                found.append(f"{run.path} has {name} {value!s:.60} and {before.path} {was!s:.60}")
+    told = [(run, facts(run, defaults).get("epochs")) for run in group]
+    for (one, was), (other, value) in itertools.combinations(told, 2):
+        if None not in (was, value) and was != value and not same_end(one, other, defaults):
+            found.append(f"{other.path} has epochs {value} and {one.path} {was}")
+            break
     return list(dict.fromkeys(found))  # data differ by hash and by name, which is one thing
 
 
@@ -71,7 +88,7 @@ def differences(groups: dict[str, list[Training]], defaults: dict) -> tuple[list
     """Say what makes groups not comparable, data or loss, and then in which other settings they differ."""
     known = {label: [facts(run, defaults) for run in group] for label, group in groups.items()}
     fatal, settings = {}, {}
-    for name in dict.fromkeys([*DATA, *LOSS, *defaults]):
+    for name in dict.fromkeys([*DATA, *LOSS, "backend", *defaults]):
         values = {
             label: list(dict.fromkeys(str(f[name]) for f in found if name in f)) for label, found in known.items()
         }

@@ -68,12 +68,12 @@ def checked(field: dataclasses.Field, value: object) -> object:
 
 
 def lacking(options: type, config: dict) -> list[str]:
-    """Name the options in a run's `config` that `options` has not, unless they were at their defaults."""
+    """Name the options in a run's `config` that `options` has not, unless they were at their defaults or not given."""
     known = {field.name for field in dataclasses.fields(options)}
     return [
         f"{flag_of(name)} {value!r:.60} (an option that this version lacks)"
         for name, value in config["flags"].items()
-        if name not in known and name in config.get("not_default", [name])
+        if name not in known and value is not None and name in config.get("not_default", [name])
     ]
 
 

@@ -32,7 +32,7 @@ class Job:
 
     `look` returns the metrics of the run in the directory `out` if it has finished; it raises BadInput where the
     command would be refused, and lock.Held where another process is at work. `clear` is called before each start, the
-    job begins when the one `after` which it comes has finished, and `epochs` is how many it trains at most.
+    job begins when the one `after` which it comes has finished, and it trains `most` epochs at most.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class Job:
         out: Path,
         command: list[str],
         look: Callable[[], dict | None],
-        epochs: int,
+        most: int,
         environment: dict[str, str],
         clear: Callable[[], None] = lambda: None,
         after: "Job | None" = None,
     ):
         self.name, self.out, self.command, self.log = name, out, command, out / LOG
         self.look, self.clear, self.after = look, clear, after
-        self.most, self.environment = epochs, environment
+        self.most, self.environment = most, environment
         self.process: subprocess.Popen | None = None
         self.accuracy: float | None = None  # on the test images, when it has finished
         self.fault: str | None = None  # when it has failed
@@ -97,7 +97,9 @@ class Job:
                 stack.pop_all()  # the log stays open, and so locked
 
     def finished(self) -> bool:
-        """Ask `look`, and take note of the accuracy."""
+        """Ask `look`, and take note of the accuracy; before the job that it comes `after` is over, none is known."""
+        if self.after is not None and not self.after.over:
+            return False
         metrics = self.look()
         self.accuracy = metrics and metrics["test_accuracy"]
         return metrics is not None
@@ -113,6 +115,7 @@ class Job:
             stderr=subprocess.STDOUT,
             process_group=0,  # so that a terminal's Ctrl-C reaches this process alone, which hands it on
         )
+        self.file.write(f"process {self.process.pid}\n".encode())
 
     def look_after(self) -> None:
         """Take note of the end of the process, if it has ended, or start it again."""
@@ -152,6 +155,14 @@ def places(device: torch.device, threads: int, at_once: int | None, per_gpu: int
         return gpus, at_once or max(1, len(gpus)) * per_gpu
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return gpus, at_once or max(1, cores // threads)
+
+
+def one_gpu(device: torch.device) -> dict[str, str]:
+    """The environment of a process that is to see no GPU but `device`; nothing for a `cuda` without a number."""
+    if device.index is None:
+        return {}
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"CUDA_VISIBLE_DEVICES": named.split(",")[device.index] if named else str(device.index)}
 
 
 def work(jobs: list[Job], slots: int, gpus: list[str]) -> None:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness import files
+import torch
+
+from harness import files, jobs
 from harness.errors import BadInput, Unavailable
 from harness.flags import flag_of
 from harness.jobs import LOG, Job
-from harness.run import BEST_WEIGHTS, CONFIG, HISTORY, INITIAL_WEIGHTS, METRICS
+from harness.run import BEST_WEIGHTS, CONFIG, EARLY_STOPPING, HISTORY, INITIAL_WEIGHTS, METRICS
 
 # The options of train.py that it has too, besides --data, --seed and --out, and those that it need not have.
 OPTIONS = ("model", "epochs", "batch_size", "lr", "dropout", "patience", "lr_patience", "min_lr", "no_shuffle")
@@ -20,6 +22,8 @@ OPTIONS += ("dtype", "init_weights")
 MODELS = ("baseline", "improved")
 NEEDLESS = ("seed", "mixed_precision", "tf32", "deterministic", "compile")
 FILES = (CONFIG, INITIAL_WEIGHTS, HISTORY, BEST_WEIGHTS, METRICS)
+# Neither TensorFlow nor JAX is to take all of a GPU's memory, which several runs share.
+ON_GPU = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 
 
@@ -31,10 +35,10 @@ def backend() -> str:
 
 def lacks(flags: dict, not_default: list[str]) -> list[str]:
     """Name those of train.py's `flags` that it has not. It augments no images."""
-    names = [name for name in not_default if name not in OPTIONS + NEEDLESS]
-    names += ["augment"] if flags["augment"] and "augment" not in names else []
+    names = [name for name in not_default if name not in (*OPTIONS, *NEEDLESS, "augment")]
     names += ["model"] if flags["model"] not in MODELS else []
-    return [f"{flag_of(name)} {flags[name]}" for name in names]
+    found = [f"{flag_of(name)} {flags[name]}" for name in names]
+    return [*found, "augmentation (--no-augment turns it off)"] if flags["augment"] else found
 
 
 def refuse_without(name: str, download: bool) -> None:
@@ -68,24 +72,23 @@ def job(
     defaults: dict,
     data: str | None,
     backend: str,
-    threads: str | None,
+    device: torch.device,
 ) -> Job:
-    """Return the run of `program` with train.py's `flags`, on `data` or else Keras's own, on a GPU or CPU `threads`."""
+    """Return the run of `program` with train.py's `flags`, on `data` or else Keras's own."""
     words = ["--seed", str(flags["seed"]), "--out", str(out)]
     for option in OPTIONS:
         if flags[option] != defaults[option]:
             words += [flag_of(option)] if flags[option] is True else [flag_of(option), str(flags[option])]
     if data is not None:
         words += ["--data", data]
-    environment = {"KERAS_BACKEND": backend}
-    if threads is not None:
-        environment |= {"CUDA_VISIBLE_DEVICES": ""} | dict.fromkeys(THREADS, threads)
-    look, clear = functools.partial(_look, out, flags), functools.partial(_clear, out)
+    on_cpu = dict.fromkeys(THREADS, str(flags["threads"] or 1)) | {"CUDA_VISIBLE_DEVICES": ""}
+    environment = {"KERAS_BACKEND": backend} | (on_cpu if device.type == "cpu" else ON_GPU | jobs.one_gpu(device))
+    look, clear = functools.partial(_look, out, flags, backend), functools.partial(_clear, out)
     return Job(name, out, [sys.executable, str(program), *words], look, flags["epochs"], environment, clear)
 
 
-def _look(out: Path, flags: dict) -> dict | None:
-    """Return the metrics of the run in `out` if it has finished, with `flags`; None if one can be begun there.
+def _look(out: Path, flags: dict, backend: str) -> dict | None:
+    """Return the metrics of the run in `out` if it has finished, with `flags` on `backend`; None if one can be begun.
 
     Raises BadInput if neither.
     """
@@ -98,8 +101,13 @@ def _look(out: Path, flags: dict) -> dict | None:
         if (out / LOG).exists():
             return None
         raise BadInput(f"{out}: Keras's run there has not finished, and no sweep began it; delete it if it has ended")
-    had = files.read_json(out / CONFIG).get("flags", {})
+    config = files.read_json(out / CONFIG)
+    had = config.get("flags", {})
     other = [f"{flag_of(name)} {had[name]}" for name in OPTIONS if had.get(name, flags[name]) != flags[name]]
+    if metrics.get("stopped") == EARLY_STOPPING and metrics["epochs"] <= flags["epochs"]:  # with as many it would, too
+        other = [flag for flag in other if not flag.startswith("--epochs ")]
+    if config.get("backend", backend) != backend:
+        other.append(f"KERAS_BACKEND={config['backend']} (now {backend})")
     if other:
         raise BadInput(f"{out}: Keras's run there had {', '.join(other)}; delete it, or pass another --out behind --")
     return metrics

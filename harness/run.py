@@ -50,7 +50,7 @@ class Run:
                 "go on with it by --resume, pass another --out or --seed, or delete that folder first"
             )
         config = files.read_json(self.out / CONFIG)
-        if not isinstance(config.get("flags"), dict) or "model" not in config["flags"]:  # Keras's runs have no model
+        if not isinstance(config.get("flags"), dict) or "backend" in config:  # Keras's
             raise BadInput(f"{self.out / CONFIG}: no flags in it that train.py wrote; pass another --out")
         saved_data = config["flags"].get("data")
         different = self.options.differences(config)
@@ -61,6 +61,7 @@ class Run:
         metrics = self._finished_metrics()
         if metrics is not None:
             self._check_start(metrics.get("initial_weights"))
+            self._check_epochs(metrics["epochs"])
             untouched = self.data_stamp in (None, config.get("data_stamp"))  # None: they are not there any more
             known = data_sha256 is not None or (self.options.data == saved_data and untouched)
             return metrics if known else None
@@ -190,9 +191,12 @@ class Run:
         if different:
             raise BadInput(f"{path}: belongs to another run ({', '.join(different)}); pass another --out")
         self._check_start(run["initial_weights"])
-        if epochs > self.options.epochs:
-            raise BadInput(f"--epochs {self.options.epochs}: {epochs} are trained already; pass {epochs} or more")
+        self._check_epochs(epochs)
         return saved
+
+    def _check_epochs(self, trained: int) -> None:
+        if trained > self.options.epochs:
+            raise BadInput(f"--epochs {self.options.epochs}: {trained} are trained already; pass {trained} or more")
 
     def goes_on_without(self, start: Path | None) -> bool:
         """Tell whether `start`, the weights that the run began with, are gone but the checkpoint has all it needs."""

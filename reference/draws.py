@@ -1,14 +1,15 @@
 """Write what train.py draws with the same flags, for Keras to train with: orders of images, dropout masks, views.
 
-    python reference/draws.py draws.npz --data data/cifar10.npz --seed 3 --dtype float64
-    python reference/keras_notebook.py --draws draws.npz --data data/cifar10.npz --dtype float64 --out runs/keras
-    python train.py --init-weights runs/keras/initial_weights.npz --data data/cifar10.npz --seed 3 --dtype float64
+    python reference/draws.py draws.npz --data cifar10.npz --seed 3 --dtype float64
+    python reference/keras_notebook.py --draws draws.npz --data cifar10.npz --seed 3 --dtype float64 --out runs/keras
+    python train.py --init-weights runs/keras/initial_weights.npz --data cifar10.npz --seed 3 --dtype float64
 
 The file takes 1 MB an epoch of CIFAR-10, and 6 MB where images are augmented. It has
 - `orders` (epochs, N): which training image comes when;
 - `masks` (epochs, N, bytes): of `units` bits of each, in that order; 1 where dropout keeps the unit;
 - `rows` and `columns` (epochs, N, 32), if augmented: of the stored image, what each view of it is made of;
-- `units`, `dropout`, `batch_size`.
+- `units`, and of what run they are: `dropout`, `batch_size`, `seed`, `no_shuffle`, `augment`, `shift`, `no_mirror`,
+  `data_sha256`.
 """
 
 import io
@@ -25,6 +26,8 @@ from harness import files
 from harness.console import command, say
 from harness.errors import BadInput
 from options import Options, parse
+
+OF_RUN = ("dropout", "batch_size", "seed", "no_shuffle", "augment", "shift", "no_mirror")  # what draws depend on
 
 
 @command("draws.py")
@@ -76,7 +79,8 @@ def draws(options: Options) -> dict[str, np.ndarray]:
             drawn["columns"].append(views.columns)
     small = {"orders": np.uint32, "masks": np.uint8, "rows": np.uint16, "columns": np.uint16}
     found = {name: np.array(values).astype(small[name]) for name, values in drawn.items() if values}
-    return found | {"units": masks.shape[1], "dropout": options.dropout, "batch_size": options.batch_size}
+    told = {name: value for name, value in options.flags().items() if name in OF_RUN}
+    return found | told | {"units": masks.shape[1], "data_sha256": data.fingerprint(arrays)}
 
 
 if __name__ == "__main__":

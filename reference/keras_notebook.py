@@ -2,7 +2,8 @@
 
     KERAS_BACKEND=tensorflow python reference/keras_notebook.py --epochs 50 --batch-size 64 --data cifar10.npz
 
-It leaves the same kind of run directory as train.py and shares no code with it. Exit code 2 for bad input.
+It leaves the same kind of run directory as train.py and shares no code with it. Exit code 1 for a training that
+diverged, 2 for bad input.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script it has its own folder there
 VALIDATION = 0.2  # the last part of the training images
+IN_FLOAT32 = {"torch": "dense layers, BatchNorm and reported figures", "jax": "BatchNorm"}  # by Keras, if not asked to
 
 
 def count(text: str) -> int:
@@ -70,11 +72,14 @@ def main(argv: list[str] | None = None) -> int:
     except (ImportError, ValueError) as error:
         why = f"Keras cannot be used ({error}); install it, or set KERAS_BACKEND to tensorflow, torch or jax"
         return refuse(why)
-    keras.config.set_floatx(args.dtype)
-    if keras.backend.backend() == "jax":
-        import jax
-
-        jax.config.update("jax_enable_x64", args.dtype == "float64")  # else float64 is float32 there, without a word
+    notebook.set_precision(args.dtype)
+    backend = keras.backend.backend()
+    if args.dtype == "float64" and backend in IN_FLOAT32:
+        print(
+            f"keras_notebook.py: note: on {backend} Keras computes {IN_FLOAT32[backend]} in float32 all the same; "
+            "with KERAS_BACKEND=tensorflow it does not",
+            file=sys.stderr,
+        )
     try:
         arrays = notebook.load_data(args.data)
         notebook.seed_everything(args.seed)
@@ -88,14 +93,13 @@ def main(argv: list[str] | None = None) -> int:
         if args.draws:
             draws = replay.Draws(args.draws)
             model = replay.with_masks(model)
-            draws.check(cut(arrays[0]), args, model)
+            draws.check(cut(arrays[0]), notebook.fingerprint(arrays), args, model)
         if any(path.suffix in (".json", ".csv", ".npz") for path in args.out.glob("*")):
             raise ValueError(f"--out {args.out}: already holds a run; pass another --out, or delete that folder first")
         args.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         return refuse(error)
-    run(model, arrays, draws, args)
-    return 0
+    return run(model, arrays, draws, args)
 
 
 def refuse(why: object) -> int:
@@ -108,8 +112,8 @@ def cut(images: np.ndarray) -> int:
     return math.floor(len(images) * (1 - VALIDATION))
 
 
-def run(model, arrays: tuple[np.ndarray, ...], draws, args: argparse.Namespace) -> None:
-    """Train the Keras `model` as the notebook does, and write the run's directory."""
+def run(model, arrays: tuple[np.ndarray, ...], draws, args: argparse.Namespace) -> int:
+    """Train the Keras `model` as the notebook does, write the run's directory, and return the exit code."""
     import keras
 
     from reference import notebook
@@ -119,7 +123,8 @@ def run(model, arrays: tuple[np.ndarray, ...], draws, args: argparse.Namespace) 
     versions = {"python": platform.python_version(), "keras": keras.__version__, "numpy": np.__version__}
     versions[backend] = __import__(backend).__version__
     name = "keras notebook" if args.model == "baseline" else f"keras {args.model}"
-    config = {"model": name, "backend": backend, "flags": vars(args), "versions": versions}
+    flags = vars(args) | (draws.augmentation if draws else {})
+    config = {"model": name, "backend": backend, "flags": flags, "versions": versions}
     config["data_sha256"] = notebook.fingerprint(arrays)
     (args.out / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
     initial_weights = model.get_weights()
@@ -144,6 +149,9 @@ def run(model, arrays: tuple[np.ndarray, ...], draws, args: argparse.Namespace) 
         x_test = draws.beside(x_test)
 
     test_loss, test_accuracy = model.evaluate(x_test, y_test, verbose=0)
+    if not np.isfinite([test_loss, *history["loss"], *history["val_loss"]]).all():
+        print("keras_notebook.py: error: training diverged: a loss is not finite; try a lower --lr", file=sys.stderr)
+        return 1
     np.savez(args.out / "best_weights.npz", *model.get_weights())
     epochs = len(log.seconds)
     pairs = enumerate(zip(history["learning_rate"], log.learning_rates, strict=True), start=1)
@@ -168,6 +176,7 @@ def run(model, arrays: tuple[np.ndarray, ...], draws, args: argparse.Namespace) 
     }
     (args.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     print(f"Test accuracy: {test_accuracy:.4f}")
+    return 0
 
 
 if __name__ == "__main__":

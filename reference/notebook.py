@@ -41,6 +41,26 @@ def seed_everything(seed: int) -> None:
         torch.manual_seed(seed)
 
 
+def set_precision(dtype: str) -> None:
+    """Have Keras compute in `dtype`, and not in TF32, newer GPUs' default, nor in float32, JAX's."""
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)  # which does not follow, once a layer was made
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow
+
+        tensorflow.config.experimental.enable_tensor_float_32_execution(False)
+    elif backend == "torch":
+        import torch
+
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    elif backend == "jax":
+        import jax
+
+        jax.config.update("jax_enable_x64", dtype == "float64")
+        jax.config.update("jax_default_matmul_precision", "highest")
+
+
 def build_model(image_shape=(32, 32, 3), classes: int = 10, dropout: float = 0.5) -> keras.Model:
     """The notebook's first network."""
     layers, penalty = keras.layers, keras.regularizers.L2(0.001)

@@ -36,19 +36,24 @@ class Draws:
 
     def __init__(self, path: str):
         self.path, arrays = path, read_arrays(path)
-        names = ("orders", "masks", "units", "dropout", "batch_size")
+        names = ("orders", "masks", "units", "dropout", "batch_size", "seed", "no_shuffle", "data_sha256")
+        names += ("augment", "shift", "no_mirror")
         if not set(names) <= arrays.keys():
             raise ValueError(f"{path}: no draws in it; write it with reference/draws.py")
-        self.orders, self.masks, *scalars = (arrays[name] for name in names)
-        self.units, self.dropout, self.batch_size = (scalar.item() for scalar in scalars)
+        self.orders, self.masks = arrays["orders"], arrays["masks"]
         self.rows, self.columns = arrays.get("rows"), arrays.get("columns")
+        self.told = {name: arrays[name].item() for name in names[2:]}
+        self.augmentation = {name: self.told[name] for name in ("augment", "shift", "no_mirror")}
+        self.units, self.batch_size = self.told["units"], self.told["batch_size"]
 
-    def check(self, images: int, args, model: keras.Model) -> None:
-        """Raise ValueError unless they are draws of a run of `args` on so many training images."""
+    def check(self, images: int, data_sha256: str, args, model: keras.Model) -> None:
+        """Raise ValueError unless they are draws of a run of `args` on so many training images of such data."""
         epochs, drawn = self.orders.shape
         pairs = {"training images": (drawn, images), "units": (self.units, model.input_shape[1][1])}
-        pairs |= {"--batch-size": (self.batch_size, args.batch_size), "--dropout": (self.dropout, args.dropout)}
+        for name in ("batch_size", "dropout", "seed", "no_shuffle"):
+            pairs[f"--{name.replace('_', '-')}"] = (self.told[name], getattr(args, name))
         pairs |= {"--epochs": (min(epochs, args.epochs), args.epochs)}
+        pairs |= {"data with the hash": (self.told["data_sha256"], data_sha256)}
         for name, (here, wanted) in pairs.items():
             if here != wanted:
                 raise ValueError(f"{self.path}: drawn for {name} {here}, not {wanted}; draw anew with the same flags")

@@ -402,13 +402,46 @@ def both_ways(arguments, tmp_path, capsys):
         (config(lr=0.01), "a1 has lr 0.01 and {}/a0 0.001"),
         (config(epochs=3), "a1 has epochs 3 and {}/a0 50"),
         (config() | {"model": "keras notebook"}, "a1 has model keras notebook and {}/a0 baseline"),
+        (config() | {"backend": "torch"}, "a1 has backend torch and {}/a0 tensorflow"),
     ],
-    ids=["other data", "another learning rate", "other epochs", "another model"],
+    ids=["other data", "another learning rate", "other epochs", "another model", "Keras's other backend"],
 )
 def test_runs_of_other_data_or_settings_are_not_pooled_but_by_mixed(second, said, make_run, tmp_path, capsys):
-    line, printed = both_ways([group_of_two(make_run, tmp_path, second=second)], tmp_path, capsys)
+    first = config() | {"backend": "tensorflow"} if "backend" in second else None
+    line, printed = both_ways([group_of_two(make_run, tmp_path, first, second)], tmp_path, capsys)
     assert said.format(tmp_path) in line
     assert said.format(tmp_path) in printed
+
+
+# The runs of make_run have 4 epochs.
+@pytest.mark.parametrize(
+    ("first", "second", "schedule", "pooled"),
+    [
+        ((50, "early stopping"), (20, "early stopping"), "plateau", True),
+        ((4, "all epochs used"), (50, "early stopping"), "plateau", True),  # it would have stopped where that ended
+        ((50, "early stopping"), (4, "all epochs used"), "plateau", True),
+        ((3, "all epochs used"), (50, "early stopping"), "plateau", False),  # it went on where that ended
+        ((50, "all epochs used"), (20, "all epochs used"), "plateau", False),
+        ((50, "early stopping"), (20, "early stopping"), "cosine", False),  # another rate in each step
+    ],
+)
+def test_runs_with_other_epochs_are_pooled_if_each_would_have_ended_alike(
+    first, second, schedule, pooled, make_run, tmp_path
+):
+    runs = []
+    for number, (epochs, stopped) in enumerate((first, second)):
+        path = make_run(f"a{number}", 0.7 + number / 100, config(epochs=epochs, schedule=schedule), stopped=stopped)
+        runs.append(histories.read(path))
+    assert comparability.faults(runs, compare.SETTINGS) == (
+        [] if pooled else [f"{runs[1].path} has epochs {second[0]} and {runs[0].path} {first[0]}"]
+    )
+
+
+def test_another_backend_of_keras_is_named(make_run, result, tmp_path):
+    groups = two_groups(make_run, tmp_path, *(config() | {"backend": name} for name in ("torch", "tensorflow")))
+    code, text, _ = result(*groups)
+    assert code == 0
+    assert "Settings that differ: keras: backend torch; torch: backend tensorflow." in text
 
 
 def test_a_setting_that_an_older_config_lacks_counts_as_its_default(make_run, result, tmp_path):

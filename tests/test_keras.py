@@ -25,6 +25,7 @@ from keras.src.backend.torch import core
 import compare
 import model
 import optim
+import options
 import train
 from batchnorm import BatchNorm2d
 from data import Batch, as_split, batches, fingerprint, load, synthetic
@@ -271,6 +272,8 @@ def test_a_run_with_the_draws_of_train_py_equals_keras_s_to_1e_9(
     assert_close(ours[3], theirs[3], 1e-9)  # moving averages among them
     for name in ("best_epoch", "stopped", "learning_rate_after_epoch", "test_accuracy"):
         assert ours[2][name] == theirs[2][name]
+    flags = [json.loads((path / "config.json").read_text())["flags"] for path in out.values()]
+    assert flags[0].items() >= {name: flags[1][name] for name in ("augment", "shift", "no_mirror")}.items()
     assert "--lr-patience" not in both or ours[2]["learning_rate_cuts"]
     assert ours[2]["test_loss"] == pytest.approx(theirs[2]["test_loss"], rel=1e-9)
 
@@ -351,6 +354,44 @@ def test_the_reference_records_the_same_hash_of_the_same_data(npz, tmp_path):
     assert notes == [f"Settings that differ: {tmp_path}/keras: model keras notebook; {tmp_path}/torch: model baseline."]
 
 
+def test_what_keras_computes_in_float32_all_the_same_is_said_on_a_backend_that_does(npz, tmp_path, capsys):
+    arguments = ["--data", str(npz), "--epochs", "1", "--dtype", "float64"]
+    try:
+        assert keras_notebook.main([*arguments, "--out", str(tmp_path / "keras")]) == 0
+    finally:
+        notebook.set_precision("float32")
+    assert "note: on torch Keras computes dense layers, BatchNorm and reported figures" in capsys.readouterr().err
+    _, rows, _, weights = left_behind(tmp_path / "keras")
+    assert weights[0].dtype == np.float64
+    losses = rows[:, [3, 5]]
+    assert np.array_equal(losses, losses.astype(np.float32))
+
+
+def test_keras_s_products_are_not_in_tf32():
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    notebook.set_precision("float32")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_a_training_that_diverged_in_keras_has_no_figures(npz, tmp_path, capsys):
+    out = tmp_path / "keras"
+    assert keras_notebook.main(["--data", str(npz), "--epochs", "2", "--lr", "1e30", "--out", str(out)]) == 1
+    assert "training diverged: a loss is not finite" in capsys.readouterr().err
+    assert not (out / "metrics.json").exists()
+
+
+def test_train_py_takes_keras_s_options_but_not_its_run(npz, tmp_path, capsys):
+    keras_run = str(tmp_path / "keras")
+    flags = ["--data", str(npz), "--epochs", "1"]
+    assert keras_notebook.main([*flags, "--dropout", "0.25", "--out", keras_run]) == 0
+    taken = options.parse(["--config", f"{keras_run}/config.json"])
+    assert (taken.dropout, taken.epochs, taken.data) == (0.25, 1, str(npz))
+    capsys.readouterr()
+    assert train.main([*flags, "--dropout", "0.25", "--out", keras_run, "--resume"]) == 2
+    assert "config.json: no flags in it that train.py wrote" in capsys.readouterr().err
+
+
 def test_keras_gets_a_run_s_test_figures_from_its_best_weights(start_file, tmp_path):
     data = stand_in(tmp_path / "data.npz", 1000)
     assert train.main(["--data", str(data), "--epochs", "2", "--out", str(tmp_path / "run")]) == 0
@@ -402,7 +443,10 @@ def test_the_reference_refuses_draws_of_another_run_in_one_line(npz, tmp_path, c
         (["--dropout", "0.25"], "--dropout 0.5, not 0.25"),
         (["--epochs", "3"], "--epochs 2, not 3"),
         (["--model", "improved"], "units 128, not 192"),
+        (["--seed", "1"], "--seed 0, not 1"),
+        (["--no-shuffle"], "--no-shuffle False, not True"),
         (["--data", str(stand_in(tmp_path / "data.npz", 100))], "training images 256, not 80"),
+        (["--data", str(stand_in(tmp_path / "other.npz", 320))], "data with the hash "),
         (["--draws", str(npz)], "no draws in it"),
     ):
         out = tmp_path / "new"

@@ -302,6 +302,9 @@ def test_the_figures_of_an_earlier_end_stay_until_new_ones_are_there(copy, npz, 
     assert resume(npz, copy) == 0
     assert histories.read(copy).metrics["epochs"] == 3
     assert all((copy / name).read_bytes() != content for name, content in before.items())
+    # Figures of three epochs are no answer to two.
+    assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(copy), "--resume"]) == 2
+    assert "--epochs 2: 3 are trained already; pass 3 or more" in capsys.readouterr().err
 
 
 def interrupting(*_):

@@ -7,12 +7,14 @@ import multiprocessing
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,7 +54,9 @@ for file in template.iterdir():
     shutil.copy(file, out)
 config, metrics = (json.loads((out / name).read_text()) for name in ("config.json", "metrics.json"))
 if "keras" in out.name:
-    config |= {"model": "keras notebook", "flags": {"epochs": 2, "dropout": 0.25}}
+    config |= {"model": "keras notebook", "flags": {"epochs": 2}}
+    config["flags"]["dropout"] = float(words[words.index("--dropout") + 1]) if "--dropout" in words else 0.5
+    config["backend"] = os.environ["KERAS_BACKEND"]
     metrics["model"] = "keras notebook"
 else:
     start = words[words.index("--init-weights") + 1] if "--init-weights" in words else None
@@ -109,6 +113,7 @@ def test_all_seeds_are_trained_once_and_what_they_reached_is_said_together(begin
     assert begin("--seeds", "0-3") == 0  # one more
     assert re.search(r"^runs +4$", capsys.readouterr().out, re.MULTILINE)
     assert starts(tmp_path) == {"s0": 1, "s1": 1, "s2": 1, "s3": 1}
+    assert re.search(r"^process \d+$", (tmp_path / "r/s0/sweep.log").read_text(), re.MULTILINE)
 
 
 def test_a_killed_run_is_started_again_three_times_a_failed_one_is_named_with_its_reason(begin, tmp_path, capsys):
@@ -243,6 +248,50 @@ def test_where_keras_failed_its_pair_is_not_started_and_the_others_are_compared(
     assert "r/keras-small-seed0: Keras's run there had --dropout 0.25; delete it" in capsys.readouterr().err
 
 
+def test_a_run_of_keras_on_another_backend_is_not_taken_for_a_finished_one(begin, monkeypatch, capsys):
+    assert begin("--seeds", "0", "--keras") == 0
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    assert begin("--seeds", "0", "--keras") == 2
+    said = "r/keras-small-seed0: Keras's run there had KERAS_BACKEND=torch (now tensorflow); delete it"
+    assert said in capsys.readouterr().err
+
+
+def test_after_more_epochs_were_asked_for_a_run_of_keras_that_stopped_early_is_still_finished(begin, tmp_path, capsys):
+    behind = ("--epochs",)
+    assert begin("--seeds", "0", "--keras", behind=(*behind, "2")) == 0
+    assert begin("--seeds", "0", "--keras", behind=(*behind, "3")) == 2
+    assert "Keras's run there had --epochs 2" in capsys.readouterr().err
+    for metrics in tmp_path.glob("r/*/metrics.json"):
+        metrics.write_text(metrics.read_text().replace("all epochs used", "early stopping"))
+    assert begin("--seeds", "0", "--keras", behind=(*behind, "3")) == 0
+    assert starts(tmp_path) == {"keras-small-seed0": 1, "s0": 1}
+
+
+def test_a_run_that_began_with_other_weights_than_keras_s_has_now_is_no_pair_of_it(begin, tmp_path, capsys):
+    assert begin("--seeds", "0", "--keras") == 0
+    shutil.rmtree(tmp_path / "r/keras-small-seed0")
+    np.savez(tmp_path / "template/initial_weights.npz", np.zeros(3))  # of Keras's next run
+    assert begin("--seeds", "0", "--keras") == 1
+    assert "not the weights that the run in r/s0 started from" in capsys.readouterr().out
+    assert starts(tmp_path) == {"keras-small-seed0": 1, "s0": 1}
+
+
+def test_the_second_network_has_pairs_too_without_augmentation(begin, tmp_path):
+    assert begin("--seeds", "0", "--keras", behind=("--model", "improved", "--no-augment")) == 0
+    log = (tmp_path / "r/keras-small-seed0/sweep.log").read_text()
+    assert "--model improved" in log
+    assert "augment" not in log
+
+
+def test_no_picture_is_named_where_none_was_written(begin, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/comparison.json").write_text("{}")
+    assert begin("--seeds", "0", "--out", "mine") == 2
+    printed = capsys.readouterr()
+    assert "not compare.py's own" in printed.err
+    assert "Picture" not in printed.out
+
+
 def test_a_run_of_keras_that_no_sweep_began_is_not_begun_anew(begin, tmp_path, capsys):
     (tmp_path / "r/keras-small-seed0").mkdir(parents=True)
     (tmp_path / "r/keras-small-seed0/history.csv").write_text("epoch,loss\n")
@@ -268,9 +317,10 @@ def test_a_run_of_keras_that_no_sweep_began_is_not_begun_anew(begin, tmp_path, c
         ("--seeds 0 --within 0.01", "--within: needs --keras"),
         (
             "--seeds 0 --keras -- --model improved --l2 0.1",
-            "has no --l2 0.1, --augment True; leave that or --keras out",
+            "has no --l2 0.1, augmentation (--no-augment turns it off); leave that or --keras out",
         ),
-        ("--seeds 0 --keras -- --model whitened --no-augment", "has no --augment False, --model whitened"),
+        ("--seeds 0 --keras -- --model whitened --no-augment", "has no --model whitened; leave"),
+        ("--seeds 0,4294967296 --keras -- --data small.npz", "--seeds 4294967296: Keras's side takes none above 4294"),
         ("--seeds 0 --keras -- --data synthetic", "--keras: Keras does not read --data synthetic; pass an .npz file"),
         ("--seeds 0 --keras -- --data small.npz", "Keras on nobody does not start (ValueError: "),
     ],
@@ -301,6 +351,17 @@ def test_a_dry_run_starts_nothing_and_prints_lines_for_a_shell(begin, tmp_path, 
     (tmp_path / "r/keras-small-seed0/sweep.log").touch()
     assert subprocess.run(line, shell=True, check=True, capture_output=True, text=True).stdout == "on \n"  # no GPU
     assert (tmp_path / "r/keras-small-seed0/metrics.json").exists()
+
+
+def test_keras_sees_the_one_gpu_that_device_names_and_does_not_take_all_of_its_memory(begin, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for named, seen in (("5,7", "7"), ("", "1")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        assert begin("--seeds", "0", "--keras", "--dry-run", behind=["--device", "cuda:1"]) == 0
+        line = capsys.readouterr().out.splitlines()[0]
+        assert f"CUDA_VISIBLE_DEVICES={seen} " in line
+        assert "TF_FORCE_GPU_ALLOW_GROWTH=true XLA_PYTHON_CLIENT_PREALLOCATE=false " in line
+        assert "OMP_NUM_THREADS" not in line
 
 
 @pytest.mark.parametrize(
