@@ -52,7 +52,9 @@ def same_run(one: Training, other: Training) -> bool:
 
 
 def same_end(one: Training, other: Training, defaults: dict) -> bool:
-    """Tell whether each of two runs would have ended as it did with the other's --epochs as well."""
+    """Tell whether two runs would have ended as they did with one and the same --epochs."""
+    if not all(isinstance(facts(run, defaults)["epochs"], int) for run in (one, other)):
+        return False  # a stranger's config.json
     less, more = sorted((one, other), key=lambda run: facts(run, defaults)["epochs"])
     if any(facts(run, defaults)["schedule"] != defaults["schedule"] for run in (one, other)):
         return False  # other schedules are laid out over all epochs

@@ -111,6 +111,8 @@ def _saved(file: Path, options: type, words: tuple[str, ...], others: set[str]) 
     if missing:
         raise BadInput(f"{file}: {', '.join(missing)}; give the flags that are wanted one by one")
     saved, found = config["flags"], {}
+    if "backend" in config:  # Keras's, where None is an option that was not given
+        saved = {name: value for name, value in saved.items() if value is not None}
     base = _started_in(file.parent, saved.get("out"))
     for field in dataclasses.fields(options):
         if field.name not in saved or field.name in others:

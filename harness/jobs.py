@@ -22,7 +22,7 @@ from harness.console import complain, say
 from harness.errors import BadInput, Interrupted
 from harness.run import HISTORY, METRICS
 
-LOG = "sweep.log"
+LOG, PROCESS = "sweep.log", "process "
 KILLED, RESTARTS = (137, 143), 3  # exit codes after which a run is started again, and how often
 PAUSE = 0.2  # seconds between two looks at the processes
 
@@ -97,10 +97,10 @@ class Job:
                 stack.pop_all()  # the log stays open, and so locked
 
     def finished(self) -> bool:
-        """Ask `look`, and take note of the accuracy; before the job that it comes `after` is over, none is known."""
+        """Ask `look`, and take note of the accuracy; none counts before the job `after` which it comes is over."""
+        metrics = self.look()
         if self.after is not None and not self.after.over:
             return False
-        metrics = self.look()
         self.accuracy = metrics and metrics["test_accuracy"]
         return metrics is not None
 
@@ -115,7 +115,8 @@ class Job:
             stderr=subprocess.STDOUT,
             process_group=0,  # so that a terminal's Ctrl-C reaches this process alone, which hands it on
         )
-        self.file.write(f"process {self.process.pid}\n".encode())
+        with contextlib.suppress(OSError):  # a full disk: the process, which runs, will tell
+            self.file.write(f"{PROCESS}{self.process.pid}\n".encode())
 
     def look_after(self) -> None:
         """Take note of the end of the process, if it has ended, or start it again."""
@@ -141,7 +142,8 @@ class Job:
     def _last_line(self) -> str:
         with contextlib.suppress(OSError):
             lines = self.log.read_bytes()[-4096:].decode(errors="replace").splitlines()
-            return next((line.strip() for line in reversed(lines) if line.strip()), "")
+            said = (line.strip() for line in reversed(lines) if not line.startswith(PROCESS))
+            return next(filter(None, said), "")
         return ""
 
 

@@ -106,8 +106,9 @@ def _look(out: Path, flags: dict, backend: str) -> dict | None:
     other = [f"{flag_of(name)} {had[name]}" for name in OPTIONS if had.get(name, flags[name]) != flags[name]]
     if metrics.get("stopped") == EARLY_STOPPING and metrics["epochs"] <= flags["epochs"]:  # with as many it would, too
         other = [flag for flag in other if not flag.startswith("--epochs ")]
-    if config.get("backend", backend) != backend:
-        other.append(f"KERAS_BACKEND={config['backend']} (now {backend})")
+    had_backend = config.get("backend", backend)
+    if had_backend != backend:
+        raise BadInput(f"{out}: Keras's run there was on {had_backend}, not {backend}; set KERAS_BACKEND={had_backend}")
     if other:
         raise BadInput(f"{out}: Keras's run there had {', '.join(other)}; delete it, or pass another --out behind --")
     return metrics

@@ -39,7 +39,7 @@ class Draws:
         names = ("orders", "masks", "units", "dropout", "batch_size", "seed", "no_shuffle", "data_sha256")
         names += ("augment", "shift", "no_mirror")
         if not set(names) <= arrays.keys():
-            raise ValueError(f"{path}: no draws in it; write it with reference/draws.py")
+            raise ValueError(f"{path}: no draws of this version in it; write it with reference/draws.py")
         self.orders, self.masks = arrays["orders"], arrays["masks"]
         self.rows, self.columns = arrays.get("rows"), arrays.get("columns")
         self.told = {name: arrays[name].item() for name in names[2:]}

@@ -422,10 +422,11 @@ def test_runs_of_other_data_or_settings_are_not_pooled_but_by_mixed(second, said
         ((50, "early stopping"), (4, "all epochs used"), "plateau", True),
         ((3, "all epochs used"), (50, "early stopping"), "plateau", False),  # it went on where that ended
         ((50, "all epochs used"), (20, "all epochs used"), "plateau", False),
+        (("50", "early stopping"), (20, "early stopping"), "plateau", False),
         ((50, "early stopping"), (20, "early stopping"), "cosine", False),  # another rate in each step
     ],
 )
-def test_runs_with_other_epochs_are_pooled_if_each_would_have_ended_alike(
+def test_runs_with_other_epochs_are_pooled_if_one_and_the_same_would_have_ended_both_as_they_did(
     first, second, schedule, pooled, make_run, tmp_path
 ):
     runs = []

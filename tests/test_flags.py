@@ -196,7 +196,7 @@ def first(finished, tmp_path_factory):
     shutil.copytree(finished, folder / "runs" / "first")
     (folder / "mine.npz").touch()
     (folder / "runs" / "keras").mkdir()
-    (folder / "runs" / "keras" / CONFIG).write_text('{"model": "keras notebook", "flags": {"seed": 0}}')
+    (folder / "runs" / "keras" / CONFIG).write_text('{"model": "keras notebook", "backend": "jax", "flags": {}}')
     return folder
 
 

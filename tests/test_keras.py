@@ -360,7 +360,9 @@ def test_what_keras_computes_in_float32_all_the_same_is_said_on_a_backend_that_d
         assert keras_notebook.main([*arguments, "--out", str(tmp_path / "keras")]) == 0
     finally:
         notebook.set_precision("float32")
-    assert "note: on torch Keras computes dense layers, BatchNorm and reported figures" in capsys.readouterr().err
+    assert (
+        "note: on this backend Keras computes dense layers and reported figures in float32" in capsys.readouterr().err
+    )
     _, rows, _, weights = left_behind(tmp_path / "keras")
     assert weights[0].dtype == np.float64
     losses = rows[:, [3, 5]]
@@ -386,7 +388,11 @@ def test_train_py_takes_keras_s_options_but_not_its_run(npz, tmp_path, capsys):
     flags = ["--data", str(npz), "--epochs", "1"]
     assert keras_notebook.main([*flags, "--dropout", "0.25", "--out", keras_run]) == 0
     taken = options.parse(["--config", f"{keras_run}/config.json"])
-    assert (taken.dropout, taken.epochs, taken.data) == (0.25, 1, str(npz))
+    assert (taken.dropout, taken.epochs, taken.data, taken.augment) == (0.25, 1, str(npz), False)
+    config = json.loads((tmp_path / "keras/config.json").read_text())
+    config["flags"]["data"] = None  # Keras's own CIFAR-10
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert options.parse(["--config", f"{tmp_path}/config.json"]).data == options.DEFAULT
     capsys.readouterr()
     assert train.main([*flags, "--dropout", "0.25", "--out", keras_run, "--resume"]) == 2
     assert "config.json: no flags in it that train.py wrote" in capsys.readouterr().err
@@ -447,7 +453,7 @@ def test_the_reference_refuses_draws_of_another_run_in_one_line(npz, tmp_path, c
         (["--no-shuffle"], "--no-shuffle False, not True"),
         (["--data", str(stand_in(tmp_path / "data.npz", 100))], "training images 256, not 80"),
         (["--data", str(stand_in(tmp_path / "other.npz", 320))], "data with the hash "),
-        (["--draws", str(npz)], "no draws in it"),
+        (["--draws", str(npz)], "no draws of this version in it"),
     ):
         out = tmp_path / "new"
         assert keras_notebook.main([*small, "--draws", file, *flags, "--out", str(out)]) == 2

@@ -252,8 +252,15 @@ def test_a_run_of_keras_on_another_backend_is_not_taken_for_a_finished_one(begin
     assert begin("--seeds", "0", "--keras") == 0
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     assert begin("--seeds", "0", "--keras") == 2
-    said = "r/keras-small-seed0: Keras's run there had KERAS_BACKEND=torch (now tensorflow); delete it"
+    said = "r/keras-small-seed0: Keras's run there was on torch, not tensorflow; set KERAS_BACKEND=torch"
     assert said in capsys.readouterr().err
+
+
+def test_a_run_that_did_not_begin_with_keras_s_weights_is_refused_before_keras_begins(begin, tmp_path, capsys):
+    assert begin("--seeds", "0") == 0
+    assert begin("--seeds", "0", "--keras") == 2
+    assert "r/s0: its run cannot be resumed with --init-weights" in capsys.readouterr().err
+    assert starts(tmp_path) == {"s0": 1}
 
 
 def test_after_more_epochs_were_asked_for_a_run_of_keras_that_stopped_early_is_still_finished(begin, tmp_path, capsys):
