@@ -119,11 +119,13 @@ def test_kept_whole_runs_with_the_same_draws_differ_from_keras_s_by_what_the_doc
     same = ("initial_weights", "epochs", "best_epoch", "stopped", "learning_rate_cuts", "test_accuracy")
     assert {name: ours.metrics[name] for name in same} == {name: theirs.metrics[name] for name in same}
     largest["test loss"] = abs(ours.metrics["test_loss"] - theirs.metrics["test_loss"])
-    model, seed = re.fullmatch(r"replayed-(\w+)-seed(\d)", folder.name).groups()
+    model, first, seed = re.fullmatch(r"replayed-(\w+?)(-first\d+)?-seed(\d)", folder.name).groups()
     text = (DOCS / "keras.md").read_text()
-    (row,) = re.findall(rf"^\| `{model}`.*, seed {seed}(?:, [^|]*)? \| (.*) \|$", text, re.MULTILINE)
+    rows = re.findall(rf"^\| `{model}`[^|]*, seed {seed}([^|]*) \| (.*) \|$", text, re.MULTILINE)
+    (row,) = [figures for what, figures in rows if ("images" in what) == (first is not None)]
     said = [cell.strip() for cell in row.split("|")]
     assert said[0] == str(epochs)
+    assert said[2:4] == [str(len(ours.metrics["learning_rate_cuts"])), f"{ours.metrics['test_accuracy']:.4f}"]
     stated = [rounded(largest[name]) for name in ("loss", "val_loss", "test loss")]
     assert said[-3:] == stated
     assert max(map(float, stated)) < 1e-9
