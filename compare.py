@@ -47,7 +47,6 @@ CUTTING = [name for name, schedule in SCHEDULES.items() if schedule.cutting]
 SETTINGS = {name: default for name, default in Options().defaults().items() if name not in ("seed", "init_weights")}
 SETTINGS["epochs"] = Options.epochs
 PICTURE, CONTENT = "comparison.png", "comparison.json"
-WRITTEN = (0, 1, 3)  # the exit codes with which they are
 KEYS = {"groups", "test_accuracy_difference", "within", "equivalent"}  # by which an earlier CONTENT is known
 
 

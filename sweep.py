@@ -185,7 +185,7 @@ def conclude(args: argparse.Namespace, pairs: list[list[Job]]) -> int:
         within = [] if args.within is None else ["--within", str(args.within)]
         say("")
         code = compare.main([*words, "--out", out, *within])
-        if code in compare.WRITTEN:
+        if code in (0, 1, 3):  # with the others there is none
             say(f"\nPicture: {os.path.join(out, compare.PICTURE)}")
     failed = [job for pair in pairs for job in pair if job.fault]
     if failed:

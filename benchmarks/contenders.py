@@ -5,16 +5,10 @@ import importlib.metadata
 import importlib.util
 import itertools
 import os
-import statistics
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import numpy as np
+from measuring import Turns
 
 # Whoever needs torch imports it: Keras's processes are not to have two libraries' threads.
 ROOT = Path(__file__).parent.parent
@@ -22,24 +16,6 @@ sys.path += [str(ROOT), str(ROOT / "reference")]
 
 BATCH, L2, RATE = 64, 1e-3, 1e-3
 OURS = "this project"
-
-
-class Turns:
-    """A contender's side of the pipe: it waits for its turn, and tells what the two parts of its epoch took."""
-
-    def __init__(self, pipe: Connection):
-        self.pipe = pipe
-
-    def begin(self) -> None:
-        """Wait; raises EOFError after the last round."""
-        self.pipe.recv()
-        self.started = time.perf_counter()
-
-    def trained(self) -> None:
-        self.middle = time.perf_counter()
-
-    def end(self) -> None:
-        self.pipe.send((self.middle - self.started, time.perf_counter() - self.middle))
 
 
 def parts_on(file: str, device: str):
@@ -270,43 +246,3 @@ def installed(names: list[str]) -> tuple[list[str], dict[str, str]]:
         for wheel in (wheels[package][0] for package in packages):  # tensorflow's is tensorflow-cpu
             versions[wheel] = importlib.metadata.version(wheel)
     return found, versions
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Declare what is trained on what: the flags that `images_of` and the contenders read."""
-    from harness import environment
-    from harness.console import number
-
-    parser.add_argument("--data", default="synthetic", help="as for train.py")
-    parser.add_argument("--model", choices=("baseline", "improved"), default="baseline", help="network")
-    parser.add_argument("--device", type=environment.device, default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--mixed-precision", action="store_true", help="bfloat16 for all of them")
-    whole = number(int, "[1, 1000000]")
-    parser.add_argument("--images", type=whole, help="so many training images at most, validation's among them")
-
-
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    args = parser.parse_args()
-    args.device = str(args.device)
-    return args
-
-
-@contextmanager
-def images_of(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Iterator[tuple[str, int]]:
-    """Have the images in a file for as long as the block lasts; give its path, and how many are trained on."""
-    import data
-    from harness.errors import BadInput, Unavailable
-
-    try:
-        arrays = data.load(args.data)
-        arrays = arrays._replace(x_train=arrays.x_train[: args.images], y_train=arrays.y_train[: args.images])
-        training, _ = data.split_validation(arrays.x_train, arrays.y_train, 0.2)
-    except (BadInput, Unavailable) as error:
-        parser.error(str(error))
-    with TemporaryDirectory() as folder:
-        np.savez(f"{folder}/images.npz", **arrays._asdict())
-        yield f"{folder}/images.npz", len(training)
-
-
-def spread(values: list[float], digits: int) -> str:
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"

@@ -22,7 +22,9 @@ import numpy as np
 sys.path.append(str(Path(__file__).parent))
 
 import contenders
-from contenders import BATCH, OURS, Turns, spread
+import measuring
+from contenders import BATCH, OURS
+from measuring import Turns
 
 PRODUCTS = (512, 1024, 2048)  # sizes of the square matrices, of which the fastest is the ceiling
 CEILING = "matrix products"
@@ -125,9 +127,11 @@ def table(told: dict, steps: int, flop: int) -> str:
         ratios = [sum(parts) / own for parts, own in zip(epochs, ours, strict=True)]
         step = [training / steps * 1e3 for training, _ in epochs]
         share = flop / (statistics.median(step) / 1e3) / ceiling
-        epoch = spread([sum(parts) for parts in epochs], 1)
-        lines.append(f"| {name} | {spread(step, 1)} | {epoch} | {spread(ratios, 2)} | {share:.2f} |")
-    rates = spread([rate / 1e9 for rate, _ in told[CEILING]], 0)
+        epoch = measuring.spread([sum(parts) for parts in epochs], 1)
+        lines.append(
+            f"| {name} | {measuring.spread(step, 1)} | {epoch} | {measuring.spread(ratios, 2)} | {share:.2f} |"
+        )
+    rates = measuring.spread([rate / 1e9 for rate, _ in told[CEILING]], 0)
     floor = f"{flop / 1e9:.2f} GFLOP a step take {flop / ceiling * 1e3:.1f} ms at that rate"
     return "\n".join([*lines, "", f"Matrix products: {rates} GFLOP/s; the network's {floor}."])
 
@@ -168,7 +172,7 @@ def main() -> None:
     from harness.console import Parser, number
 
     parser = Parser(prog="epoch.py", description=__doc__.splitlines()[0])
-    contenders.add_flags(parser)
+    measuring.add_flags(parser)
     peers = contenders.PEERS
     parser.add_argument("--rounds", type=number(int, "[1, 1000]"), default=5, help="timed rounds, after one to warm up")
     parser.add_argument("--workers", type=number(int, "[0, 256]"), default=0, help="the DataLoaders'")
@@ -176,8 +180,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print the ten costliest operations of our step instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the bars there")
-    args = contenders.parse(parser)
-    with contenders.images_of(args, parser) as (file, images):
+    args = measuring.parse(parser)
+    with measuring.images_of(args, parser) as (file, images):
         if args.profile:
             return profile(file, args)
         names, versions = contenders.installed(args.only or list(peers))

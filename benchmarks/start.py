@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parent))
 
 import contenders
+import measuring
 
 OURS = """
 import os, sys, time
@@ -80,7 +81,7 @@ def main() -> None:
     print("\n| | seconds to the first step | most memory of an epoch, GB |\n|---|---|---|")
     for name, figures in told.items():
         seconds, memory = zip(*figures, strict=True)
-        print(f"| {name} | {contenders.spread(seconds, 1)} | {contenders.spread(memory, 2)} |")
+        print(f"| {name} | {measuring.spread(seconds, 1)} | {measuring.spread(memory, 2)} |")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parent))
 
 import contenders
+import measuring
 
 
 class Together:
-    """In place of contenders.Turns: after an epoch to warm up all begin at once; EOFError ends after the timed ones."""
+    """In place of measuring.Turns: after an epoch to warm up all begin at once; EOFError ends after the timed ones."""
 
     def __init__(self, barrier, seconds, epochs: int):
         self.barrier, self.seconds, self.epochs, self.ended = barrier, seconds, epochs, 0
@@ -73,17 +74,17 @@ def main() -> None:
 
     whole = number(int, "[1, 10000]")
     parser = Parser(prog="throughput.py", description=__doc__.splitlines()[0])
-    contenders.add_flags(parser)
+    measuring.add_flags(parser)
     parser.add_argument("--processes", type=whole, nargs="+", default=[1, 2, 4, 8, 16], help="how many")
     parser.add_argument("--epochs", type=whole, default=3, help="timed ones, after one to warm up")
     parser.add_argument("--rounds", type=whole, default=1, help="how often each is measured")
     peers = [name for name in contenders.PEERS if name.startswith("Keras on ")]
     parser.add_argument("--peer", choices=peers, help="measure it too")
-    args = contenders.parse(parser)
+    args = measuring.parse(parser)
     cores = torch.get_num_threads()
     names = [contenders.OURS, args.peer] if args.peer else [contenders.OURS]
     rates = {each: [] for each in itertools.product(args.processes, names)}
-    with contenders.images_of(args, parser) as (file, args.images):
+    with measuring.images_of(args, parser) as (file, args.images):
         for _, (count, name) in itertools.product(range(args.rounds), rates):
             rates[count, name].append(rate(name, count, max(1, cores // count), file, args))
             print(f"{count} of {name}: {rates[count, name][-1]:,.0f} images per second", flush=True)
@@ -91,7 +92,7 @@ def main() -> None:
     base = statistics.median(next(iter(rates.values())))
     for (count, name), found in rates.items():
         times = statistics.median(found) / base
-        print(f"| {count} | {max(1, cores // count)} | {name} | {contenders.spread(found, 0)} | {times:.2f} |")
+        print(f"| {count} | {max(1, cores // count)} | {name} | {measuring.spread(found, 0)} | {times:.2f} |")
 
 
 if __name__ == "__main__":

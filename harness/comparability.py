@@ -51,15 +51,15 @@ def same_run(one: Training, other: Training) -> bool:
     return bool(shared) and repr(first) == repr(second)  # NaN is itself there
 
 
-def same_end(one: Training, other: Training, defaults: dict) -> bool:
-    """Tell whether two runs would have ended as they did with one and the same --epochs."""
-    if not all(isinstance(facts(run, defaults)["epochs"], int) for run in (one, other)):
+def same_end(pair: tuple[tuple[Training, dict], ...], defaults: dict) -> bool:
+    """Tell whether two runs, each with its `facts`, would have ended as they did with one and the same --epochs."""
+    if not all(isinstance(known["epochs"], int) for _, known in pair):
         return False  # a stranger's config.json
-    less, more = sorted((one, other), key=lambda run: facts(run, defaults)["epochs"])
-    if any(facts(run, defaults)["schedule"] != defaults["schedule"] for run in (one, other)):
+    if any(known["schedule"] != defaults["schedule"] for _, known in pair):
         return False  # other schedules are laid out over all epochs
+    (less, known), (more, _) = sorted(pair, key=lambda run: run[1]["epochs"])
     early = [run.metrics.get("stopped") == EARLY_STOPPING for run in (less, more)]
-    return early[0] or (early[1] and more.epochs <= facts(less, defaults)["epochs"])
+    return early[0] or (early[1] and more.epochs <= known["epochs"])
 
 
 def faults(group: list[Training], defaults: dict) -> list[str]:
@@ -69,8 +69,9 @@ def faults(group: list[Training], defaults: dict) -> list[str]:
         if same_run(one, other):
             found.append(f"{other.path} is {one.path} again, figure by figure")
     first: dict[str, tuple] = {}
-    for run in group:
-        for name, value in facts(run, defaults).items():
+    told = [(run, facts(run, defaults)) for run in group]
+    for run, known in told:
+        for name, value in known.items():
             was, before = first.setdefault(name, (value, run))
             if was == value:
                 continue
@@ -78,10 +79,10 @@ def faults(group: list[Training], defaults: dict) -> list[str]:
                 found.append(f"{run.path} has other data than {before.path}")
             elif name != "epochs":
                 found.append(f"{run.path} has {name} {value!s:.60} and {before.path} {was!s:.60}")
-    told = [(run, facts(run, defaults).get("epochs")) for run in group]
-    for (one, was), (other, value) in itertools.combinations(told, 2):
-        if None not in (was, value) and was != value and not same_end(one, other, defaults):
-            found.append(f"{other.path} has epochs {value} and {one.path} {was}")
+    for pair in itertools.combinations([(run, known) for run, known in told if "epochs" in known], 2):
+        (one, was), (other, known) = pair
+        if was["epochs"] != known["epochs"] and not same_end(pair, defaults):
+            found.append(f"{other.path} has epochs {known['epochs']!s:.60} and {one.path} {was['epochs']!s:.60}")
             break
     return list(dict.fromkeys(found))  # data differ by hash and by name, which is one thing
 

@@ -102,13 +102,13 @@ def _look(out: Path, flags: dict, backend: str) -> dict | None:
             return None
         raise BadInput(f"{out}: Keras's run there has not finished, and no sweep began it; delete it if it has ended")
     config = files.read_json(out / CONFIG)
-    had = config.get("flags", {})
-    other = [f"{flag_of(name)} {had[name]}" for name in OPTIONS if had.get(name, flags[name]) != flags[name]]
-    if metrics.get("stopped") == EARLY_STOPPING and metrics["epochs"] <= flags["epochs"]:  # with as many it would, too
-        other = [flag for flag in other if not flag.startswith("--epochs ")]
     had_backend = config.get("backend", backend)
     if had_backend != backend:
         raise BadInput(f"{out}: Keras's run there was on {had_backend}, not {backend}; set KERAS_BACKEND={had_backend}")
+    had = config.get("flags", {})
+    if metrics.get("stopped") == EARLY_STOPPING and metrics["epochs"] <= flags["epochs"]:
+        had = had | {"epochs": flags["epochs"]}  # with as many it would have ended alike
+    other = [f"{flag_of(name)} {had[name]}" for name in OPTIONS if had.get(name, flags[name]) != flags[name]]
     if other:
         raise BadInput(f"{out}: Keras's run there had {', '.join(other)}; delete it, or pass another --out behind --")
     return metrics

@@ -60,8 +60,7 @@ class Run:
             raise self._refusal(f"its run cannot be resumed with {', '.join(different)}")
         metrics = self._finished_metrics()
         if metrics is not None:
-            self._check_start(metrics.get("initial_weights"))
-            self._check_epochs(metrics["epochs"])
+            self._check_start_and_epochs(metrics.get("initial_weights"), metrics["epochs"])
             untouched = self.data_stamp in (None, config.get("data_stamp"))  # None: they are not there any more
             known = data_sha256 is not None or (self.options.data == saved_data and untouched)
             return metrics if known else None
@@ -190,21 +189,18 @@ class Run:
                 different.append(f"other weights at its start than {INITIAL_WEIGHTS}")
         if different:
             raise BadInput(f"{path}: belongs to another run ({', '.join(different)}); pass another --out")
-        self._check_start(run["initial_weights"])
-        self._check_epochs(epochs)
+        self._check_start_and_epochs(run["initial_weights"], epochs)
         return saved
-
-    def _check_epochs(self, trained: int) -> None:
-        if trained > self.options.epochs:
-            raise BadInput(f"--epochs {self.options.epochs}: {trained} are trained already; pass {trained} or more")
 
     def goes_on_without(self, start: Path | None) -> bool:
         """Tell whether `start`, the weights that the run began with, are gone but the checkpoint has all it needs."""
         here = start is None or os.path.exists(start)
         return self.options.resume and not here and (self.out / CHECKPOINT).exists()
 
-    def _check_start(self, started_from: str) -> None:
-        """Raise BadInput if the file --init-weights is there, but has not the weights that the run started from."""
+    def _check_start_and_epochs(self, started_from: str, trained: int) -> None:
+        """Raise BadInput if more is trained than --epochs, or --init-weights has not what the run started from."""
+        if trained > self.options.epochs:
+            raise BadInput(f"--epochs {self.options.epochs}: {trained} are trained already; pass {trained} or more")
         given = self.options.init_weights
         if given is None or not os.path.exists(given):
             return

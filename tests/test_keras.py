@@ -390,6 +390,7 @@ def test_train_py_takes_keras_s_options_but_not_its_run(npz, tmp_path, capsys):
     taken = options.parse(["--config", f"{keras_run}/config.json"])
     assert (taken.dropout, taken.epochs, taken.data, taken.augment) == (0.25, 1, str(npz), False)
     config = json.loads((tmp_path / "keras/config.json").read_text())
+    assert config["flags"]["augment"] is False  # else the second network's default would be taken
     config["flags"]["data"] = None  # Keras's own CIFAR-10
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert options.parse(["--config", f"{tmp_path}/config.json"]).data == options.DEFAULT

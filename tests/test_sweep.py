@@ -264,13 +264,12 @@ def test_a_run_that_did_not_begin_with_keras_s_weights_is_refused_before_keras_b
 
 
 def test_after_more_epochs_were_asked_for_a_run_of_keras_that_stopped_early_is_still_finished(begin, tmp_path, capsys):
-    behind = ("--epochs",)
-    assert begin("--seeds", "0", "--keras", behind=(*behind, "2")) == 0
-    assert begin("--seeds", "0", "--keras", behind=(*behind, "3")) == 2
+    assert begin("--seeds", "0", "--keras") == 0  # 2 epochs
+    assert begin("--seeds", "0", "--keras", behind=("--epochs", "3")) == 2
     assert "Keras's run there had --epochs 2" in capsys.readouterr().err
     for metrics in tmp_path.glob("r/*/metrics.json"):
         metrics.write_text(metrics.read_text().replace("all epochs used", "early stopping"))
-    assert begin("--seeds", "0", "--keras", behind=(*behind, "3")) == 0
+    assert begin("--seeds", "0", "--keras", behind=("--epochs", "3")) == 0
     assert starts(tmp_path) == {"keras-small-seed0": 1, "s0": 1}
 
 
@@ -288,6 +287,12 @@ def test_the_second_network_has_pairs_too_without_augmentation(begin, tmp_path):
     log = (tmp_path / "r/keras-small-seed0/sweep.log").read_text()
     assert "--model improved" in log
     assert "augment" not in log
+
+
+def test_the_number_of_a_process_is_no_reason_of_its_end(tmp_path):
+    job = jobs.Job("seed 0", tmp_path, [], dict, 2, {})
+    job.log.write_text("$ train.py\nout of memory\n$ train.py\nprocess 7\n")
+    assert job._last_line() == "$ train.py"
 
 
 def test_no_picture_is_named_where_none_was_written(begin, tmp_path, capsys):
