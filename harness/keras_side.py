@@ -14,6 +14,7 @@ from harness import files, jobs
 from harness.errors import BadInput, Unavailable
 from harness.flags import flag_of
 from harness.jobs import LOG, Job
+from harness.lock import LOCK, Held, Lock
 from harness.run import BEST_WEIGHTS, CONFIG, EARLY_STOPPING, HISTORY, INITIAL_WEIGHTS, METRICS
 
 # The options of train.py that it has too, besides --data, --seed and --out, and those that it need not have.
@@ -90,8 +91,11 @@ def job(
 def _look(out: Path, flags: dict, backend: str) -> dict | None:
     """Return the metrics of the run in `out` if it has finished, with `flags` on `backend`; None if one can be begun.
 
-    Raises BadInput if neither.
+    Raises BadInput if neither, and Held if it is at work.
     """
+    holder = Lock(out / LOCK).holder()
+    if holder is not None:
+        raise Held(holder)
     if not any((out / name).exists() for name in FILES):
         return None
     metrics = {}

@@ -21,6 +21,7 @@ try:
 except ImportError:  # not Windows
     msvcrt = None
 
+LOCK = ".lock"  # its name in a run's directory
 PAUSE = 0.01  # seconds between two tries
 FAR = 1 << 30  # bytes: Windows lets nobody read what is locked
 BUSY = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)

@@ -12,12 +12,12 @@ from torch import nn
 from harness import checkpoint, distributed, environment, files, histories
 from harness.console import say
 from harness.errors import BadInput, CannotWrite, TakenAway, refusing
-from harness.lock import Held, Lock, Unsupported
+from harness.lock import LOCK, Held, Lock, Unsupported
 
 CONFIG, HISTORY, METRICS, WEIGHTS, CURVES = "config.json", "history.csv", "metrics.json", "best.pt", "curves.png"
 CONFUSION = "confusion.png"
 INITIAL_WEIGHTS, BEST_WEIGHTS = "initial_weights.npz", "best_weights.npz"  # as Keras's get_weights() orders them
-CHECKPOINT, ERROR, LOCK = "checkpoint.pt", "error.txt", ".lock"
+CHECKPOINT, ERROR = "checkpoint.pt", "error.txt"
 FILES = (CONFIG, HISTORY, METRICS, WEIGHTS, INITIAL_WEIGHTS, BEST_WEIGHTS, CURVES, CONFUSION, CHECKPOINT, ERROR)
 EARLY_STOPPING, ALL_EPOCHS, STOPPED = "early stopping", "all epochs used", "stopped"
 

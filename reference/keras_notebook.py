@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=tensorflow python reference/keras_notebook.py --epochs 50 --batch-size 64 --data cifar10.npz
 
-It leaves the same kind of run directory as train.py and shares no code with it. Exit code 1 for a training that
-diverged, 2 for bad input.
+It leaves the same kind of run directory as train.py and shares no code with it but the directory's lock. Exit code 1
+for a training that diverged, 2 for bad input.
 """
 
 import argparse
@@ -96,12 +96,31 @@ def main(argv: list[str] | None = None) -> int:
             draws = replay.Draws(args.draws)
             model = replay.with_masks(model)
             draws.check(cut(arrays[0]), notebook.fingerprint(arrays), args, model)
-        if any(path.suffix in (".json", ".csv", ".npz") for path in args.out.glob("*")):
-            raise ValueError(f"--out {args.out}: already holds a run; pass another --out, or delete that folder first")
-        args.out.mkdir(parents=True, exist_ok=True)
+        lock = claim(args.out)
     except (ValueError, OSError) as error:
         return refuse(error)
-    return run(model, arrays, draws, args)
+    try:
+        return run(model, arrays, draws, args)
+    finally:
+        lock.release()
+
+
+def claim(out: Path):
+    """Return the lock on the directory `out`, which is made if need be; raise ValueError if a run is or was there."""
+    from harness.lock import LOCK, Held, Lock, Unsupported
+
+    out.mkdir(parents=True, exist_ok=True)
+    lock = Lock(out / LOCK)
+    try:
+        lock.claim()
+    except Held as holder:
+        raise ValueError(f"--out {out}: in use by {holder}; wait until that is done") from None
+    except Unsupported as error:
+        print(f"keras_notebook.py: note: no locks in {out} ({error}): let no other run use it", file=sys.stderr)
+    if any(path.suffix in (".json", ".csv", ".npz") for path in out.glob("*")):
+        lock.release()
+        raise ValueError(f"--out {out}: already holds a run; pass another --out, or delete that folder first")
+    return lock
 
 
 def refuse(why: object) -> int:

@@ -5,6 +5,7 @@ The same equality on TensorFlow itself takes minutes; docs/keras.md says how to 
 """
 
 import csv
+import functools
 import importlib
 import json
 import os
@@ -29,6 +30,7 @@ import options
 import train
 from batchnorm import BatchNorm2d
 from data import Batch, as_split, batches, fingerprint, load, synthetic
+from harness.lock import LOCK, Lock
 from metrics import Objective, rounded
 from model import build_model, from_keras_weights, l2_penalty, parameter_groups, to_keras_weights
 from optim import Adam
@@ -397,6 +399,19 @@ def test_train_py_takes_keras_s_options_but_not_its_run(npz, tmp_path, capsys):
     capsys.readouterr()
     assert train.main([*flags, "--dropout", "0.25", "--out", keras_run, "--resume"]) == 2
     assert "config.json: no flags in it that train.py wrote" in capsys.readouterr().err
+
+
+def test_a_second_run_of_keras_in_one_directory_is_refused(npz, tmp_path, capsys):
+    begin = functools.partial(keras_notebook.main, ["--data", str(npz), "--epochs", "1", "--out", str(tmp_path)])
+    first = Lock(tmp_path / LOCK)
+    first.claim()
+    assert begin() == 2
+    assert f"--out {tmp_path}: in use by process {os.getpid()} on " in capsys.readouterr().err
+    first.release()
+    assert begin() == 0
+    assert Lock(tmp_path / LOCK).holder() is None
+    assert begin() == 2
+    assert "already holds a run" in capsys.readouterr().err
 
 
 def test_keras_gets_a_run_s_test_figures_from_its_best_weights(start_file, tmp_path):

@@ -23,7 +23,8 @@ import metrics
 import train
 from harness import histories, lock
 from harness.errors import Diverged
-from harness.run import CHECKPOINT, CONFIG, EARLY_STOPPING, ERROR, HISTORY, LOCK
+from harness.lock import LOCK
+from harness.run import CHECKPOINT, CONFIG, EARLY_STOPPING, ERROR, HISTORY
 
 SAME = ("history.csv", "best.pt", "best_weights.npz", "initial_weights.npz", "curves.png")
 ARGUMENTS = ["--epochs", "24", "--patience", "24", "--lr-patience", "2", "--seed", "5", "--device", "cpu", "--quiet"]

@@ -205,6 +205,23 @@ def test_a_seed_on_which_another_process_is_at_work_has_its_turn_when_that_is_do
     assert [line.partition(",")[0] for line in said[2:4]] == ["[1/2] seed 1: 0.7010", "[2/2] seed 0: 0.7000"]
 
 
+def test_a_run_of_keras_that_somebody_began_by_hand_is_waited_for_and_nothing_of_it_taken_away(begin, tmp_path, capsys):
+    assert begin("--seeds", "0", "--keras") == 0
+    by_hand = tmp_path / "r" / "keras-small-seed0"
+    metrics = (by_hand / "metrics.json").read_bytes()
+    (by_hand / "metrics.json").unlink()  # and the log of a sweep lies there
+    other = Lock(by_hand / ".lock")
+    other.claim()
+
+    def end():
+        (by_hand / "metrics.json").write_bytes(metrics)
+        other.release()
+
+    when(lambda: "keras-small-seed0 is in use by process" in capsys.readouterr().out, end)
+    assert begin("--seeds", "0", "--keras") == 0
+    assert starts(tmp_path) == {"keras-small-seed0": 1, "s0": 1}
+
+
 def test_a_run_that_cannot_be_started_fails_and_the_others_go_on(begin, monkeypatch, capsys):
     popen = subprocess.Popen
 
