@@ -16,7 +16,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         self.num_batches_tracked.add_(1)
         # Difference 14: Keras averages the biased variance of each batch, torch the unbiased one, n / (n - 1) times as
-        # large. torch puts that into `added`, times momentum. Backward needs running_var itself as it was.
+        # large. torch puts that into `added`, times momentum; running_var itself, changed later, would spoil backward.
         added, n = torch.zeros_like(self.running_var), x.numel() // x.shape[1]
         where = (self.weight, self.bias, self.running_mean, added)
         x = torch.batch_norm(x, *where, True, self.momentum, self.eps, torch.backends.cudnn.enabled)

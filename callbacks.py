@@ -65,8 +65,8 @@ class EarlyStopping:
 class Schedule:
     """Mixed in before one of torch's schedulers, which holds the optimizer: what the loop asks of each.
 
-    Made by `SCHEDULES[name](optimizer, total_steps=, steps_per_epoch=, min_lr=, factor=, patience=)`, of which it takes
-    what it needs. `state_dict` and `load_state_dict` are torch's.
+    Made by `SCHEDULES[name](optimizer, total_steps=, min_lr=, factor=, patience=)`, of which it names what it takes:
+    options for the rest are refused. `state_dict` and `load_state_dict` are torch's.
     """
 
     spans_all_epochs: ClassVar[bool] = True  # their number is fixed then, also when a run is resumed

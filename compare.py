@@ -47,7 +47,7 @@ CUTTING = [name for name, schedule in SCHEDULES.items() if schedule.cutting]
 SETTINGS = {name: default for name, default in Options().defaults().items() if name not in ("seed", "init_weights")}
 SETTINGS["epochs"] = Options.epochs
 PICTURE, CONTENT = "comparison.png", "comparison.json"
-KEYS = {"groups", "test_accuracy_difference", "within", "equivalent"}  # by which an earlier CONTENT is known
+KEYS = {"groups", "within", "equivalent"}  # by which an earlier CONTENT is known
 
 
 @command("compare.py", failed=4)
@@ -58,12 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Declare the flags and return their values."""
-    parser = Parser(
-        prog="compare.py",
-        description="Compare trainings of one framework or of several, and say how sure the comparison is.",
-        epilog="exit codes: 0 done (with --within: shown to be equivalent), 1 equivalence not shown, 2 bad input, "
-        "3 not comparable, 4 failed (disk full, closed pipe, crash)",
-    )
+    parser = Parser("compare.py", __doc__)
     parser.add_argument(
         "runs",
         nargs="+",
@@ -127,7 +122,7 @@ def compare(args: argparse.Namespace) -> int:
         "notes": notes,
         "comparable": not not_comparable,
         "judged_by": judged_by,
-        "test_accuracy_difference": difference and difference._asdict(),
+        "difference": difference and difference._asdict(),
         "within": args.within,
         "equivalent": equivalent,
     }

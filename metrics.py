@@ -49,7 +49,7 @@ class Figures(NamedTuple):
 
 
 class Tally:
-    """Adds up the batches of all processes, each image counting alike; the sums stay on the device until `total`."""
+    """Adds up the batches of all processes, each image counting alike; the sums stay on the device."""
 
     def __init__(self, model: Network, l2: float, what: str = "batch"):
         self.model, self.l2, self.what = model, l2, what

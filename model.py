@@ -230,7 +230,7 @@ def _keras_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
 
 
-# Difference 7 makes a dense kernel's rows Keras's too, so that a transpose is all it takes.
+# As BaselineCNN flattens, a dense kernel's rows are Keras's too: a transpose is all it takes.
 def _to_torch_axes(array: np.ndarray) -> np.ndarray:
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T  # a bias is its own transpose
 

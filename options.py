@@ -1,6 +1,7 @@
 """Every option of train.py, declared once; the recipes, which are sets of defaults; what does not go together."""
 
 import dataclasses
+import inspect
 import os
 import re
 import shutil
@@ -34,6 +35,7 @@ RECIPES = {
     ),
 }
 RESULTS = "; ".join(f"{name}: {recipe.result}" for name, recipe in RECIPES.items())
+OF_SCHEDULES = {"lr_patience": "patience", "lr_factor": "factor", "min_lr": "min_lr"}  # by option, as these call it
 GROUPS = {  # by the first option of each
     "recipe": "training",
     "patience": "callbacks, all watching the validation loss with its L2 penalty",
@@ -44,7 +46,7 @@ GROUPS = {  # by the first option of each
 def option(default: object, kind: object, help: str, may_change: bool = False):
     """Declare an option. `kind` is bool or ON_OFF for a switch, the choices, or what makes a value of a flag's text.
 
-    `may_change` tells that it moves no figure, so that a resumed run may have another.
+    `may_change` tells that a resumed run may have another.
     """
     return dataclasses.field(default=default, metadata={"kind": kind, "help": help, "may_change": may_change})
 
@@ -91,8 +93,8 @@ class Options:
     schedule: str = option(
         "plateau",
         SCHEDULES,
-        "cosine falls to --min-lr, onecycle rises for 5 % (early stopping counts from there) and falls to 0: "
-        "step by step over all epochs",
+        "cosine falls to --min-lr, onecycle rises for 5 % (early stopping counts from there) and falls to "
+        "4e-6 of --lr: step by step over all epochs",
     )
     lr_patience: int = option(3, number(int, "[0, 1000000000]"), "cut the learning rate after so many epochs")
     lr_factor: float = option(0.5, number(float, "(0, 1)"), "a cut multiplies the learning rate by it")
@@ -101,7 +103,7 @@ class Options:
     data: str = option(
         DEFAULT,
         path_type,
-        "folder of CIFAR-10 (what it lacks is looked for in Keras's cache, else downloaded there once), an .npz file "
+        "folder of CIFAR-10 (with none in it Keras's cache is asked, else it is downloaded to once), an .npz file "
         f"with x_train, y_train, x_test, y_test, or the word {SYNTHETIC} for an offline stand-in",
         may_change=True,  # but not the images: their hash is compared
     )
@@ -155,9 +157,9 @@ class Options:
         if self.weight_decay and OPTIMIZERS[self.optimizer].default_decay is None:
             decay = f"--weight-decay {self.weight_decay}"
             raise BadInput(f"{decay} is not for {self.optimizer}: pass --optimizer adamw, or --l2")
-        if self.min_lr > self.lr and SCHEDULES[self.schedule].spans_all_epochs:
-            low = f"--lr {self.lr:g} is below --min-lr {self.min_lr:g}"
-            raise BadInput(f"{low}, to which {self.schedule} would rise")
+        if self.min_lr > self.lr and self.schedule == "cosine":
+            raise BadInput(f"--lr {self.lr:g} is below --min-lr {self.min_lr:g}, to which cosine would rise")
+        self._refuse_what_has_no_effect()
         if self.lr < torch.finfo(getattr(torch, self.dtype)).tiny:
             raise BadInput(f"--lr {self.lr:g} is 0 in {self.dtype}: pass a larger one")
         if self.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
@@ -166,6 +168,19 @@ class Options:
             raise BadInput(f"--mixed-precision does not go with --dtype {self.dtype}: pass one of the two")
         if self.tensorboard:
             TensorBoard.refuse_without_package()
+
+    def _refuse_what_has_no_effect(self) -> None:
+        """Raise BadInput for an option that decides nothing beside the others: who passes it expects something."""
+        taken = inspect.signature(SCHEDULES[self.schedule]).parameters
+        without = {name: f"--schedule {self.schedule}" for name, wanted in OF_SCHEDULES.items() if wanted not in taken}
+        if not self.augment:
+            without |= dict.fromkeys(("shift", "no_mirror"), "--no-augment")
+        usual = Options(recipe=self.recipe)
+        for name, other in without.items():
+            value, default = getattr(self, name), getattr(usual, name)
+            if value != default:
+                remedy = f"leave it at its default, {default}"
+                raise BadInput(f"{flag_of(name)} {value} has no effect with {other}; {remedy}")
 
     def resolved(self) -> "Options":
         """Return the options with every default filled in."""
@@ -230,20 +245,17 @@ def _of_data(source: str) -> str:
     return "-" + re.sub(r"[^\w.-]+", "_", name)[:40]
 
 
-def parse(argv: list[str] | None) -> Options:
-    """Return the resolved options of the command line `argv` (None: the process's own).
+def parse(argv: list[str] | None, doc: str = "") -> Options:
+    """Return the resolved options of the command line `argv` (None: the process's own); `doc` is for the help.
 
     Raises SystemExit, as argparse does: after one line on stderr, or the help on stdout.
     """
-    parser = Parser(
-        prog="train.py",
-        description="Train the notebook's CNN on CIFAR-10 as Keras would. The defaults are the notebook's.",
-        epilog="exit codes: 0 done, 1 failed (training diverged, disk full), 2 bad input, 3 data not available, "
-        "130 interrupted, 143 asked to end (SIGTERM, SIGUSR1)",
-    )
+    parser = Parser("train.py", doc)
     flags.declare(parser, Options, GROUPS)
     given = vars(parser.parse_args(argv))
+    recipe = RECIPES.get(given.get("recipe"))
+    decided = given.keys() | (recipe.defaults.keys() if recipe else set())
     try:
-        return Options(**flags.with_saved(given, Options, words=(SYNTHETIC,))).checked()
+        return Options(**flags.with_saved(given, Options, words=(SYNTHETIC,), decided=decided)).checked()
     except BadInput as error:
         parser.error(str(error))

@@ -2,7 +2,8 @@
 
     python predict.py runs/baseline-seed0 image.png folder-of-images
 
-Exit codes: 0 done, 2 bad input (images that could be read are answered all the same).
+Exit codes: 0 done, 1 failed (disk full), 2 bad input (images that could be read are answered all the same), 130 and
+143 interrupted.
 """
 
 from harness import signals
@@ -43,7 +44,7 @@ KINDS = {"AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "
 @command("predict.py")
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit code."""
-    parser = Parser(prog="predict.py", description="Name the three likeliest classes of each image.")
+    parser = Parser("predict.py", __doc__)
     parser.add_argument("run", type=path_type, metavar="RUN", help="a run's directory as train.py leaves it")
     parser.add_argument(
         "images",

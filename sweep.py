@@ -57,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if not all(job.over for job in queue):
         refuse_without_data(told[0], backend)
+        done = [pair[0].out for pair in pairs if backend and pair[0].over]
+        if done:
+            keras_side.refuse_other_data(done, data.fingerprint(data.load(told[0].data)))
     finished, where = sum(job.over for job in queue), f" on {len(gpus)} GPUs" if gpus else ""
     say(f"{len(queue)} runs, of which {finished} have finished; {slots} at once{where}; logs: <run>/{jobs.LOG}")
     if backend:
@@ -67,12 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Declare the flags; return their values, and those of train.py."""
-    parser = Parser(
-        prog="sweep.py",
-        usage="sweep.py --seeds SEEDS [options] [-- options of train.py]",
-        description=__doc__.splitlines()[0],
-        epilog=" ".join(__doc__.partition("Exit codes")[1:]).replace("\n", " ").replace("Exit codes ", "exit codes"),
-    )
+    parser = Parser("sweep.py", __doc__, usage="sweep.py --seeds SEEDS [options] [-- options of train.py]")
     whole = number(int, "[1, 10000]")
     parser.add_argument("--seeds", type=seeds, required=True, help="0-9, or 0,3,5-7")
     parser.add_argument("--jobs", type=whole, help="runs at once; None: on CPUs one per core, a thread each")

@@ -1,11 +1,12 @@
-"""Train the notebook's CNN on CIFAR-10 as Keras would, and leave a run's directory behind.
+"""Train the notebook's CNN on CIFAR-10 as Keras would. The defaults are the notebook's.
 
     python train.py --epochs 50 --batch-size 64
     python train.py --model improved --epochs 50 --batch-size 64
     python train.py --recipe fast
     torchrun --nproc-per-node 2 train.py --epochs 50 --batch-size 64
 
-Exit codes: 0 done, 1 failed (training diverged, disk full), 2 bad input, 3 data not available, 130 and 143 interrupted.
+Exit codes: 0 done, 1 failed (training diverged, disk full), 2 bad input, 3 data not available, 130 interrupted,
+143 asked to end (SIGTERM, SIGUSR1).
 """
 
 from harness import signals
@@ -43,7 +44,7 @@ EVALUATION_BATCH = 256  # fits a CPU's cache: 1,000 images at once take twice as
 @command("train.py", resumes=True)
 def main(argv: list[str] | None = None) -> None:
     """Run the command line `argv` (None: the process's own)."""
-    options = parse(argv)
+    options = parse(argv, __doc__)
     with distributed.joined(options.device):
         train(options)
 
@@ -68,6 +69,7 @@ def train(options: Options) -> tuple[dict, History]:
         say(f"--init-weights {start} is not there: the checkpoint has all that is needed.")
         start = None
     arrays = data.load(options.data)
+    run.data_stamp = data.stamp(options.data)  # where they had to be downloaded there was none before
     model = initial_network(options, arrays, start)
     training, validation = data.split_validation(arrays.x_train, arrays.y_train, options.validation_split)
     test = data.as_split(arrays.x_test, arrays.y_test)
@@ -148,7 +150,6 @@ def fit(
     schedule = SCHEDULES[options.schedule](
         optimizer,
         total_steps=options.epochs * steps,
-        steps_per_epoch=steps,
         min_lr=rounded(options.min_lr, dtype),
         factor=options.lr_factor,
         patience=options.lr_patience,

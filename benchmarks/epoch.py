@@ -171,7 +171,7 @@ def main() -> None:
     from harness import environment, files
     from harness.console import Parser, number
 
-    parser = Parser(prog="epoch.py", description=__doc__.splitlines()[0])
+    parser = Parser("epoch.py", __doc__)
     measuring.add_flags(parser)
     peers = contenders.PEERS
     parser.add_argument("--rounds", type=number(int, "[1, 1000]"), default=5, help="timed rounds, after one to warm up")

@@ -66,7 +66,7 @@ def measure(code: str, data: str) -> tuple[float, float]:
 def main() -> None:
     from harness.console import Parser, number, path_type
 
-    parser = Parser(prog="start.py", description=__doc__.splitlines()[0])
+    parser = Parser("start.py", __doc__)
     parser.add_argument("--data", type=path_type, required=True, metavar="FILE.npz", help="as for train.py")
     parser.add_argument("--rounds", type=number(int, "[1, 1000]"), default=5, help="after one that is not counted")
     args = parser.parse_args()

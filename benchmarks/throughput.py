@@ -73,7 +73,7 @@ def main() -> None:
     from harness.console import Parser, number
 
     whole = number(int, "[1, 10000]")
-    parser = Parser(prog="throughput.py", description=__doc__.splitlines()[0])
+    parser = Parser("throughput.py", __doc__)
     measuring.add_flags(parser)
     parser.add_argument("--processes", type=whole, nargs="+", default=[1, 2, 4, 8, 16], help="how many")
     parser.add_argument("--epochs", type=whole, default=3, help="timed ones, after one to warm up")

@@ -22,8 +22,8 @@ def facts(run: Training, defaults: dict) -> dict:
     A setting that config.json lacks counts as its default. Without config.json there is only what metrics.json says.
     """
     known = {name: run.metrics[name] for name in ("model", "schedule") if name in run.metrics}
-    flags = run.config.get("flags")
-    if isinstance(flags, dict):
+    if of_this_project(run):
+        flags = run.config["flags"]
         known |= {name: flags.get(name, default) for name, default in defaults.items()}
         known["model"] = run.config.get("model", known["model"])  # Keras's network has a name of its own there
     if run.config.get("backend"):
@@ -35,9 +35,14 @@ def facts(run: Training, defaults: dict) -> dict:
     return known
 
 
+def of_this_project(run: Training) -> bool:
+    """Tell whether its config.json is one of train.py's or Keras's side's: other programs write such a file too."""
+    return isinstance(run.config.get("flags"), dict)
+
+
 def unfinished(run: Training) -> str | None:
     """Say why a run's directory is that of a run which has not finished; None if it has, or if that is not known."""
-    if run.config and not run.metrics:
+    if of_this_project(run) and not run.metrics:
         return "no metrics.json"
     epochs = run.metrics.get("epochs", run.epochs)
     return None if epochs == run.epochs else f"{run.epochs} epochs in its history, {epochs!r:.20} in metrics.json"
@@ -45,7 +50,7 @@ def unfinished(run: Training) -> str | None:
 
 def same_run(one: Training, other: Training) -> bool:
     """Tell whether two histories are one training's: every figure that both have, in every epoch that both have."""
-    shared = sorted(one.history.keys() & other.history.keys())
+    shared = sorted((one.history.keys() & other.history.keys()) - {"learning_rate"})  # which many trainings have alike
     epochs = min(one.epochs, other.epochs)
     first, second = ([run.history[name][:epochs] for name in shared] for run in (one, other))
     return bool(shared) and repr(first) == repr(second)  # NaN is itself there
@@ -130,8 +135,8 @@ def unknown(groups: dict[str, list[Training]]) -> list[str]:
     """Say in a line what the files of each group do not tell of data, settings and end; nothing if they tell all."""
     lacking = {
         "data": lambda run: not (run.config.get("data_sha256") or of_stand_in(run)),
-        "settings": lambda run: not isinstance(run.config.get("flags"), dict),
-        "whether it finished": lambda run: not (run.config or run.metrics),
+        "settings": lambda run: not of_this_project(run),
+        "whether it finished": lambda run: not (of_this_project(run) or run.metrics),
     }
     said = []
     for what, lacks in lacking.items():

@@ -122,11 +122,15 @@ def say(*lines: object) -> None:
 class Parser(argparse.ArgumentParser):
     """argparse, but an error is one line on stderr, once on each machine; the exit code stays 2.
 
-    Defaults are in the help.
+    Defaults are in the help, and of the module's `doc` the first line and what begins with "Exit codes: ".
     """
 
-    def __init__(self, **settings):
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **settings)
+    def __init__(self, prog: str, doc: str | None, **settings):
+        description, _, rest = (doc or "").partition("\n")  # none under python -OO
+        codes = " ".join(rest.partition("Exit codes: ")[2].split())
+        settings |= {"description": description, "epilog": f"exit codes: {codes}" if codes else None}
+        settings |= {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
+        super().__init__(prog, **settings)
 
     def error(self, message: str) -> None:
         self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())} (see --help)\n")

@@ -17,8 +17,10 @@ from harness import distributed
 PACKAGES = ("torchvision", "numpy", "matplotlib", "tqdm")
 ROOT = Path(__file__).parent.parent
 # What another of these means for a run that is resumed; anything else moves last bits.
+MASKS = "each process and kind of device draws dropout masks of its own, so that figures differ as with another seed"
 MEANS = {
-    "processes": "each process draws dropout masks of its own, so that figures differ as with another seed",
+    "processes": MASKS,
+    "device": MASKS,
     "git_commit": "the code may compute something else",
 }
 LAST_BITS = "figures may differ in their last bits from an undisturbed run's"
@@ -72,7 +74,7 @@ def changes(before: dict, now: dict, dropout: float) -> list[str]:
     for name, value in now.items():
         if name != "after_epoch" and value != before.get(name):
             meaning = MEANS.get(name, LAST_BITS)
-            if name == "processes" and dropout == 0:
+            if meaning == MASKS and dropout == 0:
                 meaning = LAST_BITS
             found.setdefault(meaning, []).append(f"{name} {value} instead of {before.get(name)}")
     return [f"{', '.join(names)}: {meaning}" for meaning, names in found.items()]

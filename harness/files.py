@@ -29,7 +29,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
     Raises CannotWrite naming the file.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # another may write there too
     try:
         with partial.open("wb") as file:
             file.write(content)

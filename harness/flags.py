@@ -77,10 +77,10 @@ def lacking(options: type, config: dict) -> list[str]:
     ]
 
 
-def with_saved(given: dict, options: type, words: tuple[str, ...]) -> dict:
+def with_saved(given: dict, options: type, words: tuple[str, ...], decided: set[str]) -> dict:
     """Return the values `given` over those of the run that --resume RUN or --config FILE names.
 
-    `words` look like paths and are none. Raises BadInput.
+    `words` look like paths and are none; what is `decided` is not asked of the run. Raises BadInput.
     """
     run, file = given.get("resume"), given.get("config")
     given = {name: value for name, value in given.items() if name != "config"}
@@ -94,7 +94,7 @@ def with_saved(given: dict, options: type, words: tuple[str, ...]) -> dict:
         return given
     flag, file = ("--resume", run) if file is None else ("--config", file)
     try:
-        saved = _saved(Path(file, CONFIG) if os.path.isdir(file) else Path(file), options, words, given.keys() | OWN)
+        saved = _saved(Path(file, CONFIG) if os.path.isdir(file) else Path(file), options, words, decided | OWN)
     except BadInput as error:  # it begins with the file
         raise BadInput(f"{flag} {error}") from None
     return saved | given
@@ -115,7 +115,7 @@ def _saved(file: Path, options: type, words: tuple[str, ...], others: set[str]) 
         saved = {name: value for name, value in saved.items() if value is not None}
     base = _started_in(file.parent, saved.get("out"))
     for field in dataclasses.fields(options):
-        if field.name not in saved or field.name in others:
+        if field.name not in saved or field.name in others or _follows(field, config):
             continue
         value = saved[field.name]
         if field.name in PATHS and base is not None and isinstance(value, str) and value not in words:
@@ -127,6 +127,12 @@ def _saved(file: Path, options: type, words: tuple[str, ...], others: set[str]) 
         except BadInput as error:
             raise BadInput(f"{file}: {error}") from None
     return found
+
+
+def _follows(field: dataclasses.Field, config: dict) -> bool:
+    """Tell whether the run had its default, which depends on other options: with other ones it is another."""
+    decides = field.default is None and not field.metadata["may_change"]
+    return decides and field.name not in config.get("not_default", [field.name])
 
 
 def _started_in(run: Path, out: object) -> Path | None:

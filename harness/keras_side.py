@@ -104,7 +104,7 @@ def _look(out: Path, flags: dict, backend: str) -> dict | None:
     if "test_accuracy" not in metrics:
         if (out / LOG).exists():
             return None
-        raise BadInput(f"{out}: Keras's run there has not finished, and no sweep began it; delete it if it has ended")
+        raise BadInput(f"{out}: Keras's run there broke off, and no sweep began it; delete it")
     config = files.read_json(out / CONFIG)
     had_backend = config.get("backend", backend)
     if had_backend != backend:
@@ -116,6 +116,13 @@ def _look(out: Path, flags: dict, backend: str) -> dict | None:
     if other:
         raise BadInput(f"{out}: Keras's run there had {', '.join(other)}; delete it, or pass another --out behind --")
     return metrics
+
+
+def refuse_other_data(finished: list[Path], data_sha256: str) -> None:
+    """Raise BadInput if a run in one of the directories `finished` had other data, before others are paired with it."""
+    for out in finished:
+        if files.read_json(out / CONFIG).get("data_sha256", data_sha256) != data_sha256:
+            raise BadInput(f"{out}: Keras's run there had other images or labels; delete it, or pass another --out")
 
 
 def _clear(out: Path) -> None:

@@ -140,6 +140,8 @@ class Run:
             say(f"No locks in {self.out} ({error}): that no other process works there cannot be promised.")
         except OSError as error:
             raise self._refusal(f"cannot write there ({error.strerror})") from None
+        for partial in self.out.glob(".*.partial"):  # a killed process's
+            self._write(Path.unlink, partial.name, True)
         # Once more: another process may have been at work here while the data were read.
         return self.look(self.config["data_sha256"], own=True)
 

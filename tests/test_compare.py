@@ -132,7 +132,7 @@ def test_a_group_has_mean_standard_deviation_and_interval_as_scipy_computes_them
     assert found["interval"] == pytest.approx([low, high], rel=1e-9)
     assert row(text, "test accuracy") == [f"{mean:.4f}", "±", f"{statistics.stdev(accuracies):.4f}"]
     assert row(text, "  its 95 % interval") == [f"{low:.4f}", "to", f"{high:.4f}"]
-    assert content["test_accuracy_difference"] is None
+    assert content["difference"] is None
 
 
 FIRST, SECOND = [0.70, 0.72, 0.69, 0.705], [0.701, 0.724, 0.688, 0.709]
@@ -154,7 +154,7 @@ def groups_of(make_run, tmp_path, shared):
 )
 def test_runs_that_share_a_start_are_compared_in_pairs(shared, said, make_run, result, tmp_path):
     _, text, content = result(*groups_of(make_run, tmp_path, shared))
-    found = content["test_accuracy_difference"]
+    found = content["difference"]
     differences = np.subtract(SECOND, FIRST)
     assert found["mean"] == pytest.approx(differences.mean())
     assert found["interval"] == pytest.approx(stats.ttest_rel(SECOND, FIRST).confidence_interval(0.95), rel=1e-9)
@@ -166,7 +166,7 @@ def test_runs_that_share_a_start_are_compared_in_pairs(shared, said, make_run, r
 def test_runs_that_share_nothing_are_compared_by_welch_s_method(make_run, result, tmp_path):
     _, text, content = result(*groups_of(make_run, tmp_path, {}))
     expected = stats.ttest_ind(SECOND, FIRST, equal_var=False).confidence_interval(0.95)
-    assert content["test_accuracy_difference"]["interval"] == pytest.approx(expected, rel=1e-9)
+    assert content["difference"]["interval"] == pytest.approx(expected, rel=1e-9)
     assert "Welch's method, 4 and 4 independent runs" in text
     assert "A difference of 1 point cannot be excluded." in text
 
@@ -182,7 +182,7 @@ def test_runs_without_a_partner_are_left_out_and_counted(greater, make_run, resu
     make_run(f"{greater}9", 0.1, seed="9")
     _, text, content = result(*groups)
     assert "4 pairs with the same seed, 1 without a partner left out" in text
-    assert content["test_accuracy_difference"]["mean"] == pytest.approx(np.subtract(SECOND, FIRST).mean())
+    assert content["difference"]["mean"] == pytest.approx(np.subtract(SECOND, FIRST).mean())
 
 
 @pytest.mark.parametrize(
@@ -465,6 +465,15 @@ def test_an_unfinished_run_is_not_pooled_but_by_mixed(make_run, tmp_path, capsys
     assert "a1 has not finished (no metrics.json)" in line
 
 
+def test_another_program_s_config_says_nothing_of_whether_its_run_has_finished(make_run, result, tmp_path):
+    for number in range(2):
+        run = make_run(f"a{number}", 0.7, {"architectures": ["ResNet"], "hidden_size": 64})
+        (run / "metrics.json").unlink()
+    code, text, _ = result(f"a={tmp_path}/a*")
+    assert code == 0
+    assert text.startswith("Not known from the files: data (a), settings (a), whether it finished (a).")
+
+
 def test_a_run_that_goes_on_beyond_its_figures_has_not_finished(make_run, tmp_path, capsys):
     line, _ = both_ways([group_of_two(make_run, tmp_path, epochs=3)], tmp_path, capsys)
     assert "a1 has not finished (4 epochs in its history, 3 in metrics.json)" in line
@@ -496,6 +505,8 @@ def test_a_run_that_stands_in_two_groups_is_said(make_run, result, tmp_path):
 
 def test_histories_without_a_column_in_common_are_not_one_run():
     assert not comparability.same_run(training(loss=[1.0]), training(val_loss=[1.0]))
+    rates = {"learning_rate": [0.1, 0.1]}  # two trainings with one constant rate
+    assert not comparability.same_run(training(loss=[1.0, 0.9], **rates), training(val_loss=[1.0, 0.9], **rates))
     assert comparability.same_run(training(loss=[math.nan]), training(loss=[math.nan], val_loss=[1.0]))
 
 
@@ -555,7 +566,7 @@ def test_groups_of_other_data_or_another_loss_are_not_comparable(
     assert text.index(said) < text.index("test accuracy")
     assert "Not comparable" in text
     assert "minus" not in text
-    assert (content["comparable"], content["test_accuracy_difference"], content["equivalent"]) == (False, None, None)
+    assert (content["comparable"], content["difference"], content["equivalent"]) == (False, None, None)
 
 
 def test_a_stand_in_without_config_is_not_comparable_with_other_data(make_run, result):
@@ -781,5 +792,5 @@ def test_a_run_whose_path_looks_like_a_group_or_a_pattern_is_that_run(make_run, 
 def test_groups_without_any_spread_have_an_interval_of_one_point(make_run, result, tmp_path):
     for name in ("k0", "k1", "t0", "t1"):
         make_run(name, 0.75 if name[0] == "t" else 0.5)
-    difference = result(f"k={tmp_path}/k*", f"t={tmp_path}/t*")[2]["test_accuracy_difference"]
+    difference = result(f"k={tmp_path}/k*", f"t={tmp_path}/t*")[2]["difference"]
     assert difference["interval"] == [0.25, 0.25]

@@ -97,7 +97,7 @@ def test_an_argument_of_two_lines_is_refused_in_one(capsys):
 
 def test_a_comparison_that_cannot_be_written_is_not_to_be_resumed(tmp_path, capsys, monkeypatch):
     (tmp_path / "history.csv").write_text("epoch,loss\n0,1.0\n")
-    (tmp_path / ".comparison.png.partial").mkdir()
+    (tmp_path / f".comparison.png.{os.getpid()}.partial").mkdir()
     arguments = [str(tmp_path / "history.csv"), "--out", str(tmp_path)]
     assert compare.main(arguments) == 4
     line = capsys.readouterr().err.splitlines()[-1]

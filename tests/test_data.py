@@ -717,12 +717,14 @@ def test_a_run_on_keras_s_cache_says_so_from_the_first_line_to_config_json(serve
     assert (config["data"], len(config["data_stamp"])) == (described, 7)
 
 
-def test_the_download_goes_through_the_whole_command(server, tmp_path, capsys):
+def test_the_download_goes_through_the_whole_command(server, tmp_path, monkeypatch, capsys):
     folder, out = tmp_path / "data", tmp_path / "run"
     assert train.main(["--data", str(folder), "--out", str(out), "--epochs", "1"]) == 0
     printed = capsys.readouterr()
     assert f"CIFAR-10 in {folder}: 80 training, 20 validation, 20 test images" in printed.out
     assert printed.err == ""  # no progress bar in a log file, for the download neither
+    monkeypatch.setattr(data, "load", None)  # a finished run is known without reading what was downloaded for it
+    assert train.main(["--data", str(folder), "--out", str(out), "--epochs", "1", "--resume"]) == 0
 
 
 def test_the_real_images_are_cifar_10_in_its_order(real_npz):

@@ -221,6 +221,44 @@ def test_values_that_are_given_are_not_asked_of_the_config(tmp_path):
     assert str(parsed.out) == "runs/fast-synthetic-seed4"
 
 
+def config_of(folder, *words):
+    """The config.json of a run that was told `words`, as train.py writes its part of it."""
+    told = options.parse(list(words))
+    (folder / "c.json").write_text(json.dumps({"flags": told.flags(), "not_default": told.not_default()}))
+    return str(folder / "c.json")
+
+
+def test_a_recipe_beside_a_run_s_config_brings_its_own_values_and_the_command_line_wins_over_it(tmp_path):
+    config = config_of(tmp_path, "--data", "mine.npz", "--seed", "3", "--patience", "7", "--dropout", "0.2")
+    parsed = options.parse(["--config", config, "--recipe", "fast", "--epochs", "9"])
+    fast = options.parse(["--recipe", "fast", "--data", "mine.npz", "--seed", "3", "--epochs", "9"])
+    assert parsed == fast
+
+
+def test_a_recipe_that_a_run_has_not_had_is_refused_where_that_run_is_to_go_on(first, monkeypatch, capsys):
+    monkeypatch.chdir(first)
+    assert train.main(["--resume", "runs/first", "--recipe", "fast"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--model whitened (was 'baseline'), --batch-size 256 (was 64)" in line
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [([], ["--model", "improved"]), (["--model", "improved"], ["--model", "baseline"]), ([], ["--optimizer", "adamw"])],
+)
+def test_a_default_that_depends_on_another_option_follows_that_one(before, now, tmp_path):
+    assert options.parse(["--config", config_of(tmp_path, *before), *now]) == options.parse(now)
+
+
+def test_what_was_given_in_place_of_such_a_default_stays(tmp_path):
+    config = config_of(tmp_path, "--augment", "--threads", "2")
+    parsed = options.parse(["--config", config, "--model", "improved", "--optimizer", "adamw"])
+    assert (parsed.augment, parsed.threads, parsed.weight_decay) == (True, 2, 0.004)
+    config = config_of(tmp_path, "--model", "improved", "--no-augment", "--optimizer", "sgd", "--weight-decay", "0.1")
+    parsed = options.parse(["--config", config, "--model", "whitened", "--optimizer", "adamw"])
+    assert (parsed.augment, parsed.weight_decay) == (False, 0.1)
+
+
 def test_one_of_several_processes_takes_its_own_gpu_and_not_the_first_one_s(tmp_path, monkeypatch):
     (tmp_path / "c.json").write_text('{"flags": {"device": "cuda:0"}}')
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")

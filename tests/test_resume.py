@@ -77,7 +77,7 @@ def test_a_run_killed_at_20_random_moments_and_resumed_is_the_undisturbed_run(st
         process = start(["--data", npz, *ARGUMENTS, "--out", out, "--resume"], log)
         if kill % 2:  # while a file is being written
             name = dice.choice((CHECKPOINT, HISTORY, CONFIG))
-            partial = out / f".{name}.partial"
+            partial = out / f".{name}.{process.pid}.partial"
             wait_for(lambda partial=partial, b=before: partial.exists() or inode(checkpoint) not in (b, None), process)
         else:  # at any moment up to the end of the epoch after the next
             end = time.monotonic() + dice.uniform(0, 1.5)
@@ -87,6 +87,7 @@ def test_a_run_killed_at_20_random_moments_and_resumed_is_the_undisturbed_run(st
         assert finish(process) == -signal.SIGKILL
     assert finish(start(["--data", npz, *ARGUMENTS, "--out", out, "--resume"], log)) == 0, log.read_text()
     assert_same(out, undisturbed)
+    assert not list(out.glob(".*.partial"))
 
 
 @pytest.mark.parametrize(
@@ -351,8 +352,10 @@ def test_a_checkpoint_of_another_run_is_not_resumed(copy, npz, tmp_path, capsys)
     [
         ({"git_commit": "0" * 40}, [], "the code may compute something else"),
         ({"git_commit": None}, [], "the code may compute something else"),
-        ({"processes": 2}, [], "each process draws dropout masks of its own"),
+        ({"processes": 2}, [], "each process and kind of device draws dropout masks of its own"),
         ({"processes": 2}, ["--dropout", "0"], "last bits"),
+        ({"device": "cuda"}, [], "each process and kind of device draws dropout masks of its own"),
+        ({"device": "cuda"}, ["--dropout", "0"], "last bits"),
         ({"numpy": "1.0"}, [], "last bits"),
         ({"device_name": "abacus"}, [], "last bits"),
     ],
@@ -408,11 +411,14 @@ def test_another_machine_or_version_is_accepted_with_one_line_that_names_each_di
     state["run"]["parts"] = [part | before]
     torch.save(state, copy / CHECKPOINT)
     assert resume(npz, copy) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "may differ" in line]
-    (kept,) = json.loads((copy / "metrics.json").read_text())["bits_changed"]
+    printed = capsys.readouterr().out.splitlines()
+    (bits,) = [line for line in printed if "may differ in their last bits" in line]
+    (masks,) = [line for line in printed if "draws dropout masks of its own" in line]
+    kept = json.loads((copy / "metrics.json").read_text())["bits_changed"]
     for name, value in now.items():
-        assert f"{name} {value} instead of {before[name]}" in line
-        assert f"{name} {value} instead of {before[name]}" in kept
+        words = f"{name} {value} instead of {before[name]}"
+        assert (words in bits, words in masks) == (name != "device", name == "device")
+        assert sum(words in said for said in kept) == 1
 
 
 @pytest.mark.parametrize(
@@ -433,7 +439,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_what_could_not_be_
 
     def full(self, mode="r", *rest, **options):
         file = real(self, mode, *rest, **options)
-        if self.name != f".{name}.partial":
+        if self.name != f".{name}.{os.getpid()}.partial":
             return file
 
         class Full:

@@ -1,5 +1,6 @@
 import errno
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -67,9 +68,24 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert json.loads(path.read_text()) == {"first": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]  # its space is free again
-    (tmp_path / ".metrics.json.partial").touch()
-    files.write_json(path, {"third": 3})  # the stray partial file of a process that was killed is in nobody's way
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_two_processes_that_write_the_same_file_at_once_leave_one_of_the_two_whole(tmp_path, monkeypatch):
+    path, whole = tmp_path / "comparison.json", {"one": "1" * 9999}
+    fsync, other = os.fsync, multiprocessing.get_context("fork")
+
+    def meanwhile(descriptor):  # as two sweeps that end at once
+        fsync(descriptor)
+        monkeypatch.undo()
+        process = other.Process(target=files.write_json, args=(path, {"other": 2}))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    files.write_json(path, whole)
+    assert json.loads(path.read_text()) == whole
+    assert [file.name for file in tmp_path.iterdir()] == ["comparison.json"]
 
 
 def test_what_cannot_be_read_is_named_with_the_reason_and_no_advice_to_do_away_with_it(tmp_path, monkeypatch):

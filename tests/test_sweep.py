@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+import data
 import sweep
 from harness import jobs, keras_side
 from harness.lock import Lock
@@ -321,11 +322,24 @@ def test_no_picture_is_named_where_none_was_written(begin, tmp_path, capsys):
     assert "Picture" not in printed.out
 
 
+def test_a_run_of_keras_on_other_data_is_refused_before_any_run_starts(begin, npz, tmp_path, capsys):
+    assert begin("--seeds", "0", "--keras") == 0
+    config = tmp_path / "r/keras-small-seed0/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"data_sha256": "another"}))
+    assert begin("--seeds", "0-1", "--keras") == 2
+    assert "r/keras-small-seed0: Keras's run there had other images or labels; delete" in capsys.readouterr().err
+    assert not (tmp_path / "r/s1").exists()
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"data_sha256": data.fingerprint(data.load(str(npz)))})
+    )
+    assert begin("--seeds", "0-1", "--keras") == 0
+
+
 def test_a_run_of_keras_that_no_sweep_began_is_not_begun_anew(begin, tmp_path, capsys):
     (tmp_path / "r/keras-small-seed0").mkdir(parents=True)
     (tmp_path / "r/keras-small-seed0/history.csv").write_text("epoch,loss\n")
     assert begin("--seeds", "0", "--keras") == 2
-    assert "r/keras-small-seed0: Keras's run there has not finished, and no sweep began it" in capsys.readouterr().err
+    assert "r/keras-small-seed0: Keras's run there broke off, and no sweep began it" in capsys.readouterr().err
     assert [path.name for path in tmp_path.glob("r/*/*")] == ["history.csv"]
 
 

@@ -675,13 +675,36 @@ def test_mixed_precision_in_float64_is_refused(npz, capsys):
     assert "--mixed-precision does not go with --dtype float64" in line
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
-def test_a_schedule_that_would_rise_to_its_least_rate_is_refused(schedule, npz, capsys):
-    arguments = ["--data", str(npz), "--schedule", schedule, "--lr", "1e-7"]
+def test_a_schedule_that_would_rise_to_its_least_rate_is_refused(npz, capsys):
+    arguments = ["--data", str(npz), "--schedule", "cosine", "--lr", "1e-7"]
     assert train.main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--lr 1e-07 is below --min-lr 1e-06" in line
+    assert "--lr 1e-07 is below --min-lr 1e-06, to which cosine would rise" in line
     assert options.parse([*arguments, "--min-lr", "0"]).lr == 1e-7
+    assert options.parse(["--schedule", "onecycle", "--lr", "1e-7"]).lr == 1e-7
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--schedule onecycle --min-lr 1e-4", "--min-lr 0.0001 has no effect with --schedule onecycle"),
+        ("--schedule cosine --lr-patience 2", "--lr-patience 2 has no effect with --schedule cosine"),
+        ("--recipe fast --lr-factor 0.1", "--lr-factor 0.1 has no effect with --schedule onecycle"),
+        ("--shift 2", "--shift 2 has no effect with --no-augment"),
+        ("--model improved --no-augment --no-mirror", "--no-mirror True has no effect with --no-augment"),
+        ("--recipe fast --no-augment --shift 4", "has no effect with --no-augment; leave it at its default, 2"),
+    ],
+)
+def test_an_option_that_decides_nothing_beside_the_others_is_refused(words, line, npz, capsys):
+    assert train.main(["--data", str(npz), *words.split()]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert line in error
+
+
+def test_an_option_that_decides_nothing_may_be_at_its_default():
+    fast = options.parse(["--recipe", "fast", "--no-augment", "--min-lr", "1e-6"])
+    assert (fast.shift, fast.augment) == (2, False)
+    assert options.parse(["--schedule", "cosine", "--min-lr", "1e-4", "--augment", "--shift", "2"]).min_lr == 1e-4
 
 
 def test_a_rate_that_float32_has_not_is_one_in_float64():
@@ -690,7 +713,7 @@ def test_a_rate_that_float32_has_not_is_one_in_float64():
 
 def test_early_stopping_waits_for_the_highest_rate_of_onecycle(npz, tmp_path):
     # No weight moves, so every epoch after the first is one without a gain.
-    still = ["--lr", "1e-30", "--min-lr", "0", "--dropout", "0", "--patience", "1", "--epochs", "60"]
+    still = ["--lr", "1e-30", "--dropout", "0", "--patience", "1", "--epochs", "60"]
     arguments = ["--data", str(npz), *still, "--out", str(tmp_path / "run"), "--schedule", "onecycle"]
     assert train.main(arguments) == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
