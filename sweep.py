@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     queue = [job for pair in pairs for job in pair]
     for place, job in enumerate(queue):
         with contextlib.suppress(Held):  # its turn comes later
-            job.finished()
+            job.take_note()
         if gpus:
             job.environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
     if args.dry_run:
@@ -156,11 +156,12 @@ def runs_of(options: Options, flags: list[str], backend: str | None) -> list[Job
         options = dataclasses.replace(options, init_weights=out / INITIAL_WEIGHTS)
         words += ["--init-weights", str(options.init_weights)]
     command = [sys.executable, str(TRAIN), *words, "--resume"]
-    run = Job(name, options.out, command, functools.partial(look_at, options), options.epochs, {}, after=keras)
+    look = functools.partial(metrics_if_finished, options)
+    run = Job(name, options.out, command, look, options.epochs, {}, after=keras)
     return [keras, run] if keras else [run]
 
 
-def look_at(options: Options) -> dict | None:
+def metrics_if_finished(options: Options) -> dict | None:
     """Return a finished run's metrics. Raises BadInput if it cannot be begun, Held while it is at work."""
     run = Run(options, to_keras_weights, data.stamp(options.data))
     try:

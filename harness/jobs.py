@@ -92,12 +92,12 @@ class Job:
             with contextlib.suppress(lock.Unsupported):
                 if not lock.take(self.file):
                     raise lock.Held("another sweep, or by a run of one that was killed")
-            if not self.finished():
+            if not self.take_note():
                 self._begin()
                 stack.pop_all()  # the log stays open, and so locked
 
-    def finished(self) -> bool:
-        """Ask `look`, and take note of the accuracy; none counts before the job `after` which it comes is over."""
+    def take_note(self) -> bool:
+        """Ask `look` if it has finished, and keep the accuracy; not before the job `after` which it comes is over."""
         metrics = self.look()
         if self.after is not None and not self.after.over:
             return False
@@ -118,7 +118,7 @@ class Job:
         with contextlib.suppress(OSError):  # a full disk: the process, which runs, will tell
             self.file.write(f"{PROCESS}{self.process.pid}\n".encode())
 
-    def look_after(self) -> None:
+    def poll(self) -> None:
         """Take note of the end of the process, if it has ended, or start it again."""
         code = self.process.poll()
         if code is None:
@@ -194,7 +194,7 @@ def work(jobs: list[Job], slots: int, gpus: list[str]) -> None:
 def _advance(job: Job, jobs: list[Job], slots: int, gpus: list[str]) -> None:
     running = [other for other in jobs if other.process is not None]
     if job.process is not None:
-        job.look_after()
+        job.poll()
     elif job.after is not None and job.after.fault is not None:
         job.fault = f"not started, since {job.after.name} failed"
     elif len(running) < slots and (job.after is None or job.after.over):

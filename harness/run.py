@@ -12,10 +12,10 @@ from torch import nn
 from harness import checkpoint, distributed, environment, files, histories
 from harness.console import say
 from harness.errors import BadInput, CannotWrite, TakenAway, refusing
+from harness.histories import CONFIG, HISTORY, METRICS
 from harness.lock import LOCK, Held, Lock, Unsupported
 
-CONFIG, HISTORY, METRICS, WEIGHTS, CURVES = "config.json", "history.csv", "metrics.json", "best.pt", "curves.png"
-CONFUSION = "confusion.png"
+WEIGHTS, CURVES, CONFUSION = "best.pt", "curves.png", "confusion.png"
 INITIAL_WEIGHTS, BEST_WEIGHTS = "initial_weights.npz", "best_weights.npz"  # as Keras's get_weights() orders them
 CHECKPOINT, ERROR = "checkpoint.pt", "error.txt"
 FILES = (CONFIG, HISTORY, METRICS, WEIGHTS, INITIAL_WEIGHTS, BEST_WEIGHTS, CURVES, CONFUSION, CHECKPOINT, ERROR)
@@ -169,10 +169,9 @@ class Run:
             self._write_history_and_best(state, improved=True)
 
     def _check_counts(self, state: dict) -> None:
-        epochs, counted = len(state["history"]), getattr(state["schedule"], "last_epoch", 0)
+        epochs, taken = len(state["history"]), state["optimizer"].param_groups[0]["taken"]
         # A scheduler's `last_epoch` counts steps or epochs, so never more than the steps that the optimizer has taken.
-        taken = state["optimizer"].param_groups[0].get("taken", counted)
-        if not (0 <= state["early_stopping"].best_epoch < epochs and counted <= taken):
+        if not (0 <= state["early_stopping"].best_epoch < epochs and state["schedule"].last_epoch <= taken):
             raise ValueError("its counts do not agree")
 
     def _read_checkpoint(self, path: Path, state: dict) -> dict | None:

@@ -172,12 +172,13 @@ def without(name, *_, **__):
     raise TypeError("no handle of the program itself")
 ctypes.CDLL = without
 platform.libc_ver = lambda *_: ("glibc", "2.36")
-import compare, predict, train
-sys.exit(train.main(sys.argv[1:]) or compare.main([sys.argv[-1], "--out", sys.argv[-1]]))
+import compare, predict, sweep, train
+code = train.main(sys.argv[1:]) or compare.main([sys.argv[-1], "--out", sys.argv[-1]])
+sys.exit(code or sweep.main(["--seeds", "0", "--dry-run", "--", *sys.argv[1:3]]))
 """
 
 
-def test_all_commands_and_a_run_work_without_fcntl_sigusr1_and_the_program_s_own_library(npz, tmp_path):
+def test_a_run_and_its_comparison_work_without_fcntl_sigusr1_and_the_program_s_own_library(npz, tmp_path):
     arguments = ["--data", npz, "--epochs", "1", "--threads", "1", "--quiet", "--out", tmp_path / "run"]
     process = subprocess.run(
         [sys.executable, "-c", POOR.format(root=str(ROOT)), *arguments], capture_output=True, text=True, check=False

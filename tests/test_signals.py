@@ -131,6 +131,7 @@ def test_a_signal_after_the_last_epoch_does_not_wait(begin, reached, interrupted
         ("train.py", signal.SIGTERM, 143),
         ("predict.py", signal.SIGINT, 130),
         ("compare.py", signal.SIGINT, 130),
+        ("sweep.py", signal.SIGINT, 130),
     ],
 )
 def test_a_signal_while_torch_is_imported_ends_the_command_with_one_line(command, signum, code, tmp_path):
@@ -149,7 +150,7 @@ def test_a_signal_while_torch_is_imported_ends_the_command_with_one_line(command
 def test_a_command_that_is_imported_leaves_the_handlers_alone(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError")
     code = "import contextlib, signal\n"
-    for name in ("train", "predict", "compare"):
+    for name in ("train", "predict", "compare", "sweep"):
         code += f"with contextlib.suppress(ImportError): import {name}\n"
     code += "assert {*map(signal.getsignal, (signal.SIGTERM, signal.SIGUSR1))} == {signal.SIG_DFL}"
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

@@ -351,6 +351,10 @@ def test_a_seed_means_the_same_draws_in_every_version():
     data.seed_torch(3, 6)
     torch.randperm(256)
     assert torch.equal(torch.rand(9), mask)
+    order, views = data.draw(256, 3, 5, augmentation=data.Augmentation(32, 32))
+    assert order[:6].tolist() == [122, 209, 170, 139, 35, 159]
+    corners = [(rows[0], columns[0]) for rows, columns in zip(views.rows.tolist(), views.columns.tolist(), strict=True)]
+    assert corners[:6] == [(1, 29), (4, 2), (4, 4), (2, 28), (2, 30), (4, 31)]
 
 
 def test_the_loop_draws_for_its_seed_epoch_and_process(npz, tmp_path, monkeypatch):
