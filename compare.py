@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import glob
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from pathlib import Path
 import plots
 from callbacks import SCHEDULES
 from harness import comparability, files, histories
-from harness.console import Parser, command, complain, number, path_type, say
+from harness.console import Parser, command, complain, in_one_line, number, path_type, say
 from harness.errors import BadInput
 from harness.figures import accuracy_difference, cut_epochs, run_figures
 from harness.histories import Training
@@ -74,7 +75,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="PART",
         help="test two groups for equivalence, and tell by the exit code: the 95%% interval of the difference of their "
         "test accuracies must lie within plus or minus PART (0.01 is one point); by validation accuracy at the best "
-        "epoch where a group has no test accuracy",
+        "epoch where not every run has a test accuracy",
     )
     parser.add_argument("--out", type=path_type, default=".", metavar="DIR", help=f"where {PICTURE} and {CONTENT} go")
     return parser.parse_args(argv)
@@ -85,12 +86,14 @@ def compare(args: argparse.Namespace) -> int:
     groups = read_groups(args.runs)
     if args.within is not None and len(groups) != 2:
         raise BadInput(f"--within {args.within:g}: needs two groups, not {len(groups)}; name them LABEL=GLOB")
+    if args.within is not None:
+        refuse_copies(*groups.values())
     notes = pooled(groups, args.mixed)
     not_comparable, settings = comparability.differences(groups, SETTINGS)
     notes += not_comparable + settings + comparability.repeated(groups) + comparability.unknown(groups)
     figures = {label: [run_figures(run, CUTTING) for run in group] for label, group in groups.items()}
     estimates = {label: {name: over_runs(found, name) for name in FIGURES} for label, found in figures.items()}
-    judged_by = TEST if all(found[TEST] for found in estimates.values()) else VALIDATION
+    judged_by = TEST if all(run[TEST] is not None for found in figures.values() for run in found) else VALIDATION
     accuracies = [[run[judged_by] for run in found] for found in figures.values()]
     difference = None
     if len(groups) == 2 and not not_comparable:
@@ -143,6 +146,7 @@ def read_groups(arguments: list[str]) -> dict[str, list[Training]]:
         if not paths and "@" in pattern:
             pattern, _, text = pattern.rpartition("@")
             paths, accuracy, label = matches(pattern), given_accuracy(argument, text), label if equals else pattern
+        label = in_one_line(label)
         if not (label and paths):
             raise BadInput(f"{argument}: no such run; pass a run's directory, a training history, or LABEL=GLOB")
         runs = [histories.read(Path(path)) for path in paths]
@@ -177,14 +181,26 @@ def pooled(groups: dict[str, list[Training]], mixed: bool) -> list[str]:
     return [f"Pooled all the same (--mixed): {line}." for line in said]
 
 
-def write(out: Path, groups: dict[str, list[Training]], content: dict) -> None:
-    """Write comparison.json and comparison.png. Raises BadInput rather than overwrite those of another program."""
+def refuse_copies(first: list[Training], second: list[Training]) -> None:
+    """Raise BadInput if a run stands in both groups, by its times too: against itself anything is equivalent."""
+    for one, other in itertools.product(first, second):
+        if one.metrics and one.metrics == other.metrics and comparability.same_run(one, other):
+            raise BadInput(f"--within: {other.path} is {one.path} again, to the second; leave it out of one group")
+
+
+def claim(out: Path) -> None:
+    """Make the folder `out`. Raises BadInput rather than overwrite there the files of another program."""
     files.make_folder(out)
     earlier = {}
     with contextlib.suppress(BadInput):
         earlier = files.read_json(out / CONTENT)
     if not earlier.keys() >= KEYS and ((out / CONTENT).exists() or (out / PICTURE).exists()):
         raise BadInput(f"--out {out}: has a {CONTENT} or {PICTURE} that is not compare.py's own; pass another --out")
+
+
+def write(out: Path, groups: dict[str, list[Training]], content: dict) -> None:
+    """Write comparison.json and comparison.png. Raises BadInput rather than overwrite those of another program."""
+    claim(out)
     runs = [run for group in groups.values() for run in group]
     l2 = all(comparability.facts(run, SETTINGS).get("l2") for run in runs)
     own = all(run.config or "learning_rate_after_epoch" in run.metrics for run in runs)
@@ -208,10 +224,13 @@ def verdict(difference: Difference | None, figures: dict, estimates: dict, judge
     what, lines = "Test accuracy", []
     if judged_by == VALIDATION:
         what = "Validation accuracy at the best epoch"
-        lines.append("Judged by validation accuracy at the best epoch, since a group has no test accuracy.")
+        lines.append("Judged by validation accuracy at the best epoch, since not every run has a test accuracy.")
+    for label, estimate_of in ((first, a), (second, b)):
+        if estimate_of.n < len(figures[label]):
+            lines.append(f"{label}: {estimate_of.n} of its {len(figures[label])} runs have one, and count.")
     lines.append(f"{what}, {second} minus {first}: {difference.in_words(margin)}")
     for label, one, among, several in ((first, a, second, b), (second, b, first, a)):
-        if one.n == 1 < several.n:
+        if len(figures[label]) == 1 < several.n:
             below = sum(run[judged_by] is not None and run[judged_by] < one.mean for run in figures[among])
             lines.append(f"{label} is one run. Of the runs of {among}, {several.place(one.mean, below)}")
     return lines

@@ -100,7 +100,9 @@ def load_run(run: Path) -> tuple[Network, list[int], list[str]]:
         height, width, channels = shape
         if not (0 < height <= LARGEST and 0 < width <= LARGEST and channels in MODES):
             raise ValueError(f"{shape!r:.60}")
-        if not all(isinstance(one, str) for one in names) or len(names) > CLASSES_LIMIT:
+        if not (isinstance(names, list | tuple) and all(isinstance(one, str) for one in names)):
+            raise ValueError(f"{names!r:.60}")
+        if len({*names}) < len(names) or len(names) > CLASSES_LIMIT:
             raise ValueError(f"{names!r:.60}")
         model = build_model(name, (height, width, channels), len(names)).to(getattr(torch, dtype))
     model.load_state_dict(checkpoint.read_weights(run / WEIGHTS, model.state_dict()))

@@ -28,7 +28,7 @@ from harness.console import Parser, command, number, path_type, say
 from harness.errors import BadInput
 from harness.jobs import Job
 from harness.lock import Held
-from harness.run import INITIAL_WEIGHTS, Run
+from harness.run import CHECKPOINT, INITIAL_WEIGHTS, Run
 from model import to_keras_weights
 from options import Options, parse
 
@@ -56,10 +56,11 @@ def main(argv: list[str] | None = None) -> int:
         say(*(f"# {job.name} has finished: {job.out}" if job.over else job.shell() for job in queue))
         return 0
     if not all(job.over for job in queue):
-        refuse_without_data(told[0], backend)
+        refuse_without_data(told, backend)
         done = [pair[0].out for pair in pairs if backend and pair[0].over]
         if done:
             keras_side.refuse_other_data(done, data.fingerprint(data.load(told[0].data)))
+    compare.claim(Path(args.out or told[0].out.parent))
     finished, where = sum(job.over for job in queue), f" on {len(gpus)} GPUs" if gpus else ""
     say(f"{len(queue)} runs, of which {finished} have finished; {slots} at once{where}; logs: <run>/{jobs.LOG}")
     if backend:
@@ -130,8 +131,12 @@ def refuse(args: argparse.Namespace, told: list[Options]) -> None:
             raise BadInput(f"--keras: Keras does not read --data {options.data}; pass an .npz file")
 
 
-def refuse_without_data(options: Options, backend: str | None) -> None:
-    """Raise BadInput or Unavailable if what each run would lack is not there: the file of --data, or Keras."""
+def refuse_without_data(told: list[Options], backend: str | None) -> None:
+    """Raise BadInput or Unavailable if what each run would lack is not there: a file of its options, or Keras."""
+    options = told[0]
+    start = options.init_weights
+    if start and not start.exists() and not any((one.out / CHECKPOINT).exists() for one in told):
+        raise BadInput(f"--init-weights {start}: no such file; pass one that is there")
     if options.data.endswith(".npz") and data.stamp(options.data) is None:
         raise BadInput(f"--data {options.data}: no such file; pass one that is there")
     if backend:
@@ -150,6 +155,8 @@ def runs_of(options: Options, flags: list[str], backend: str | None) -> list[Job
         words += ["--threads", "1"]
     if backend:
         out = dataclasses.replace(options, out=f"{options.out.parent}/keras<data>-seed<seed>").resolved().out
+        if out == options.out:
+            raise BadInput(f"--out {out} behind --: is Keras's own; pass another")
         file = None if of_keras_too(options) else options.data
         defaults = Options().resolved().flags()
         keras = keras_side.job(f"{name}, Keras", KERAS, out, options.flags(), defaults, file, backend, options.device)

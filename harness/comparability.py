@@ -2,8 +2,9 @@
 
 import itertools
 
+from harness import histories
 from harness.histories import Training
-from harness.run import EARLY_STOPPING
+from harness.run import ALL_EPOCHS, EARLY_STOPPING
 
 STAND_IN = "NOT CIFAR-10"  # in the description of its data
 STAND_IN_SHA256 = "92a150ce0d52c82b982bfc8a77e3f0c85affcb67222fdf4669411f555feb78ce"  # as a file it is the same data
@@ -26,6 +27,7 @@ def facts(run: Training, defaults: dict) -> dict:
         flags = run.config["flags"]
         known |= {name: flags.get(name, default) for name, default in defaults.items()}
         known["model"] = run.config.get("model", known["model"])  # Keras's network has a name of its own there
+        known["draws"] = "another run's" if flags.get("draws") else "its own"
     if run.config.get("backend"):
         known["backend"] = run.config["backend"]  # Keras's
     if run.config.get("data_sha256"):
@@ -45,7 +47,11 @@ def unfinished(run: Training) -> str | None:
     if of_this_project(run) and not run.metrics:
         return "no metrics.json"
     epochs = run.metrics.get("epochs", run.epochs)
-    return None if epochs == run.epochs else f"{run.epochs} epochs in its history, {epochs!r:.20} in metrics.json"
+    if epochs != run.epochs:
+        return f"{run.epochs} epochs in its history, {epochs!r:.20} in metrics.json"
+    wanted = run.config["flags"].get("epochs", epochs) if of_this_project(run) else epochs
+    goes_on = run.metrics.get("stopped") == ALL_EPOCHS and isinstance(wanted, int) and wanted > epochs
+    return f"{epochs} epochs in metrics.json, and it was told to go on to {wanted!r:.20}" if goes_on else None
 
 
 def same_run(one: Training, other: Training) -> bool:
@@ -54,6 +60,16 @@ def same_run(one: Training, other: Training) -> bool:
     epochs = min(one.epochs, other.epochs)
     first, second = ([run.history[name][:epochs] for name in shared] for run in (one, other))
     return bool(shared) and repr(first) == repr(second)  # NaN is itself there
+
+
+def same_draws(one: Training, other: Training) -> bool:
+    """Tell whether two runs of train.py began and drew alike, so that only rounding can differ.
+
+    Keras's can be two trainings all the same: on TensorFlow the seed does not fix its order.
+    """
+    keras = [str(run.metrics.get("model")).startswith("keras") or "backend" in run.config for run in (one, other)]
+    begun = [[run.metrics.get(name) for name in ("seed", "initial_weights")] for run in (one, other)]
+    return not any(keras) and None not in begun[0] and begun[0] == begun[1]
 
 
 def same_end(pair: tuple[tuple[Training, dict], ...], defaults: dict) -> bool:
@@ -70,9 +86,15 @@ def same_end(pair: tuple[tuple[Training, dict], ...], defaults: dict) -> bool:
 def faults(group: list[Training], defaults: dict) -> list[str]:
     """Say what keeps runs from being pooled as repetitions of one training; nothing where nothing is known."""
     found = [f"{run.path} has not finished ({unfinished(run)})" for run in group if unfinished(run)]
+    for run in group:
+        flags = run.config["flags"] if of_this_project(run) else {}
+        fault = histories.contradiction(run.metrics, flags, run.history)
+        found += [f"{run.path}: {fault}"] if fault else []
     for one, other in itertools.combinations(group, 2):
         if same_run(one, other):
             found.append(f"{other.path} is {one.path} again, figure by figure")
+        elif same_draws(one, other):
+            found.append(f"{other.path} has the seed and the initial weights of {one.path}, and so is no repetition")
     first: dict[str, tuple] = {}
     told = [(run, facts(run, defaults)) for run in group]
     for run, known in told:
@@ -96,7 +118,7 @@ def differences(groups: dict[str, list[Training]], defaults: dict) -> tuple[list
     """Say what makes groups not comparable, data or loss, and then in which other settings they differ."""
     known = {label: [facts(run, defaults) for run in group] for label, group in groups.items()}
     fatal, settings = {}, {}
-    for name in dict.fromkeys([*DATA, *LOSS, "backend", *defaults]):
+    for name in dict.fromkeys([*DATA, *LOSS, "backend", "draws", *defaults]):
         values = {
             label: list(dict.fromkeys(str(f[name]) for f in found if name in f)) for label, found in known.items()
         }

@@ -39,6 +39,8 @@ def command(prog: str, resumes: bool = False, failed: int = Failure.code) -> Cal
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def run(argv: list[str] | None = None) -> int:
+            if sys.stderr is None:  # closed, as by 2>&-
+                sys.stderr = _nowhere()
             try:
                 with signals.handled():
                     return main(argv) or 0
@@ -91,7 +93,11 @@ def complain(line: str) -> None:
     try:
         print(line, file=sys.stderr)
     except OSError:
-        sys.stderr = None  # else the interpreter tries it again at its end, and exits with 120
+        sys.stderr = _nowhere()  # else the interpreter tries it again at its end, and exits with 120
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")  # for as long as the process lives
 
 
 def _again(prog: str, argv: list[str] | None, resumes: bool) -> str:

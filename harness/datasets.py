@@ -26,6 +26,9 @@ def load_npz(path: Path) -> tuple[list[np.ndarray], tuple[str, ...]]:
         for part, images, labels in (("train", x_train, y_train), ("test", x_test, y_test)):
             if len(images) != len(labels):
                 raise ValueError(f"x_{part} has {len(images):,} images and y_{part} {len(labels):,} labels")
+        if trained != tested and _is_one_hot(found["y_train"]) and _is_one_hot(found["y_test"]):
+            raise ValueError(f"y_train has {trained} columns and y_test {tested}, so the same one may mean two classes")
+        _say_of_range(x_train, x_test)
         if x_train.shape[1:] != x_test.shape[1:]:
             raise ValueError(f"x_train has images of {x_train.shape[1:]} and x_test of {x_test.shape[1:]}")
         return [x_train, y_train, x_test, y_test], _class_names(found.get("class_names"), max(trained, tested))
@@ -60,6 +63,16 @@ def _images(name: str, images: np.ndarray) -> np.ndarray:
         whole[number] = pixels
     say(f"{name}: {images.dtype} in [0, 1], taken as 256 levels.")
     return whole
+
+
+def _say_of_range(x_train: np.ndarray, x_test: np.ndarray) -> None:
+    """Say in a line what uint8 images that were divided by 255 look like: they are nearly black, and train badly."""
+    highest = {"x_train": x_train.max(), "x_test": x_test.max()}
+    dark = [name for name, most in highest.items() if most <= 1]
+    if dark:
+        others = "".join(f", {name} up to {most}" for name, most in highest.items() if name not in dark)
+        remedy = "multiply by 255 what was divided by it"
+        say(f"{' and '.join(dark)}: no pixel above 1{others}, where 255 is white; {remedy}.")
 
 
 def _labels(name: str, labels: np.ndarray) -> tuple[np.ndarray, int]:

@@ -9,6 +9,8 @@ from harness.errors import BadInput
 from harness.histories import Training
 from harness.intervals import Difference, estimate, welch
 
+LISTS = ("seconds_per_epoch", "learning_rate_after_epoch")  # of metrics.json: a value per epoch
+
 
 def run_figures(run: Training, cutting: Collection[str]) -> dict[str, float | list[int] | bool | str | None]:
     """The figures of one run, epochs counted from 1; None for what it lacks.
@@ -76,8 +78,10 @@ def metric(run: Training, name: str, highest: float = math.inf) -> float | None:
 
 
 def metric_values(run: Training, name: str, highest: float = math.inf) -> list[float]:
-    value = run.metrics.get(name, [])
-    values = value if isinstance(value, list) else [value]
+    if name not in run.metrics:
+        return []
+    value = run.metrics[name]
+    values = value if isinstance(value, list) and name in LISTS else [value]
     if not all(type(v) in (int, float) and math.isfinite(v) and 0 <= v <= highest for v in values):
         raise BadInput(f"{run.path}: metrics.json has {value!r:.60} for {name}; mend it, or delete the file")
     return values

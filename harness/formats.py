@@ -67,6 +67,9 @@ def _csv_table(path: Path, text: str) -> Table:
         header[0] = "epoch"  # the index that pandas writes without a name
     if len({*header}) < len(header):
         raise BadInput(f"{path}: {found(header)}, a name twice; name each column once")
+    counters = [number for number, name in enumerate(header) if name.lower() in ("epoch", "epochs")]
+    if len(counters) == 1:
+        header[counters[0]] = "epoch"
     form = "CSV" if separators == [","] else f"CSV separated by {separators[0]!r}"
     if {"epoch", "step"} <= {*header}:
         return _by_epoch(path, "Lightning's CSV", [dict(zip(header, row, strict=True)) for row in rows], remarks)

@@ -61,6 +61,19 @@ def read_back(path: Path) -> list[dict[str, float]]:
     return [{name: float(value) for name, value in row.items() if name != "epoch"} for row in rows]
 
 
+def contradiction(metrics: dict, flags: dict, history: dict[str, list[float]]) -> str | None:
+    """Say in what metrics.json contradicts a run's flags or its history by column, so that it is another run's."""
+    if "seed" in metrics and metrics["seed"] != flags.get("seed", metrics["seed"]):
+        return f"metrics.json has seed {metrics['seed']!r:.60}, {CONFIG} {flags['seed']!r:.60}"
+    best, logs = metrics.get("best_epoch"), metrics.get("best_epoch_logs")
+    if not (isinstance(best, int) and isinstance(logs, dict)):
+        return None
+    for name in sorted(logs.keys() & history.keys()):
+        if not 0 < best <= len(history[name]) or logs[name] != history[name][best - 1]:
+            return f"metrics.json has {name} {logs[name]!r:.60} in epoch {best}, and the history another"
+    return None
+
+
 def read(path: Path) -> Training:
     """Read a run's directory, one with a single history of any form in it, or such a file itself.
 
@@ -72,6 +85,9 @@ def read(path: Path) -> Training:
         metrics, config = (files.read_json(path / name) if (path / name).exists() else {} for name in (METRICS, CONFIG))
     elif path.is_dir():
         file = _only_history(path)
+    for name, kinds in {"seed": int | str | None, "initial_weights": str | None, "model": str | None}.items():
+        if not isinstance(metrics.get(name), kinds):
+            raise BadInput(f"{path / METRICS}: {metrics[name]!r:.60} for {name}; mend it, or delete the file")
     history, form, remarks = _read_history(file)
     return Training(str(path), history, metrics, config, form, remarks)
 
@@ -114,6 +130,10 @@ def _read_history(path: Path) -> tuple[dict[str, list[float]], str, list[str]]:
     history = {role: values for role, values in history.items() if role == "loss" or not all(map(math.isnan, values))}
     if not {"loss", "val_loss"} & history.keys():
         raise BadInput(f"{path}: {formats.found(table.columns)}, no loss and no val_loss; {formats.WANTED}")
+    remarks, losses = list(table.remarks), history.get("loss", history.get("val_loss"))
+    finite = [epoch for epoch, value in enumerate(losses, start=1) if math.isfinite(value)]
+    if finite[-1:] != [len(losses)]:
+        remarks.append(f"no finite loss after epoch {(finite or [0])[-1]}: it diverged, or its figures are missing")
     per_cent = _as_fractions(path, history)
     taken = []
     for role in history:
@@ -122,7 +142,7 @@ def _read_history(path: Path) -> tuple[dict[str, list[float]], str, list[str]]:
     form = f"{table.form}: {', '.join(taken)}"
     used = ["epoch", "step", *(names[role] for role in history)]
     left_out = ", ".join(f"{name!r:.60}" for name in table.columns if name not in used)
-    return history, f"{form}; left out: {left_out:.200}" if left_out else form, table.remarks
+    return history, f"{form}; left out: {left_out:.200}" if left_out else form, remarks
 
 
 def _refuse_pickle(path: Path) -> None:

@@ -109,10 +109,14 @@ def _look(out: Path, flags: dict, backend: str) -> dict | None:
     had_backend = config.get("backend", backend)
     if had_backend != backend:
         raise BadInput(f"{out}: Keras's run there was on {had_backend}, not {backend}; set KERAS_BACKEND={had_backend}")
-    had = config.get("flags", {})
+    had = config.get("flags")
+    if not isinstance(had, dict):
+        raise BadInput(f"{out}: no flags in its {CONFIG}; delete Keras's run there, or pass another --out behind --")
+    if had.get("draws"):
+        raise BadInput(f"{out}: Keras's run there had --draws; move it, or pass another --out behind --")
     if metrics.get("stopped") == EARLY_STOPPING and metrics["epochs"] <= flags["epochs"]:
         had = had | {"epochs": flags["epochs"]}  # with as many it would have ended alike
-    other = [f"{flag_of(name)} {had[name]}" for name in OPTIONS if had.get(name, flags[name]) != flags[name]]
+    other = [f"{flag_of(name)} {had[name]}" for name in (*OPTIONS, "seed") if had.get(name, flags[name]) != flags[name]]
     if other:
         raise BadInput(f"{out}: Keras's run there had {', '.join(other)}; delete it, or pass another --out behind --")
     return metrics

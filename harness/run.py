@@ -98,9 +98,18 @@ class Run:
             raise BadInput(f"{path}: lacks {', '.join(kinds)}; delete that file and --resume makes it anew")
         over = metrics["stopped"] != ALL_EPOCHS or metrics["epochs"] >= self.options.epochs
         # The figures of an earlier end stay until those of a later one are there.
-        history = self.out / HISTORY
-        trained = len(files.read_text(history).splitlines()) - 1 if history.exists() else metrics["epochs"]
-        return metrics if over and trained == metrics["epochs"] else None
+        rows = None
+        if (self.out / HISTORY).exists():
+            rows = []
+            with contextlib.suppress(BadInput, ValueError):  # it is written anew
+                rows = histories.read_back(self.out / HISTORY)
+        if not over or (rows is not None and len(rows) != metrics["epochs"]):
+            return None
+        columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+        fault = histories.contradiction(metrics, {"seed": self.options.seed}, columns)
+        if fault:
+            raise BadInput(f"{path}: {fault}; delete that file and --resume makes it anew")
+        return metrics
 
     @contextlib.contextmanager
     def claimed(self, config: dict, initial_weights: list[np.ndarray]) -> Iterator[dict | None]:

@@ -13,6 +13,7 @@ The file takes 1 MB an epoch of CIFAR-10, and 6 MB where images are augmented. I
 """
 
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from harness.console import command, say
 from harness.errors import BadInput
 from options import Options, parse
 
+LIMIT = 8 << 30  # bytes
 OF_RUN = ("dropout", "batch_size", "seed", "no_shuffle", "augment", "shift", "no_mirror")  # what draws depend on
 
 
@@ -42,10 +44,20 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(flags)
     if options.compile:
         raise BadInput("--compile draws masks of its own: leave it out, there and here")
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    refuse_others(Path(file))
+    files.make_folder(Path(file).parent)
     content = io.BytesIO()
     np.savez(content, **draws(options))
     files.write_bytes(Path(file), content.getvalue())
+
+
+def refuse_others(file: Path) -> None:
+    """Raise BadInput if `file` is there and has no draws in it: a data set's name looks alike."""
+    if os.path.lexists(file):
+        try:
+            files.read_npz("draws.py", file, LIMIT, ("orders", "masks", "units"))
+        except BadInput:
+            raise BadInput(f"{file}: is there, and is no file of draws; pass another name") from None
 
 
 @torch.inference_mode()

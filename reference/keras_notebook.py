@@ -26,10 +26,24 @@ IN_FLOAT32 = {  # what Keras computes so in spite of --dtype float64, by backend
 }
 
 
-def count(text: str) -> int:
-    if int(text) < 1:
+def within(kind: type, least: float, below: float = math.inf):
+    """An argparse type: a number of `kind`, at least `least` and less than `below`."""
+
+    def number(text: str):
+        if not least <= kind(text) < below:
+            raise ValueError
+        return kind(text)
+
+    return number
+
+
+def path(text: str) -> str:
+    if not text.isprintable() or not text:
         raise ValueError
-    return int(text)
+    return os.path.expanduser(text)  # a shell leaves the ~ of --out=~/x alone
+
+
+count, patience = within(int, 1), within(int, 0)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -42,25 +56,23 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", choices=("baseline", "improved"), default="baseline", help="which network")
     parser.add_argument("--epochs", type=count, default=50, help="epochs at most")
     parser.add_argument("--batch-size", type=count, default=64, help="images per step")
-    parser.add_argument("--lr", type=float, default=1e-3, help="Adam's first learning rate")
-    parser.add_argument("--dropout", type=float, default=0.5, help="part of the dense units dropped")
-    parser.add_argument("--patience", type=int, default=5, help="early stopping's patience in epochs")
-    parser.add_argument("--lr-patience", type=int, default=3, help="patience of the learning-rate cut in epochs")
-    parser.add_argument("--min-lr", type=float, default=1e-6, help="no cut goes below this rate")
+    parser.add_argument("--lr", type=within(float, 1e-30), default=1e-3, help="Adam's first learning rate")
+    parser.add_argument("--dropout", type=within(float, 0, 1), default=0.5, help="part of the dense units dropped")
+    parser.add_argument("--patience", type=patience, default=5, help="early stopping's patience in epochs")
+    parser.add_argument("--lr-patience", type=patience, default=3, help="patience of the learning-rate cut in epochs")
+    parser.add_argument("--min-lr", type=within(float, 0), default=1e-6, help="no cut goes below this rate")
     parser.add_argument("--no-shuffle", action="store_true", help="take the images in the same order each epoch")
-    parser.add_argument("--seed", type=int, default=0, help="fixes initial weights and dropout masks")
+    parser.add_argument("--seed", type=within(int, 0, 2**32), default=0, help="fixes initial weights and dropout masks")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="Keras's floatx")
-    parser.add_argument("--data", metavar="FILE.npz", help="x_train, y_train, x_test, y_test; else Keras downloads")
-    parser.add_argument("--init-weights", metavar="FILE.npz", help="start from np.savez(FILE, *model.get_weights())")
-    parser.add_argument("--draws", metavar="FILE.npz", help="order, masks and views as reference/draws.py wrote them")
-    parser.add_argument("--out", default="runs/keras-seed<seed>", help="the run's directory, with no run in it")
-    args = parser.parse_args(argv)
-    args.out = args.out.replace("<seed>", str(args.seed))
-    # A shell leaves the ~ of --out=~/x alone.
-    args.data, args.init_weights, args.draws, args.out = (
-        path and os.path.expanduser(path) for path in (args.data, args.init_weights, args.draws, args.out)
+    file = {"type": path, "metavar": "FILE.npz"}
+    parser.add_argument("--data", **file, help="x_train, y_train, x_test, y_test; else Keras downloads")
+    parser.add_argument("--init-weights", **file, help="start from np.savez(FILE, *model.get_weights())")
+    parser.add_argument("--draws", **file, help="order, masks and views as reference/draws.py wrote them")
+    parser.add_argument(
+        "--out", type=path, default="runs/keras-seed<seed>", help="the run's directory, with no run in it"
     )
-    args.out = Path(args.out)
+    args = parser.parse_args(argv)
+    args.out = Path(args.out.replace("<seed>", str(args.seed)))
     return args
 
 
@@ -101,6 +113,9 @@ def main(argv: list[str] | None = None) -> int:
         return refuse(error)
     try:
         return run(model, arrays, draws, args)
+    except OSError as error:  # a full disk
+        print(f"keras_notebook.py: error: {error}; make room, delete {args.out}, and begin anew", file=sys.stderr)
+        return 1
     finally:
         lock.release()
 

@@ -131,6 +131,8 @@ def load_data(path: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
         if x_train.ndim != 4 or x_train.shape[1:] != x_test.shape[1:]:
             raise ValueError(f"{path}: images of {x_train.shape[1:]} and {x_test.shape[1:]}; they must be of one size")
         for images, labels in ((x_train, y_train), (x_test, y_test)):
+            if labels.size and np.issubdtype(labels.dtype, np.integer) and labels.min() < 0:
+                raise ValueError(f"{path}: labels from {labels.min()} on; they must be whole numbers from 0")
             if labels.shape not in ((len(images),), (len(images), 1)) or not np.issubdtype(labels.dtype, np.integer):
                 raise ValueError(
                     f"{path}: labels {labels.shape} of {labels.dtype}; here they must be whole numbers (N,)"

@@ -41,6 +41,8 @@ def make_run(tmp_path):
         last = EPOCHS[-1].replace(",1.2,", f",{1.2 + next(count) / 1000:g},")
         (folder / "history.csv").write_text("\r\n".join([HEADER, *EPOCHS[:-1], last, ""]))
         if config is not None:
+            told = {"flags": config.get("flags", {}) | {"seed": metrics["seed"]}} if "seed" in metrics else {}
+            config = config | told
             (folder / "config.json").write_text(json.dumps(config))
         content = {
             "test_accuracy": test_accuracy,
@@ -421,7 +423,7 @@ def test_runs_of_other_data_or_settings_are_not_pooled_but_by_mixed(second, said
         ((4, "all epochs used"), (50, "early stopping"), "plateau", True),  # it would have stopped where that ended
         ((50, "early stopping"), (4, "all epochs used"), "plateau", True),
         ((3, "all epochs used"), (50, "early stopping"), "plateau", False),  # it went on where that ended
-        ((50, "all epochs used"), (20, "all epochs used"), "plateau", False),
+        ((4, "all epochs used"), (3, "all epochs used"), "plateau", False),
         (("50", "early stopping"), (20, "early stopping"), "plateau", False),
         ((50, "early stopping"), (20, "early stopping"), "cosine", False),  # another rate in each step
     ],
@@ -436,6 +438,77 @@ def test_runs_with_other_epochs_are_pooled_if_one_and_the_same_would_have_ended_
     assert comparability.faults(runs, compare.SETTINGS) == (
         [] if pooled else [f"{runs[1].path} has epochs {second[0]} and {runs[0].path} {first[0]}"]
     )
+
+
+def test_a_run_that_goes_on_but_has_no_new_epoch_yet_has_not_finished(make_run, tmp_path, capsys):
+    make_run("a0", 0.7, config(epochs=20), epochs=4, stopped="all epochs used")
+    line, _ = both_ways([f"a={tmp_path}/a0"], tmp_path, capsys)
+    assert "a0 has not finished (4 epochs in metrics.json, and it was told to go on to 20)" in line
+
+
+def test_a_seed_that_was_trained_twice_is_no_second_run_but_in_keras(make_run, result, tmp_path, capsys):
+    once = {"seed": 3, "initial_weights": "w"}
+    for number in range(2):  # their last bits differ
+        make_run(f"a{number}", 0.7, config(device=f"cuda:{number}"), **once)
+        make_run(f"k{number}", 0.7, config() | {"model": "keras notebook", "backend": "tensorflow"}, **once)
+    line, _ = both_ways([f"a={tmp_path}/a*"], tmp_path, capsys)
+    assert f"{tmp_path}/a1 has the seed and the initial weights of {tmp_path}/a0" in line
+    assert result(f"k={tmp_path}/k*")[0] == 0  # TensorFlow's order has no seed
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"seed": 7}, "metrics.json has seed 7, config.json 0"),
+        ({"best_epoch": 2, "best_epoch_logs": {"loss": 9.0}}, "metrics.json has loss 9.0 in epoch 2, and the history"),
+        ({"best_epoch": 9, "best_epoch_logs": {"val_loss": 9.0}}, "metrics.json has val_loss 9.0 in epoch 9"),
+    ],
+)
+def test_files_of_different_runs_in_one_directory_are_refused(metrics, said, make_run, tmp_path, capsys):
+    run = make_run("a0", 0.7, config(), **metrics)
+    (run / "config.json").write_text(json.dumps(config()))
+    line, _ = both_ways([f"a={run}"], tmp_path, capsys)
+    assert f"{run}: {said}" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", [1]), ("initial_weights", {"a": 1}), ("model", 3), ("test_accuracy", [0.1, 0.9]), ("test_accuracy", [])],
+)
+def test_a_value_of_another_kind_in_metrics_json_is_refused(name, value, make_run, tmp_path, capsys):
+    run = make_run("a", 0.7)
+    metrics = json.loads((run / "metrics.json").read_text()) | {name: value}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    assert compare.main([str(run), "--out", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name in line
+    assert repr(value) in line
+
+
+def test_draws_that_were_given_to_keras_are_named(make_run, result, tmp_path):
+    groups = two_groups(make_run, tmp_path, config(draws="draws.npz"), config())
+    assert "Settings that differ: keras: draws another run's; torch: draws its own." in result(*groups)[1]
+
+
+def test_a_group_is_not_equivalent_to_a_copy_of_itself(make_run, result, tmp_path, capsys):
+    for number, accuracy in enumerate(FIRST):
+        shutil.copytree(make_run(f"a{number}", accuracy, seed=number), tmp_path / f"b{number}")
+    groups = [f"a={tmp_path}/a*", f"b={tmp_path}/b*"]
+    assert result(*groups)[0] == 0
+    assert compare.main([*groups, "--within", "0.01", "--out", str(tmp_path)]) == 2
+    assert f"--within: {tmp_path}/b0 is {tmp_path}/a0 again, to the second" in capsys.readouterr().err
+
+
+def test_a_group_in_which_some_runs_have_no_test_accuracy_is_judged_by_what_all_have(make_run, result, tmp_path):
+    for number in range(3):
+        make_run(f"k{number}", 0.6)
+        run = make_run(f"t{number}", 0.7)
+        if number:
+            (run / "metrics.json").unlink()
+    code, text, content = result(f"k={tmp_path}/k*", f"t={tmp_path}/t*")
+    assert (code, content["judged_by"]) == (0, "val_accuracy there")
+    assert "since not every run has a test accuracy" in text
+    assert "is one run" not in text
 
 
 def test_another_backend_of_keras_is_named(make_run, result, tmp_path):
@@ -675,7 +748,7 @@ def test_without_a_test_accuracy_the_validation_accuracy_judges_and_that_is_said
     code, text, content = result(f"mine={bare}", f"torch={tmp_path}/t*", "--within", "0.01")
     assert code == 1
     assert content["judged_by"] == "val_accuracy there"
-    assert "Judged by validation accuracy at the best epoch, since a group has no test accuracy." in text
+    assert "Judged by validation accuracy at the best epoch, since not every run has a test accuracy." in text
     assert "Validation accuracy at the best epoch, torch minus mine: -0.1020" in text  # 0.6 - 0.702
     assert "4 of 4 lie below its 0.7020" in text
 

@@ -273,6 +273,30 @@ def test_floats_that_are_levels_of_256_and_one_hot_labels_are_converted_and_said
     ]
 
 
+def test_one_hot_labels_of_fewer_columns_for_the_test_images_are_refused(arrays, tmp_path):
+    hot = np.eye(10, dtype=np.uint8)
+    file = tmp_path / "hot.npz"
+    y_test = arrays["y_test"].reshape(-1) % 8
+    np.savez(file, **arrays | {"y_train": hot[arrays["y_train"].reshape(-1)], "y_test": hot[y_test][:, :8]})
+    with pytest.raises(BadInput, match="y_train has 10 columns and y_test 8, so the same one may mean two classes"):
+        data.load(str(file))
+
+
+@pytest.mark.parametrize(
+    ("divided", "said"),
+    [
+        (["x_test"], "x_test: no pixel above 1, x_train up to 2"),
+        (["x_train", "x_test"], "x_train and x_test: no pixel"),
+    ],
+)
+def test_images_of_uint8_that_were_divided_by_255_are_said(divided, said, arrays, tmp_path, capsys):
+    file = tmp_path / "dark.npz"
+    np.savez(file, **arrays | {name: (arrays[name] / 255).astype(np.uint8) for name in divided})
+    data.load(str(file))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(said)
+
+
 def test_one_hot_labels_tell_the_classes_even_where_no_image_has_the_last(arrays, tmp_path):
     hot = {y: np.eye(12, dtype=int)[arrays[y]] for y in ("y_train", "y_test")}
     np.savez(tmp_path / "hot.npz", **arrays | hot)

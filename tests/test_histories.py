@@ -175,6 +175,7 @@ HEADER, *ROWS = csv(BARE).splitlines(keepends=True)
     ("name", "content", "words"),
     [
         ("two_fits_appended.csv", TWO_FITS, ["counter goes from 2 to 0 in row 4", "in a file of its own"]),
+        ("capitals.csv", "Epoch,Loss\n1,2.3\n2,2.2\n1,1.3\n", ["counter goes from 2 to 1"]),
         ("header_repeated.csv", HEADER + "".join(ROWS[:3]) + HEADER + "".join(ROWS[:3]), ["header comes twice"]),
         ("skipped.csv", HEADER + ROWS[0] + ROWS[5], ["counter goes from 0 to 5"]),
         ("index_restarts.csv", ",loss\n0,3.0\n1,2.0\n0,1.0\n", ["counter goes from 1 to 0"]),  # pandas's index

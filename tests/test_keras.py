@@ -414,6 +414,17 @@ def test_a_second_run_of_keras_in_one_directory_is_refused(npz, tmp_path, capsys
     assert "already holds a run" in capsys.readouterr().err
 
 
+def test_a_full_disk_ends_keras_s_run_with_one_line(npz, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    assert keras_notebook.main(["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device; make room, delete" in line
+    assert Lock(tmp_path / "run" / LOCK).holder() is None
+
+
 def test_keras_gets_a_run_s_test_figures_from_its_best_weights(start_file, tmp_path):
     data = stand_in(tmp_path / "data.npz", 1000)
     assert train.main(["--data", str(data), "--epochs", "2", "--out", str(tmp_path / "run")]) == 0
@@ -436,14 +447,26 @@ def test_keras_gets_a_run_s_test_figures_from_its_best_weights(start_file, tmp_p
         ("--init-weights", "data.npz", "weights"),
         ("--init-weights", "notes.txt", "notes.txt: not a readable .npz"),
         ("--out", "taken", "--out taken: already holds a run"),
-        ("--epochs", "0", "argument --epochs: invalid count value: '0'"),
-        ("--dropout", "2", "2"),
+        ("--epochs", "0", "argument --epochs: invalid number value: '0'"),
+        ("--dropout", "2", "argument --dropout: invalid number value: '2'"),
+        ("--dropout", "1", "argument --dropout"),
+        ("--lr", "-1", "argument --lr"),
+        ("--lr", "nan", "argument --lr"),
+        ("--min-lr", "nan", "argument --min-lr"),
+        ("--patience", "-1", "argument --patience"),
+        ("--seed", "4294967296", "argument --seed"),
+        ("--init-weights", "", "argument --init-weights: invalid path value: ''"),
+        ("--draws", "", "argument --draws"),
+        ("--out", "a\nb", "argument --out: invalid path value: 'a\\nb'"),
+        ("--data", "negative.npz", "negative.npz: labels from -1 on; they must be whole numbers from 0"),
     ],
 )
 def test_the_reference_refuses_bad_input_in_one_line(flag, value, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     stand_in("data.npz", 100)
     np.savez("weights.npz", np.zeros(3))
+    with np.load("data.npz") as file:
+        np.savez("negative.npz", **{name: array - (name == "y_train") for name, array in file.items()})
     (tmp_path / "notes.txt").write_text("no arrays")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "config.json").touch()
@@ -454,6 +477,17 @@ def test_the_reference_refuses_bad_input_in_one_line(flag, value, message, tmp_p
     assert error.startswith("keras_notebook.py: error: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_draws_are_written_over_draws_only(npz, tmp_path, capsys):
+    taken, small = tmp_path / "mine.npz", ["--data", str(npz), "--epochs", "1"]
+    taken.write_bytes(npz.read_bytes())
+    assert draws.main([str(taken), *small]) == 2
+    assert f"{taken}: is there, and is no file of draws; pass another name" in capsys.readouterr().err
+    assert taken.read_bytes() == npz.read_bytes()
+    assert draws.main([str(taken / "draws.npz"), *small]) == 2
+    for _ in range(2):
+        assert draws.main([str(tmp_path / "draws.npz"), *small]) == 0
 
 
 def test_the_reference_refuses_draws_of_another_run_in_one_line(npz, tmp_path, capsys):

@@ -234,6 +234,9 @@ BAD_RUNS = {
     "other images": (lambda run: spoil_config(run, image_shape=[28, 28, 1]), "best.pt: not the weights of this run"),
     "classes in numbers": (lambda run: spoil_config(run, class_names=[1, 2]), "image_shape or class_names is wrong"),
     "classes that are no list": (lambda run: spoil_config(run, class_names=7), "image_shape or class_names is wrong"),
+    "classes by name": (lambda run: spoil_config(run, class_names={"a": 1}), "image_shape or class_names is wrong"),
+    "classes in one text": (lambda run: spoil_config(run, class_names="abcdefghij"), "class_names is wrong"),
+    "one class twice": (lambda run: spoil_config(run, class_names=["cat"] * 10), "class_names is wrong"),
     "other classes": (lambda run: spoil_config(run, class_names=["a", "b"]), "best.pt: not the weights of this run"),
     "no flags": (lambda run: spoil_config(run, flags=None), "lacks model or dtype"),
 }

@@ -55,7 +55,7 @@ for file in template.iterdir():
     shutil.copy(file, out)
 config, metrics = (json.loads((out / name).read_text()) for name in ("config.json", "metrics.json"))
 if "keras" in out.name:
-    config |= {"model": "keras notebook", "flags": {"epochs": 2}}
+    config |= {"model": "keras notebook", "flags": {"epochs": 2, "seed": int(seed)}}
     config["flags"]["dropout"] = float(words[words.index("--dropout") + 1]) if "--dropout" in words else 0.5
     config["backend"] = os.environ["KERAS_BACKEND"]
     metrics["model"] = "keras notebook"
@@ -63,7 +63,7 @@ else:
     start = words[words.index("--init-weights") + 1] if "--init-weights" in words else None
     config["flags"] |= {"seed": int(seed), "init_weights": start}
 squared = int(seed) ** 2 if "keras" in out.name else int(seed)
-metrics |= {"test_accuracy": 0.7 + squared / 1000, "initial_weights": seed}
+metrics |= {"test_accuracy": 0.7 + squared / 1000, "initial_weights": seed, "seed": int(seed), "best_epoch_logs": None}
 (out / "config.json").write_text(json.dumps(config))
 (out / "metrics.json").write_text(json.dumps(metrics))
 rows = [row.split(",") for row in (out / "history.csv").read_text().splitlines()]
@@ -320,6 +320,41 @@ def test_no_picture_is_named_where_none_was_written(begin, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "not compare.py's own" in printed.err
     assert "Picture" not in printed.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"seed": 55}, "Keras's run there had --seed 55"),
+        ({"draws": "draws.npz"}, "Keras's run there had --draws; move it"),
+        (None, "no flags in its config.json"),
+    ],
+)
+def test_a_run_of_keras_that_is_not_the_seed_s_own_is_refused(flags, said, begin, tmp_path, capsys):
+    assert begin("--seeds", "0", "--keras") == 0
+    config = tmp_path / "r/keras-small-seed0/config.json"
+    before = json.loads(config.read_text())
+    config.write_text(json.dumps(before | {"flags": flags and before["flags"] | flags}))
+    assert begin("--seeds", "0", "--keras") == 2
+    assert f"r/keras-small-seed0: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("own", "behind", "said"),
+    [
+        (["--out", "file"], [], "--out file: cannot make that folder"),
+        (["--out", "others"], [], "--out others: has a comparison.json or comparison.png that is not compare.py's own"),
+        (["--keras"], ["--out", "r/keras-small-seed<seed>"], "--out r/keras-small-seed0 behind --: is Keras's own"),
+        ([], ["--init-weights", "gone.npz"], "--init-weights gone.npz: no such file"),
+    ],
+)
+def test_what_could_not_end_well_is_refused_before_any_run_starts(own, behind, said, begin, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others/comparison.json").write_text("{}")
+    assert begin("--seeds", "0", *own, behind=behind) == 2
+    assert said in capsys.readouterr().err
+    assert starts(tmp_path) == {}
 
 
 def test_a_run_of_keras_on_other_data_is_refused_before_any_run_starts(begin, npz, tmp_path, capsys):
