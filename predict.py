@@ -167,10 +167,24 @@ def open_image(path: Path, mode: str) -> Image.Image:
                 if file.width * file.height > LARGE:
                     file.draft(None, (DRAFT, DRAFT))
                 ImageOps.exif_transpose(file, in_place=True)  # a copy of a large image takes gigabytes
+                for remark in remarks(file, mode):
+                    complain(in_one_line(f"predict.py: {path}: {remark}"))
                 image = with_8_bits(file)
                 return image if image.mode == mode else image.convert(mode)
         except Image.DecompressionBombError:
             raise BadInput(f"{path}: more than {LIMIT:,} pixels; pass a smaller image") from None
+
+
+def remarks(image: Image.Image, mode: str) -> list[str]:
+    """Say what of an image is not seen when it is taken in `mode`, or seen although a viewer would not show it."""
+    found = []
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        found.append(f"the first of its {frames} frames is taken")
+    hides = "transparency" in image.info or ("A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255)
+    if hides and "A" not in mode:
+        found.append("its transparency is left out, so that what it hides counts")
+    return found
 
 
 def with_8_bits(image: Image.Image) -> Image.Image:

@@ -62,9 +62,8 @@ def main(argv: list[str] | None = None) -> int:
             keras_side.refuse_other_data(done, data.fingerprint(data.load(told[0].data)))
     compare.claim(Path(args.out or told[0].out.parent))
     finished, where = sum(job.over for job in queue), f" on {len(gpus)} GPUs" if gpus else ""
-    say(f"{len(queue)} runs, of which {finished} have finished; {slots} at once{where}; logs: <run>/{jobs.LOG}")
-    if backend:
-        say(f"Keras on {backend}")
+    said = f"{len(queue)} runs, of which {finished} have finished; {slots} at once{where}; logs: <run>/{jobs.LOG}"
+    say(said, *([f"Keras on {backend}"] if backend else []))
     jobs.work(queue, slots, gpus)
     return conclude(args, pairs)
 
@@ -122,11 +121,7 @@ def refuse(args: argparse.Namespace, told: list[Options]) -> None:
     if len({one.out for one in told}) < len(told):
         raise BadInput(f"--out {options.out} behind --: is the same for each seed; put <seed> into it")
     if args.keras:
-        lacking = ", ".join(keras_side.lacks(options.flags(), options.not_default()))
-        if lacking:
-            raise BadInput(f"--keras: reference/keras_notebook.py has no {lacking}; leave that or --keras out")
-        if max(args.seeds) >= 2**32:
-            raise BadInput(f"--seeds {max(args.seeds)}: Keras's side takes none above {2**32 - 1}")
+        keras_side.refuse(options.flags(), options.not_default(), max(args.seeds))
         if not (options.data.endswith(".npz") or of_keras_too(options)):
             raise BadInput(f"--keras: Keras does not read --data {options.data}; pass an .npz file")
 

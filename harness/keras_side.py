@@ -34,12 +34,17 @@ def backend() -> str:
     return os.environ.get("KERAS_BACKEND") or ("tensorflow" if importlib.util.find_spec("tensorflow") else "torch")
 
 
-def lacks(flags: dict, not_default: list[str]) -> list[str]:
-    """Name those of train.py's `flags` that it has not. It augments no images."""
+def refuse(flags: dict, not_default: list[str], seed: int) -> None:
+    """Raise BadInput if it has not one of train.py's `flags`, or cannot take `seed`. It augments no images."""
     names = [name for name in not_default if name not in (*OPTIONS, *NEEDLESS, "augment")]
     names += ["model"] if flags["model"] not in MODELS else []
     found = [f"{flag_of(name)} {flags[name]}" for name in names]
-    return [*found, "augmentation (--no-augment turns it off)"] if flags["augment"] else found
+    found += ["augmentation (--no-augment turns it off)"] if flags["augment"] else []
+    if found:
+        lacking = ", ".join(found)
+        raise BadInput(f"--keras: reference/keras_notebook.py has no {lacking}; leave that or --keras out")
+    if seed >= 2**32:
+        raise BadInput(f"--seeds {seed}: Keras's side takes none above {2**32 - 1}")
 
 
 def refuse_without(name: str, download: bool) -> None:

@@ -124,6 +124,20 @@ def test_each_argument_is_answered_in_its_turn_whatever_the_others_are(finished,
     assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
 
 
+def test_what_of_an_image_is_not_seen_or_seen_although_it_is_hidden_is_said(finished, tmp_path, capsys):
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    for name, alpha in (("clear.png", 0), ("solid.png", 255)):
+        Image.new("RGBA", (40, 40), (9, 9, 9, alpha)).save(tmp_path / name)
+    assert predict.main([str(finished), str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 3
+    assert printed.err.splitlines() == [
+        f"predict.py: {tmp_path}/clear.png: its transparency is left out, so that what it hides counts",
+        f"predict.py: {tmp_path}/moving.gif: the first of its 2 frames is taken",
+    ]
+
+
 def test_a_large_photo_is_answered_and_decoded_smaller(tmp_path):
     Image.new("L", (12_000, 9_000), 200).save(tmp_path / "photo.jpg")  # a telephone's 108 megapixels
     assert predict.open_image(tmp_path / "photo.jpg", "RGB").size == (1500, 1125)

@@ -106,7 +106,8 @@ def test_readme_states_the_difference_from_keras_that_compare_found():
     assert "differs by {}, port minus Keras (95 % interval {} to {})".format(*figures) in readme
 
 
-PARTED = {"replayed-improved-seed0": 7, "replayed-improved-seed1": 8}  # epochs after which rounding has decided a comparison otherwise: docs/keras.md
+# Epochs after which rounding has decided a comparison otherwise: docs/keras.md.
+PARTED = {"replayed-improved-seed0": 7, "replayed-improved-seed1": 8}
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "results").glob("replayed-*")), ids=lambda folder: folder.name)
