@@ -5,6 +5,7 @@ import inspect
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,9 +158,11 @@ class Options:
         if self.weight_decay and OPTIMIZERS[self.optimizer].default_decay is None:
             decay = f"--weight-decay {self.weight_decay}"
             raise BadInput(f"{decay} is not for {self.optimizer}: pass --optimizer adamw, or --l2")
-        if self.min_lr > self.lr and self.schedule == "cosine":
-            raise BadInput(f"--lr {self.lr:g} is below --min-lr {self.min_lr:g}, to which cosine would rise")
-        self._refuse_what_has_no_effect()
+        taken = inspect.signature(SCHEDULES[self.schedule]).parameters
+        if self.min_lr > self.lr and SCHEDULES[self.schedule].spans_all_epochs and "min_lr" in taken:
+            low = f"--lr {self.lr:g} is below --min-lr {self.min_lr:g}"
+            raise BadInput(f"{low}, to which {self.schedule} would rise")
+        self._refuse_what_has_no_effect(taken)
         if self.lr < torch.finfo(getattr(torch, self.dtype)).tiny:
             raise BadInput(f"--lr {self.lr:g} is 0 in {self.dtype}: pass a larger one")
         if self.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
@@ -169,9 +172,11 @@ class Options:
         if self.tensorboard:
             TensorBoard.refuse_without_package()
 
-    def _refuse_what_has_no_effect(self) -> None:
-        """Raise BadInput for an option that decides nothing beside the others: who passes it expects something."""
-        taken = inspect.signature(SCHEDULES[self.schedule]).parameters
+    def _refuse_what_has_no_effect(self, taken: Collection[str]) -> None:
+        """Raise BadInput for an option that decides nothing beside the others: who passes it expects something.
+
+        `taken` is what the schedule takes.
+        """
         without = {name: f"--schedule {self.schedule}" for name, wanted in OF_SCHEDULES.items() if wanted not in taken}
         if not self.augment:
             without |= dict.fromkeys(("shift", "no_mirror"), "--no-augment")

@@ -98,14 +98,12 @@ class Run:
             raise BadInput(f"{path}: lacks {', '.join(kinds)}; delete that file and --resume makes it anew")
         over = metrics["stopped"] != ALL_EPOCHS or metrics["epochs"] >= self.options.epochs
         # The figures of an earlier end stay until those of a later one are there.
-        rows = None
-        if (self.out / HISTORY).exists():
-            rows = []
-            with contextlib.suppress(BadInput, ValueError):  # it is written anew
-                rows = histories.read_back(self.out / HISTORY)
-        if not over or (rows is not None and len(rows) != metrics["epochs"]):
+        history, columns = self.out / HISTORY, {}
+        if not over or (history.exists() and len(files.read_text(history).splitlines()) - 1 != metrics["epochs"]):
             return None
-        columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+        with contextlib.suppress(BadInput, ValueError, IndexError):  # missing or damaged: it is no figure's only place
+            rows = histories.read_back(history)
+            columns = {name: [row[name] for row in rows] for name in rows[0]}
         fault = histories.contradiction(metrics, {"seed": self.options.seed}, columns)
         if fault:
             raise BadInput(f"{path}: {fault}; delete that file and --resume makes it anew")

@@ -318,6 +318,19 @@ def test_train_in_python_returns_what_the_files_hold_and_leaves_signals_alone(np
     assert "Its history cannot be read back (could not convert string to float: 'a')." in capsys.readouterr().out
 
 
+def test_a_finished_run_whose_files_are_those_of_two_runs_is_refused(finished, npz, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    metrics = json.loads((run / "metrics.json").read_text())
+    for changed, said in (
+        ({"seed": 5}, "metrics.json has seed 5, config.json 0"),
+        ({"best_epoch_logs": metrics["best_epoch_logs"] | {"val_loss": 9.5}}, "metrics.json has val_loss 9.5 in epoch"),
+    ):
+        (run / "metrics.json").write_text(json.dumps(metrics | changed))
+        assert train.main(["--resume", str(run), "--data", str(npz)]) == 2
+        assert f"metrics.json: {said}" in capsys.readouterr().err
+
+
 WRONG = {
     "epochs": (0, "--epochs: '0' is not a whole number in [1, "),
     "lr": ("fast", "--lr: 'fast' is not a number"),

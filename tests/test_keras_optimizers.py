@@ -86,7 +86,8 @@ def test_whole_runs_of_each_optimizer_equal_keras_s_in_every_figure_to_1e_9(name
     smoothing, schedule = float(given.get("--label-smoothing", 0)), given.get("--schedule", "plateau")
     theirs, best = in_keras(data, weights, name, lr, decay, smoothing, schedule, float(given.get("--l2", 1e-3)))
 
-    fixed = ["--no-shuffle", "--dropout", "0", "--dtype", "float64", "--lr-patience", "1", "--patience", "6"]
+    fixed = ["--no-shuffle", "--dropout", "0", "--dtype", "float64", "--patience", "6"]
+    fixed += ["--lr-patience", "1"] if schedule == "plateau" else []
     arguments = ["--data", str(data), "--init-weights", str(first), "--optimizer", name, *fixed]
     arguments += ["--lr", str(lr), "--epochs", str(EPOCHS), *flags.split(), "--out", str(tmp_path / "run")]
     assert train.main(arguments) == 0
