@@ -14,6 +14,7 @@ from test_callbacks import in_keras, in_ours
 
 import compare
 import options
+from data import CLASSES
 from harness import histories
 
 DOCS = ROOT / "docs"
@@ -83,6 +84,20 @@ def test_the_table_of_what_it_reaches_is_of_the_kept_runs():
     assert [float(figure) for figure in row] == expected
     (mirrored,) = re.findall(r"([\d.]+) % test accuracy with mirror images", options.RECIPES["fast"].result)
     assert float(mirrored) == round(100 * expected[3], 1)
+
+
+def test_what_is_said_of_the_second_experiment_is_of_the_kept_run():
+    metrics, text = histories.read(ROOT / "results" / "improved-seed0").metrics, (DOCS / "results.md").read_text()
+    (row,) = re.findall(r"^\| `python train.py --model improved [^|]*\| 1 \| (.*) \|$", text, re.M)
+    named = [f"{metrics[name]:.4f}" for name in ("test_accuracy", "test_accuracy_mirrored")]
+    minutes = f"{sum(metrics['seconds_per_epoch']) / 60:.0f}"
+    assert row.split(" | ") == [*named, str(metrics["epochs"]), minutes, f"{metrics['images_per_second']:,.0f}"]
+    cuts = [str(cut["epoch"]) for cut in metrics["learning_rate_cuts"]]
+    said = f"The best epoch was {metrics['best_epoch']}, the learning rate was cut after epochs "
+    assert f"{said}{', '.join(cuts[:-1])} and {cuts[-1]}, and {metrics['stopped']} ended the run." in unwrapped(text)
+    recalls = [f"{row[number] / sum(row):.3f}" for number, row in enumerate(metrics["test_confusion"])]
+    (table,) = re.findall(r"^\| (automobile .*) \|\n.*\n\| (.*) \|$", text, re.M)
+    assert dict(zip(*(line.split(" | ") for line in table), strict=True)) == dict(zip(CLASSES, recalls, strict=True))
 
 
 def reached(document):
