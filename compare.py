@@ -225,9 +225,11 @@ def verdict(difference: Difference | None, figures: dict, estimates: dict, judge
     if judged_by == VALIDATION:
         what = "Validation accuracy at the best epoch"
         lines.append("Judged by validation accuracy at the best epoch, since not every run has a test accuracy.")
-    for label, estimate_of in ((first, a), (second, b)):
-        if estimate_of.n < len(figures[label]):
-            lines.append(f"{label}: {estimate_of.n} of its {len(figures[label])} runs have one, and count.")
+    for label, found in ((first, a), (second, b)):
+        if found.n < len(figures[label]):
+            lines.append(
+                f"Only {found.n} of the {len(figures[label])} runs of {label} have such an accuracy, and count."
+            )
     lines.append(f"{what}, {second} minus {first}: {difference.in_words(margin)}")
     for label, one, among, several in ((first, a, second, b), (second, b, first, a)):
         if len(figures[label]) == 1 < several.n:

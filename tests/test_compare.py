@@ -511,6 +511,16 @@ def test_a_group_in_which_some_runs_have_no_test_accuracy_is_judged_by_what_all_
     assert "is one run" not in text
 
 
+def test_runs_without_any_accuracy_are_counted_where_the_others_are_compared(make_run, result, tmp_path):
+    for number in range(2):
+        make_run(f"k{number}", 0.6)
+    make_run("t0", 0.7)
+    (tmp_path / "t1.csv").write_text("epoch,loss\n0,2.0\n1,1.0\n")
+    code, text, _ = result(f"k={tmp_path}/k*", f"t={tmp_path}/t*")
+    assert code == 0
+    assert "Only 1 of the 2 runs of t have such an accuracy, and count." in text
+
+
 def test_another_backend_of_keras_is_named(make_run, result, tmp_path):
     groups = two_groups(make_run, tmp_path, *(config() | {"backend": name} for name in ("torch", "tensorflow")))
     code, text, _ = result(*groups)
