@@ -31,7 +31,7 @@ def test_the_epochs_of_this_project_and_its_peers_are_timed_in_turn(npz):
     table = rows(said)
     assert list(table) == ["this project", *peers]
     assert all(figure > 0 for figures in table.values() for figure in figures[:3])
-    assert re.search(r"Matrix products: \d+ \(\d+ to \d+\) GFLOP/s", said)
+    assert re.search(r"Matrix products: [\d,]+ \([\d,]+ to [\d,]+\) GFLOP/s", said)
 
 
 @pytest.mark.parametrize("side", ["OURS", "KERAS"])
