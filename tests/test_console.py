@@ -133,11 +133,10 @@ def test_where_nobody_reads_errors_the_exit_code_still_tells(monkeypatch):
         assert sys.stderr.name == os.devnull  # else it is 120
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
-def test_a_closed_standard_error_ends_no_run_and_nothing_of_it_comes_on_standard_output(closed, npz, tmp_path):
+def test_a_closed_standard_error_ends_no_run_and_nothing_of_it_comes_on_standard_output(npz, tmp_path):
     training = [sys.executable, ROOT / "train.py", "--data", npz, "--epochs", "1", "--out", tmp_path / "run"]
     comparison = [sys.executable, ROOT / "compare.py", "no-run"]
-    shell = "; ".join(f"{shlex.join(map(str, words))} {closed}" for words in (training, comparison))
+    shell = "; ".join(f"{shlex.join(map(str, words))} 2>&-" for words in (training, comparison))
     ended = subprocess.run(shell, shell=True, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (tmp_path / "run" / "metrics.json").exists()
     assert not (tmp_path / "run" / "error.txt").exists()

@@ -222,8 +222,8 @@ def run_both(tmp_path, *flags):
 @pytest.mark.parametrize(
     ("images", "flags", "story"),
     [
-        (1000, ["--lr", "0.002", "--patience", "2", "--lr-patience", "1", "--epochs", "15"], (9, 7, [5, 8, 9])),
-        (1000, ["--lr", "0.002", "--epochs", "5"], (5, 4, [])),
+        (500, ["--lr", "0.003", "--patience", "2", "--lr-patience", "1", "--epochs", "15"], (11, 9, [8, 10, 11])),
+        (500, ["--lr", "0.002", "--epochs", "5"], (5, 4, [])),
         # Steps too small to change an output: val_loss is the same to the bit in each epoch.
         (100, ["--lr", "1e-30", "--min-lr", "0", "--patience", "3", "--lr-patience", "2"], (4, 1, [3])),
     ],
