@@ -16,7 +16,6 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import glob
-import itertools
 import os
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ from pathlib import Path
 import plots
 from callbacks import SCHEDULES
 from harness import comparability, files, histories
-from harness.console import Parser, command, complain, in_one_line, number, path_type, say
+from harness.console import Parser, command, complain, in_one_line, number, path_type, say, table
 from harness.errors import BadInput
 from harness.figures import accuracy_difference, cut_epochs, run_figures
 from harness.histories import Training
@@ -87,7 +86,7 @@ def compare(args: argparse.Namespace) -> int:
     if args.within is not None and len(groups) != 2:
         raise BadInput(f"--within {args.within:g}: needs two groups, not {len(groups)}; name them LABEL=GLOB")
     if args.within is not None:
-        refuse_copies(*groups.values())
+        comparability.refuse_copies(*groups.values())
     notes = pooled(groups, args.mixed)
     not_comparable, settings = comparability.differences(groups, SETTINGS)
     notes += not_comparable + settings + comparability.repeated(groups) + comparability.unknown(groups)
@@ -181,13 +180,6 @@ def pooled(groups: dict[str, list[Training]], mixed: bool) -> list[str]:
     return [f"Pooled all the same (--mixed): {line}." for line in said]
 
 
-def refuse_copies(first: list[Training], second: list[Training]) -> None:
-    """Raise BadInput if a run stands in both groups, by its times too: against itself anything is equivalent."""
-    for one, other in itertools.product(first, second):
-        if one.metrics and one.metrics == other.metrics and comparability.same_run(one, other):
-            raise BadInput(f"--within: {other.path} is {one.path} again, to the second; leave it out of one group")
-
-
 def claim(out: Path) -> None:
     """Make the folder `out`. Raises BadInput rather than overwrite there the files of another program."""
     files.make_folder(out)
@@ -259,17 +251,6 @@ def cells(figures: list[dict], estimates: dict[str, Estimate | None]) -> dict[st
         if name == "learning-rate cuts":
             column["  after epochs"] = cut_epochs([run["cut after epochs"] for run in figures])
     return column
-
-
-def table(columns: dict[str, dict[str, str]], markdown: bool) -> str:
-    """Lay the cells out, figures down and groups across."""
-    names = next(iter(columns.values()))
-    rows = [["", *columns], *([name, *(column[name] for column in columns.values())] for name in names)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    if markdown:
-        rows.insert(1, ["-" * max(width, 3) for width in widths])
-    lines = [(" | " if markdown else "  ").join(map(str.ljust, row, widths)) for row in rows]
-    return "\n".join(f"| {line} |" if markdown else line.rstrip() for line in lines)
 
 
 if __name__ == "__main__":

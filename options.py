@@ -83,9 +83,7 @@ class Options:
     device: torch.device = option("auto", environment.device, "auto (CUDA if there is one), cpu, cuda or cuda:N", True)
     threads: int | None = option(None, number(int, "[1, 256]"), "CPU threads; None leaves the choice to torch", True)
     dtype: str = option("float32", ("float32", "float64"), "of weights and images")
-    mixed_precision: bool = option(
-        False, ON_OFF, "convolutions in bfloat16: faster where the hardware has it, slower elsewhere"
-    )
+    mixed_precision: bool = option(False, ON_OFF, "convolutions in bfloat16: faster with hardware for it, else slower")
     tf32: bool = option(False, bool, "TF32 on newer GPUs: products with 10 bits of mantissa, faster")
     deterministic: bool = option(False, bool, "the same bits from each run on a GPU too; a CPU's always are")
     compile: bool = option(False, bool, "torch.compile, for CUDA; a CPU is slower with it, and needs a compiler")
@@ -108,9 +106,7 @@ class Options:
         f"with x_train, y_train, x_test, y_test, or the word {SYNTHETIC} for an offline stand-in",
         may_change=True,  # but not the images: their hash is compared
     )
-    validation_split: float = option(
-        0.2, number(float, "(0, 1)"), "fraction of the training images, the last ones, kept for validation"
-    )
+    validation_split: float = option(0.2, number(float, "(0, 1)"), "last part of the training images, for validation")
     init_weights: Path | None = option(
         None, path_type, "start from this .npz: np.savez(FILE, *model.get_weights()) of the Keras model, or a run's own"
     )
@@ -160,8 +156,7 @@ class Options:
             raise BadInput(f"{decay} is not for {self.optimizer}: pass --optimizer adamw, or --l2")
         taken = inspect.signature(SCHEDULES[self.schedule]).parameters
         if self.min_lr > self.lr and SCHEDULES[self.schedule].spans_all_epochs and "min_lr" in taken:
-            low = f"--lr {self.lr:g} is below --min-lr {self.min_lr:g}"
-            raise BadInput(f"{low}, to which {self.schedule} would rise")
+            raise BadInput(f"--lr {self.lr:g} is below --min-lr {self.min_lr:g}, to which {self.schedule} would rise")
         self._refuse_what_has_no_effect(taken)
         if self.lr < torch.finfo(getattr(torch, self.dtype)).tiny:
             raise BadInput(f"--lr {self.lr:g} is 0 in {self.dtype}: pass a larger one")
@@ -173,10 +168,7 @@ class Options:
             TensorBoard.refuse_without_package()
 
     def _refuse_what_has_no_effect(self, taken: Collection[str]) -> None:
-        """Raise BadInput for an option that decides nothing beside the others: who passes it expects something.
-
-        `taken` is what the schedule takes.
-        """
+        """Raise BadInput for an option that decides nothing beside the others; `taken` is what the schedule takes."""
         without = {name: f"--schedule {self.schedule}" for name, wanted in OF_SCHEDULES.items() if wanted not in taken}
         if not self.augment:
             without |= dict.fromkeys(("shift", "no_mirror"), "--no-augment")

@@ -102,6 +102,14 @@ def _fitted(found: object, like: object, where: str) -> object:
     return found
 
 
+def check_counts(state: dict) -> None:
+    """Raise ValueError unless epochs and steps of the `state` that was loaded agree."""
+    epochs, taken = len(state["history"]), state["optimizer"].param_groups[0]["taken"]
+    # A scheduler's `last_epoch` counts steps or epochs, so never more than the steps that the optimizer has taken.
+    if not (0 <= state["early_stopping"].best_epoch < epochs and state["schedule"].last_epoch <= taken):
+        raise ValueError("its counts do not agree")
+
+
 def _fitted_tensor(found: object, like: torch.Tensor, where: str) -> torch.Tensor:
     fits = isinstance(found, torch.Tensor) and found.layout is torch.strided
     if not (fits and (found.shape, found.dtype) == (like.shape, like.dtype)):

@@ -3,6 +3,7 @@
 import itertools
 
 from harness import histories
+from harness.errors import BadInput
 from harness.histories import Training
 from harness.run import ALL_EPOCHS, EARLY_STOPPING
 
@@ -60,6 +61,13 @@ def same_run(one: Training, other: Training) -> bool:
     epochs = min(one.epochs, other.epochs)
     first, second = ([run.history[name][:epochs] for name in shared] for run in (one, other))
     return bool(shared) and repr(first) == repr(second)  # NaN is itself there
+
+
+def refuse_copies(first: list[Training], second: list[Training]) -> None:
+    """Raise BadInput if a run stands in both groups, by its times too: against itself anything is equivalent."""
+    for one, other in itertools.product(first, second):
+        if one.metrics and one.metrics == other.metrics and same_run(one, other):
+            raise BadInput(f"--within: {other.path} is {one.path} again, to the second; leave it out of one group")
 
 
 def same_draws(one: Training, other: Training) -> bool:

@@ -125,6 +125,17 @@ def say(*lines: object) -> None:
         raise kind(f"cannot write to standard output ({error.strerror})") from None
 
 
+def table(columns: dict[str, dict[str, str]], markdown: bool) -> str:
+    """Lay the cells out, figures down and groups across."""
+    names = next(iter(columns.values()))
+    rows = [["", *columns], *([name, *(column[name] for column in columns.values())] for name in names)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if markdown:
+        rows.insert(1, ["-" * max(width, 3) for width in widths])
+    lines = [(" | " if markdown else "  ").join(map(str.ljust, row, widths)) for row in rows]
+    return "\n".join(f"| {line} |" if markdown else line.rstrip() for line in lines)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but an error is one line on stderr, once on each machine; the exit code stays 2.
 

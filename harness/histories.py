@@ -74,6 +74,14 @@ def contradiction(metrics: dict, flags: dict, history: dict[str, list[float]]) -
     return None
 
 
+def columns_of(path: Path) -> dict[str, list[float]]:
+    """Return what `write` wrote, by column; nothing if it is missing or damaged, since it is no figure's only place."""
+    with contextlib.suppress(BadInput, ValueError, IndexError):
+        rows = read_back(path)
+        return {name: [row[name] for row in rows] for name in rows[0]}
+    return {}
+
+
 def read(path: Path) -> Training:
     """Read a run's directory, one with a single history of any form in it, or such a file itself.
 

@@ -98,13 +98,10 @@ class Run:
             raise BadInput(f"{path}: lacks {', '.join(kinds)}; delete that file and --resume makes it anew")
         over = metrics["stopped"] != ALL_EPOCHS or metrics["epochs"] >= self.options.epochs
         # The figures of an earlier end stay until those of a later one are there.
-        history, columns = self.out / HISTORY, {}
+        history = self.out / HISTORY
         if not over or (history.exists() and len(files.read_text(history).splitlines()) - 1 != metrics["epochs"]):
             return None
-        with contextlib.suppress(BadInput, ValueError, IndexError):  # missing or damaged: it is no figure's only place
-            rows = histories.read_back(history)
-            columns = {name: [row[name] for row in rows] for name in rows[0]}
-        fault = histories.contradiction(metrics, {"seed": self.options.seed}, columns)
+        fault = histories.contradiction(metrics, {"seed": self.options.seed}, histories.columns_of(history))
         if fault:
             raise BadInput(f"{path}: {fault}; delete that file and --resume makes it anew")
         return metrics
@@ -166,7 +163,7 @@ class Run:
             with checkpoint.refusing_checkpoint(path):
                 for name in state.keys() & saved.keys():  # a part that came with this version begins anew
                     state[name].load_state_dict(saved[name])
-                self._check_counts(state)
+                checkpoint.check_counts(state)
             self._take_up(saved["run"], len(state["history"]))
         self._write(files.write_json, CONFIG, self.config | {"parts": self.record["parts"]})
         self._write(Path.unlink, ERROR, True)  # if it is there
@@ -174,12 +171,6 @@ class Run:
             self._write(files.write_arrays, INITIAL_WEIGHTS, self.initial_weights)
         else:  # the process before may have ended between its checkpoint and these
             self._write_history_and_best(state, improved=True)
-
-    def _check_counts(self, state: dict) -> None:
-        epochs, taken = len(state["history"]), state["optimizer"].param_groups[0]["taken"]
-        # A scheduler's `last_epoch` counts steps or epochs, so never more than the steps that the optimizer has taken.
-        if not (0 <= state["early_stopping"].best_epoch < epochs and state["schedule"].last_epoch <= taken):
-            raise ValueError("its counts do not agree")
 
     def _read_checkpoint(self, path: Path, state: dict) -> dict | None:
         if not path.exists():
