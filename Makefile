@@ -3,7 +3,7 @@ PYTHON ?= python3
 TRAIN := .venv/bin/python train.py --resume $(ARGS)
 export ARGS
 
-.PHONY: train test
+.PHONY: train test proof
 .DELETE_ON_ERROR:
 
 train: .venv/train.installed
@@ -20,6 +20,13 @@ test: .venv/test.installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest $(ARGS)
+
+# Keras on the backend that KERAS_BACKEND names; else on TensorFlow, which is installed if it is missing.
+proof: .venv/train.installed
+	@.venv/bin/python -c "import keras" 2>/dev/null || .venv/bin/python -m pip install -q keras
+	@[ -n "$$KERAS_BACKEND" ] || .venv/bin/python -c "import tensorflow" 2>/dev/null || \
+		.venv/bin/python -m pip install -q tensorflow-cpu
+	.venv/bin/python reference/prove.py $(ARGS)
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed; name one: make PYTHON=python3.11 ...")'

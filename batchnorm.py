@@ -1,4 +1,4 @@
-"""BatchNormalization as Keras computes it; harness/distributed.py has it for several processes."""
+"""BatchNormalization as Keras computes it; running/distributed.py has it for several processes."""
 
 import torch
 from torch import Tensor, nn

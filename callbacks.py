@@ -1,72 +1,104 @@
-"""What Keras's callbacks do between epochs: early stopping, the learning rate, the log of both."""
+"""Callbacks in Keras's form: early stopping, the learning rate, the history, Lookahead, TensorBoard."""
 
 import importlib
-import math
+import inspect
+import sys
+import time
+import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
+from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from harness.errors import BadInput, first_line
+from cli.errors import BadInput, first_line
 from metrics import rounded
+from running.history import less
+
+LOOKAHEAD_STEPS, LOOKAHEAD_ALPHA = 5, 0.5  # k and alpha as Zhang et al. 2019 advise
 
 
-def less(one: float, other: float) -> bool:
-    """Compare as Keras's callbacks do on TensorFlow: in float32, whatever the model's dtype."""
-    return rounded(one, torch.float32) < rounded(other, torch.float32)
+class Stop(NamedTuple):
+    """Why a callback ends training. `final` tells that the run has then finished; else `--resume` goes on with it."""
+
+    reason: str
+    final: bool = True
 
 
-class EarlyStopping:
-    """`keras.callbacks.EarlyStopping(monitor, patience)`: says which epoch is the best and when to stop.
+class Callback:
+    """What happens between steps and between epochs; a subclass overrides what it needs.
 
-    The caller keeps the weights: a copy whenever `update` returns True, put back when training ends for any reason.
+    `train.fit` calls them all, in the order of its dict. One that has a state also has `state_dict` and
+    `load_state_dict`, as a torch module does: tensors and plain values, saved after each epoch.
     """
 
-    STATE: ClassVar = {"best": float, "best_epoch": int, "stopped_epoch": int | None, "wait": int}  # after an epoch
+    network: nn.Module | None = None  # is evaluated, and kept as best, in place of the network that is trained
+    stop: Stop | None = None  # training ends before the next epoch
 
-    def __init__(self, patience: int, monitor: str = "val_loss"):
-        self.patience, self.monitor = patience, monitor
-        self.best = self.best_epoch = self.stopped_epoch = None
+    def before_epoch(self, epoch: int) -> None:
+        """Called before `epoch`, from 0."""
+
+    def after_step(self) -> None:
+        """Called after each step of the optimizer."""
+
+    def after_epoch(self, epoch: int, logs: dict[str, float]) -> str | None:
+        """Called with the figures of `epoch`, from 0; return a line to print, or None."""
+        return None
+
+
+class EarlyStopping(Callback):
+    """`keras.callbacks.EarlyStopping(monitor, patience)`: says which epoch is the best and when to stop.
+
+    The caller keeps the weights: a copy whenever `improved`, put back when training ends for any reason. An epoch in
+    which `schedule` still rises takes nothing of the patience.
+    """
+
+    REASON = "early stopping"
+
+    def __init__(self, patience: int, monitor: str = "val_loss", schedule: "Schedule | None" = None):
+        self.patience, self.monitor, self.schedule = patience, monitor, schedule
+        self.best: float | None = None
+        self.best_epoch: int | None = None  # from 0
+        self.stopped_epoch: int | None = None
         self.wait = 0
+        self.improved = False  # was the last epoch the best so far?
 
-    def update(self, epoch: int, logs: dict[str, float], counts: bool = True) -> bool:
-        """Take the figures of `epoch` (from 0); return whether it is the best so far. Sets `stopped_epoch`.
-
-        An epoch that does not count takes nothing of the patience.
-        """
+    def after_epoch(self, epoch: int, logs: dict[str, float]) -> str | None:
         value = logs[self.monitor]
+        counts = self.schedule is None or not self.schedule.rising
         if counts:
             self.wait += 1
-        if self.best is None or less(value, self.best):
+        self.improved = self.best is None or less(value, self.best)
+        if self.improved:
             self.best, self.best_epoch, self.wait = value, epoch, 0
-            return True
-        if counts and self.wait >= self.patience:
+        elif counts and self.wait >= self.patience:
             self.stopped_epoch = epoch
-        return False
+        return None if self.stop is None else self.REASON
 
     @property
-    def should_stop(self) -> bool:
-        return self.stopped_epoch is not None
+    def stop(self) -> Stop | None:
+        return None if self.stopped_epoch is None else Stop(self.REASON)
 
     def state_dict(self) -> dict[str, float | int | None]:
-        """Return the counters and the best value; settings are not among them."""
-        return {name: getattr(self, name) for name in self.STATE}
+        return {
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "stopped_epoch": self.stopped_epoch,
+            "wait": self.wait,
+        }
 
     def load_state_dict(self, state_dict: dict[str, float | int | None]) -> None:
-        """Take up where `state_dict` was called, after one epoch at least. Raises ValueError for any other."""
-        for name, kind in self.STATE.items():
-            value = state_dict[name]
-            if not isinstance(value, kind) or (kind is float and not math.isfinite(value)):
-                raise ValueError(f"early_stopping.{name} is {state_dict[name]!r:.60}")
-            setattr(self, name, state_dict[name])
+        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+        self.stopped_epoch, self.wait = state_dict["stopped_epoch"], state_dict["wait"]
 
 
-class Schedule:
-    """Mixed in before one of torch's schedulers, which holds the optimizer: what the loop asks of each.
+class Schedule(Callback):
+    """Mixed in before one of torch's schedulers, which holds the optimizer and has the state: what the loop asks of it.
 
-    Made by `SCHEDULES[name](optimizer, total_steps=, min_lr=, factor=, patience=)`, of which it names what it takes:
-    options for the rest are refused. `state_dict` and `load_state_dict` are torch's.
+    Made by `make_schedule`. Its keyword-only arguments are `total_steps` and `steps_per_epoch`, if it wants them, and
+    the options that it takes, under their names; these options are refused beside any schedule that does not.
     """
 
     spans_all_epochs: ClassVar[bool] = True  # their number is fixed then, also when a run is resumed
@@ -79,35 +111,30 @@ class Schedule:
 
     @property
     def rising(self) -> bool:
-        """Tell whether the highest rate is still to come; so long early stopping does not count."""
+        """Tell whether the highest rate is still to come; until then early stopping does not count."""
         return False
 
     def after_step(self) -> None:
-        """Set the rate of the next step."""
         self.step()
-
-    def after_epoch(self, val_loss: float) -> str | None:
-        """Set the rate of the next epoch; return what Keras would print of it."""
-        return None
 
 
 class Plateau(Schedule, lr_scheduler.ReduceLROnPlateau):
-    """`keras.callbacks.ReduceLROnPlateau`: multiplies the rate by `factor` after `patience` epochs without a gain."""
+    """`keras.callbacks.ReduceLROnPlateau`: cuts the rate by `lr_factor` after `lr_patience` epochs without a gain."""
 
     spans_all_epochs, cutting = False, True
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, min_lr: float, factor: float, patience: int, **_):
+    def __init__(self, optimizer: torch.optim.Optimizer, *, min_lr: float, lr_factor: float, lr_patience: int):
         super().__init__(
             optimizer,
             mode="min",
-            factor=factor,
+            factor=lr_factor,
             # Difference 4: torch cuts when the bad epochs exceed its patience, Keras when they reach it.
-            patience=max(patience, 1) - 1,
+            patience=max(lr_patience, 1) - 1,
             # Difference 5: Keras's min_delta of 1e-4 is absolute, torch's default threshold is relative.
             threshold=1e-4,
             threshold_mode="abs",
             cooldown=0,
-            min_lr=min_lr,
+            min_lr=_as_rate(min_lr, optimizer),
             eps=0,  # torch skips cuts smaller than eps; Keras takes each one down to min_lr
         )
 
@@ -120,9 +147,9 @@ class Plateau(Schedule, lr_scheduler.ReduceLROnPlateau):
     def after_step(self) -> None:
         pass
 
-    def after_epoch(self, val_loss: float) -> str | None:
+    def after_epoch(self, epoch: int, logs: dict[str, float]) -> str | None:
         before = self.rate
-        self.step(val_loss)
+        self.step(logs["val_loss"])
         if self.rate != before:
             for group, floor in zip(self.optimizer.param_groups, self.min_lrs, strict=True):
                 # Keras rounds a float32 model's rate at each cut, and compares any with its floor in float32.
@@ -134,14 +161,14 @@ class Plateau(Schedule, lr_scheduler.ReduceLROnPlateau):
 class Cosine(Schedule, lr_scheduler.CosineAnnealingLR):
     """Falls from the rate to `min_lr` along half a cosine, step by step."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, total_steps: int, min_lr: float, **_):
-        super().__init__(optimizer, T_max=total_steps, eta_min=min_lr)
+    def __init__(self, optimizer: torch.optim.Optimizer, *, total_steps: int, min_lr: float):
+        super().__init__(optimizer, T_max=total_steps, eta_min=_as_rate(min_lr, optimizer))
 
 
 class OneCycle(Schedule, lr_scheduler.OneCycleLR):
     """Rises from 1/25 of the rate to it in 5 % of the steps and falls to 4e-6 of it, both in a straight line."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, total_steps: int, **_):
+    def __init__(self, optimizer: torch.optim.Optimizer, *, total_steps: int):
         super().__init__(
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
@@ -154,33 +181,74 @@ class OneCycle(Schedule, lr_scheduler.OneCycleLR):
 
     @property
     def rising(self) -> bool:
-        return self.last_epoch < self._schedule_phases[0]["end_step"]  # torch's word: in steps here
+        return self.last_epoch < self._schedule_phases[0]["end_step"]  # torch calls it epoch; here it counts steps
 
 
 SCHEDULES = {"plateau": Plateau, "cosine": Cosine, "onecycle": OneCycle}
 
 
-class History:
+def options_of(schedule: type[Schedule]) -> set[str]:
+    """Return the names of the options that a schedule takes, as its signature has them."""
+    return _keywords(schedule) - {"total_steps", "steps_per_epoch"}
+
+
+def make_schedule(
+    name: str, optimizer: torch.optim.Optimizer, options: Mapping[str, object], epochs: int, steps_per_epoch: int
+) -> Schedule:
+    """Return the schedule called `name` for so many epochs, with those of the `options` that it takes."""
+    available = {**options, "total_steps": epochs * steps_per_epoch, "steps_per_epoch": steps_per_epoch}
+    return SCHEDULES[name](optimizer, **{keyword: available[keyword] for keyword in _keywords(SCHEDULES[name])})
+
+
+def _keywords(schedule: type[Schedule]) -> set[str]:
+    parameters = inspect.signature(schedule).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def _as_rate(value: float, optimizer: torch.optim.Optimizer) -> float:
+    """Return `value` as the learning rates of the optimizer's weights are kept."""
+    # Difference 9: a float32 Keras model keeps its rates in float32, so that 0.001 is 0.0010000000474974513.
+    return rounded(value, optimizer.param_groups[0]["params"][0].dtype)
+
+
+class History(Callback):
     """The log of a run, by epoch: Keras's `history`, the notebook's own list of learning rates, and times.
 
     In `logs` the `learning_rate` is the one that an epoch began with; `learning_rates` are those after each epoch, as
-    the notebook logs them; `seconds` are wall time.
+    the notebook logs them, read from `schedule`, which comes before; `seconds` are wall time. `columns` names the
+    figures that this version logs; a resumed run keeps those that it has.
     """
 
-    def __init__(self):
-        self.logs, self.learning_rates, self.seconds = [], [], []
+    def __init__(self, columns: Sequence[str] = (), schedule: Schedule | None = None):
+        self.columns, self.schedule = list(columns), schedule
+        self.logs: list[dict[str, float]] = []
+        self.learning_rates: list[float] = []
+        self.seconds: list[float] = []
+        self.started = time.perf_counter()
 
     def __len__(self) -> int:
         return len(self.logs)
 
-    def append(self, logs: dict[str, float], learning_rate: float, seconds: float) -> None:
-        """Add an epoch. Raises BadInput unless it has the figures that the epochs before have."""
-        if self.logs and self.logs[0].keys() != logs.keys():
-            others = ", ".join(sorted(self.logs[0].keys() ^ logs.keys()))
-            raise BadInput(f"the run's history and this version log other figures ({others}); pass another --out")
-        self.logs.append(logs)
-        self.learning_rates.append(learning_rate)
-        self.seconds.append(seconds)
+    def __repr__(self) -> str:
+        """Return a table, a row for each epoch."""
+        names = ["epoch", *self.columns]
+        rows = [[str(epoch), *(f"{row[name]:.4g}" for name in self.columns)] for epoch, row in enumerate(self.logs, 1)]
+        widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+        return "\n".join("  ".join(map(str.rjust, row, widths)) for row in [names, *rows])
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """The figures by column, as the `history` of what Keras's `fit` returns."""
+        return {name: [row[name] for row in self.logs] for name in self.columns}
+
+    def before_epoch(self, epoch: int) -> None:
+        self.started = time.perf_counter()
+
+    def after_epoch(self, epoch: int, logs: dict[str, float]) -> str | None:
+        self.logs.append({name: logs[name] for name in self.columns})
+        self.learning_rates.append(self.schedule.rate)
+        self.seconds.append(time.perf_counter() - self.started)
+        return None
 
     @property
     def cuts(self) -> list[dict]:
@@ -194,41 +262,79 @@ class History:
         return {"logs": self.logs, "learning_rates": self.learning_rates, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, list]) -> None:
-        """Take up where `state_dict` was called. Raises ValueError unless each epoch has the same finite figures."""
+        """Take up where `state_dict` was called. Raises ValueError for a figure that this version does not log."""
         logs, rates, seconds = (list(state_dict[name]) for name in ("logs", "learning_rates", "seconds"))
         if not (logs and len(logs) == len(rates) == len(seconds)):
             raise ValueError(f"its history has {len(logs)}, {len(rates)} and {len(seconds)} epochs")
-        if not all(isinstance(epoch, dict) and epoch.keys() == logs[0].keys() for epoch in logs):
-            raise ValueError("its history has other figures in some epoch")
-        if not {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"} <= logs[0].keys():
-            raise ValueError(f"its history has only {', '.join(logs[0]):.60}")
-        for value in [*rates, *seconds, *(value for epoch in logs for value in epoch.values())]:
-            if not isinstance(value, float) or not math.isfinite(value):
-                raise ValueError(f"its history has {value!r:.60}, not a finite number")
+        missing = [name for name in logs[0] if self.columns and name not in self.columns]
+        if missing:
+            raise ValueError(f"its history has figures that this version does not log: {', '.join(missing)}")
         self.logs, self.learning_rates, self.seconds = logs, rates, seconds
+        self.columns = [*logs[0]]
 
 
-class TensorBoard:
-    """Writes the figures of each epoch into `folder`, for TensorBoard: a logger, so without a state to be resumed."""
+class Lookahead(Callback):
+    """Puts the weights halfway back, every 5 steps, to where they were 5 steps ago.
+
+    Zhang et al. 2019, arXiv:1907.08610.
+    """
+
+    def __init__(self, weights: Sequence[Tensor]):
+        self.weights = list(weights)
+        self.slow = [weight.detach().clone() for weight in self.weights]
+        self.steps = 0
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        self.steps += 1
+        if self.steps % LOOKAHEAD_STEPS == 0:
+            torch._foreach_lerp_(self.slow, self.weights, LOOKAHEAD_ALPHA)
+            torch._foreach_copy_(self.weights, self.slow)
+
+    def state_dict(self) -> dict:
+        return {"steps": self.steps, "slow": self.slow}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.steps = state_dict["steps"]
+        for slow, saved in zip(self.slow, state_dict["slow"], strict=True):
+            slow.copy_(saved)
+
+
+class TensorBoard(Callback):
+    """Writes the figures of each epoch into `folder`, for TensorBoard; a resumed run's earlier epochs first."""
 
     def __init__(self, folder: Path, history: History):
-        from torch.utils.tensorboard import SummaryWriter
+        self.folder, self.history, self.writer = folder, history, None
 
-        self.writer = SummaryWriter(folder, purge_step=0)  # a resumed run's points replace those before it
-        for epoch, logs in enumerate(history.logs):
-            self.after_epoch(epoch, logs)
+    def before_epoch(self, epoch: int) -> None:
+        if self.writer is None:
+            # Replaces the points of the process before.
+            self.writer = _tensorboard().SummaryWriter(self.folder, purge_step=0)
+            for earlier, logs in enumerate(self.history.logs):
+                self.after_epoch(earlier, logs)
 
-    def after_epoch(self, epoch: int, logs: dict[str, float]) -> None:
-        """Write the figures of `epoch` (from 0), one curve each."""
+    def after_epoch(self, epoch: int, logs: dict[str, float]) -> str | None:
         for name, value in logs.items():
             self.writer.add_scalar(name, value, epoch)
         self.writer.flush()
+        return None
 
     @staticmethod
     def refuse_without_package() -> None:
         """Raise BadInput where TensorBoard is not installed."""
         try:
-            importlib.import_module("torch.utils.tensorboard")
+            _tensorboard()
         except ImportError as error:
             remedy = "install it by python -m pip install tensorboard, or leave --tensorboard out"
             raise BadInput(f"--tensorboard: no package tensorboard ({first_line(error)}); {remedy}") from None
+
+
+def _tensorboard() -> types.ModuleType:
+    """Return torch.utils.tensorboard, without TensorFlow, which beside torch can crash the process."""
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))  # by which TensorBoard does without
+    return importlib.import_module("torch.utils.tensorboard")
+
+
+def first_stop(callbacks: Sequence[Callback]) -> Stop | None:
+    """Return the reason of the first callback that ends training; None if training goes on."""
+    return next((callback.stop for callback in callbacks if callback.stop is not None), None)

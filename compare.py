@@ -3,15 +3,11 @@
     python compare.py runs/keras-seed0 runs/baseline-seed0
     python compare.py keras=runs/keras-seed* torch=runs/baseline-seed* --within 0.01
     python compare.py mine=history.csv@0.72 keras=results/keras-seed*
+    python compare.py --list runs/*
 
 Exit codes: 0 done (with --within: shown to be equivalent), 1 equivalence not shown, 2 bad input, 3 not comparable,
 4 failed (disk full, closed pipe, crash).
 """
-
-from harness import signals
-
-if __name__ == "__main__":
-    signals.end_at_once("compare.py")  # before the next imports, which take seconds
 
 import argparse
 import contextlib
@@ -20,15 +16,20 @@ import os
 import sys
 from pathlib import Path
 
-import plots
 from callbacks import SCHEDULES
-from harness import comparability, files, histories
-from harness.console import Parser, command, complain, in_one_line, number, path_type, say, table
-from harness.errors import BadInput
-from harness.figures import accuracy_difference, cut_epochs, run_figures
-from harness.histories import Training
-from harness.intervals import Difference, Estimate, estimate
+from cli.command import command
+from cli.errors import BadInput
+from cli.flags import named
+from cli.messages import complain, in_one_line, say, table
+from cli.parser import Parser, number, path_type
+from comparing import comparability, histories, listing
+from comparing.comparability import Rules
+from comparing.figures import accuracy_difference, cut_epochs, run_figures
+from comparing.headings import differing_parts
+from comparing.histories import Training
+from comparing.intervals import Difference, Estimate, estimate
 from options import Options
+from running import files
 
 # What is printed of each run, and the formats for one run and for the mean of several.
 FIGURES = {
@@ -43,9 +44,7 @@ FIGURES = {
 }
 TEST, VALIDATION = "test accuracy", "val_accuracy there"
 CUTTING = [name for name, schedule in SCHEDULES.items() if schedule.cutting]
-# The options that decide a figure, but for those in which repetitions of one training differ.
-SETTINGS = {name: default for name, default in Options().defaults().items() if name not in ("seed", "init_weights")}
-SETTINGS["epochs"] = Options.epochs
+WIDEST = 120  # columns; a wider table has one row per group
 PICTURE, CONTENT = "comparison.png", "comparison.json"
 KEYS = {"groups", "within", "equivalent"}  # by which an earlier CONTENT is known
 
@@ -53,7 +52,8 @@ KEYS = {"groups", "within", "equivalent"}  # by which an earlier CONTENT is know
 @command("compare.py", failed=4)
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit code."""
-    return compare(parse_arguments(argv))
+    args = parse_arguments(argv)
+    return show_list(args) if args.list else compare(args)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -67,36 +67,82 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "or pandas; LABEL=GLOB makes a group; @0.7236 gives a bare history its test accuracy",
     )
     parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
-    parser.add_argument("--mixed", action="store_true", help="pool runs that do not belong together, and say so")
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="list the runs, a row each, by validation accuracy at the best epoch, with the settings that differ",
+    )
+    parser.add_argument("--csv", action="store_true", help="with --list: print the rows as CSV")
+    parser.add_argument(
+        "--mixed", action="store_true", help="pool runs whose data, code or settings differ, and say so"
+    )
     parser.add_argument(
         "--within",
         type=number(float, "(0, 1]"),
-        metavar="PART",
-        help="test two groups for equivalence, and tell by the exit code: the 95%% interval of the difference of their "
-        "test accuracies must lie within plus or minus PART (0.01 is one point); by validation accuracy at the best "
-        "epoch where not every run has a test accuracy",
+        metavar="MARGIN",
+        help="test two groups for equivalence, and report it in the exit code: the 95%% interval of the difference of "
+        "their test accuracies must lie within plus or minus MARGIN (0.01 is one point); by validation accuracy at the "
+        "best epoch where not every run has a test accuracy",
     )
-    parser.add_argument("--out", type=path_type, default=".", metavar="DIR", help=f"where {PICTURE} and {CONTENT} go")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--out", type=path_type, default="comparison", metavar="DIR", help=f"where {PICTURE} and {CONTENT} go"
+    )
+    args = parser.parse_args(argv)
+    if args.csv and not args.list:
+        parser.error("--csv: needs --list")
+    return args
+
+
+def show_list(args: argparse.Namespace) -> int:
+    """Print a row for each run; what cannot be read is named in a line each."""
+    runs, code = [], 0
+    for argument in args.runs:
+        paths = [Path(path) for path in matches(argument)]
+        if not paths:
+            raise BadInput(f"{argument}: no such run; pass runs' directories, or a pattern")
+        for path in paths:
+            try:
+                runs.append(histories.read(path))
+            except BadInput as error:
+                complain(f"left out: {error}")
+                code = error.code
+    if not runs:
+        raise BadInput(f"{' '.join(args.runs):.200}: no run that can be read")
+    for run in runs:
+        for remark in run.remarks:
+            complain(f"{run.path}: {remark}")
+    listed = listing.rows(runs, rules_of_options(), CUTTING, complete=args.csv)
+    if args.csv:
+        say(listing.as_csv(listed))
+    else:
+        say(*listing.shared(runs), listing.as_text(listed, args.markdown))
+    return code
 
 
 def compare(args: argparse.Namespace) -> int:
     """Print the comparison, then write its two files; return the exit code."""
-    groups = read_groups(args.runs)
+    (groups, shared), rules = read_groups(args.runs), rules_of_options()
     if args.within is not None and len(groups) != 2:
         raise BadInput(f"--within {args.within:g}: needs two groups, not {len(groups)}; name them LABEL=GLOB")
-    if args.within is not None:
-        comparability.refuse_copies(*groups.values())
-    notes = pooled(groups, args.mixed)
-    not_comparable, settings = comparability.differences(groups, SETTINGS)
-    notes += not_comparable + settings + comparability.repeated(groups) + comparability.unknown(groups)
+    copies = comparability.in_both(groups)
+    if copies and args.within is not None:
+        one, other = copies[0]
+        raise BadInput(f"--within: {other.path} is {one.path} again, to the second; leave it out of one group")
+    notes = shared + pooled(groups, rules, args.mixed)
+    not_comparable, settings = comparability.differences(groups, rules)
+    notes += not_comparable + settings + comparability.surroundings(groups)
+    notes += comparability.repeated(groups) + comparability.stopped_otherwise(groups) + comparability.unknown(groups)
     figures = {label: [run_figures(run, CUTTING) for run in group] for label, group in groups.items()}
-    estimates = {label: {name: over_runs(found, name) for name in FIGURES} for label, found in figures.items()}
-    judged_by = TEST if all(run[TEST] is not None for found in figures.values() for run in found) else VALIDATION
-    accuracies = [[run[judged_by] for run in found] for found in figures.values()]
-    difference = None
-    if len(groups) == 2 and not not_comparable:
+    estimates = {label: {name: over_runs(runs, name) for name in FIGURES} for label, runs in figures.items()}
+    judged_by = TEST if all(run[TEST] is not None for runs in figures.values() for run in runs) else VALIDATION
+    accuracies = [[run[judged_by] for run in runs] for runs in figures.values()]
+    difference, from_first = None, {}
+    if len(groups) == 2 and not not_comparable and not copies:
         difference = accuracy_difference(*groups.values(), *accuracies)
+    if len(groups) > 2 and not not_comparable and not copies:
+        (_, first), *others = zip(groups, zip(groups.values(), accuracies, strict=True), strict=True)
+        for label, (runs, values) in others:
+            from_first[label] = accuracy_difference(first[0], runs, first[1], values, comparisons=len(others))
     equivalent = None
     if args.within is not None and not not_comparable:
         equivalent = difference is not None and difference.within(args.within)
@@ -105,19 +151,23 @@ def compare(args: argparse.Namespace) -> int:
         complain(line)
     if notes:
         say(*notes, "")
-    say(table({label: cells(figures[label], estimates[label]) for label in groups}, args.markdown))
+    say(in_width({label: cells(figures[label], estimates[label]) for label in groups}, args.markdown))
     if any(len(group) > 1 for group in groups.values()):
         say("\nOver several runs: mean ± standard deviation; the interval is the mean's.")
     if not_comparable:
         say("\nNot comparable, so no difference is stated.")
+    elif copies:
+        say("\nGroups that share a run are not independent, so no difference is stated.")
+    elif from_first:
+        say("", *against_first(from_first, next(iter(groups)), judged_by))
     elif len(groups) == 2:
         say("", *verdict(difference, figures, estimates, judged_by, args.within or 0.01))
 
     content = {
         "groups": {
             label: {
-                "runs": [{"path": run.path} | found for run, found in zip(group, figures[label], strict=True)],
-                "estimates": {name: found and found._asdict() for name, found in estimates[label].items()},
+                "runs": [{"path": run.path} | of_run for run, of_run in zip(group, figures[label], strict=True)],
+                "estimates": {name: one and one._asdict() for name, one in estimates[label].items()},
             }
             for label, group in groups.items()
         },
@@ -128,23 +178,36 @@ def compare(args: argparse.Namespace) -> int:
         "within": args.within,
         "equivalent": equivalent,
     }
-    write(Path(args.out), groups, content)
+    if from_first:
+        content["differences from the first"] = {label: one and one._asdict() for label, one in from_first.items()}
+    write(Path(args.out), groups, rules, content, caption(groups, estimates))
+    say(f"\nPicture: {os.path.join(args.out, PICTURE)}", f"Figures: {os.path.join(args.out, CONTENT)}")
     if not_comparable:
         return 3
     return 1 if equivalent is False else 0
 
 
-def read_groups(arguments: list[str]) -> dict[str, list[Training]]:
-    """Read what each `[LABEL=]GLOB[@ACCURACY]` names, grouped by label; without one, by the glob itself."""
+def rules_of_options() -> Rules:
+    """Return what a comparison must know of the options."""
+    repeats = named(Options, "repeats")
+    defaults = {name: default for name, default in Options().defaults().items() if name not in repeats}
+    return Rules(defaults | {"epochs": Options.epochs}, named(Options, "in_loss"))
+
+
+def read_groups(arguments: list[str]) -> tuple[dict[str, list[Training]], list[str]]:
+    """Read what each `[LABEL=]GLOB[@ACCURACY]` names, grouped by label, and say what all groups share."""
     groups: dict[str, list[Training]] = {}
+    unnamed = {}
     for argument in arguments:
         label, equals, pattern = argument.partition("=")
         if not equals or os.path.exists(os.path.expanduser(argument)):
-            label = pattern = argument
+            label, equals, pattern = argument, "", argument
         paths, accuracy = matches(pattern), None
         if not paths and "@" in pattern:
             pattern, _, text = pattern.rpartition("@")
             paths, accuracy, label = matches(pattern), given_accuracy(argument, text), label if equals else pattern
+        if not equals:
+            unnamed[in_one_line(label)] = pattern
         label = in_one_line(label)
         if not (label and paths):
             raise BadInput(f"{argument}: no such run; pass a run's directory, a training history, or LABEL=GLOB")
@@ -154,9 +217,30 @@ def read_groups(arguments: list[str]) -> dict[str, list[Training]]:
                 raise BadInput(f"{argument}: @ gives one bare history its test accuracy; leave it out here")
             runs = [runs[0]._replace(metrics={"test_accuracy": accuracy})]
         groups.setdefault(label, []).extend(runs)
+    return with_headings(groups, unnamed)
+
+
+def with_headings(
+    groups: dict[str, list[Training]], unnamed: dict[str, str]
+) -> tuple[dict[str, list[Training]], list[str]]:
+    """Shorten the headings of the `unnamed` groups (label: path) to the parts that differ; mark groups of the stand-in.
+
+    Returns the groups by their headings, and lines that say what all share.
+    """
+    parts, folder = differing_parts([*unnamed.values()])
+    shorter = dict(zip(unnamed, map(in_one_line, parts), strict=True))
+    headings, shared = {label: shorter.get(label, label) for label in groups}, []
+    if len({*headings.values()}) < len(groups):  # a LABEL is the part that differs
+        headings = {label: label for label in groups}
+    elif folder:
+        shared.append(f"{'All' if len(unnamed) == len(groups) else 'Those without a LABEL'} are in {folder}.")
     # As everywhere, the stand-in's figures are named as such: in the table, the picture, the file.
-    stand_in = {label for label, group in groups.items() if any(map(comparability.of_stand_in, group))}
-    return {f"{label} ({comparability.STAND_IN})" if label in stand_in else label: groups[label] for label in groups}
+    stand_in = [label for label, group in groups.items() if any(map(comparability.of_stand_in, group))]
+    if len(groups) > 1 and all(comparability.of_stand_in(run) for group in groups.values() for run in group):
+        shared.append(f"All runs use the stand-in data, {comparability.STAND_IN}.")
+    else:
+        headings |= {label: f"{headings[label]} ({comparability.STAND_IN})" for label in stand_in}
+    return {headings[label]: group for label, group in groups.items()}, shared
 
 
 def matches(pattern: str) -> list[str]:
@@ -171,13 +255,14 @@ def given_accuracy(argument: str, text: str) -> float:
         raise BadInput(f"{argument}: no such run, and as a test accuracy {error}; write 72.36 % as 0.7236") from None
 
 
-def pooled(groups: dict[str, list[Training]], mixed: bool) -> list[str]:
-    """Return what is to be said of runs in a group that do not belong together. Raises BadInput unless `mixed`."""
-    found = {label: comparability.faults(group, SETTINGS) for label, group in groups.items()}
-    said = [f"{label}: {'; '.join(faults)}" for label, faults in found.items() if faults]
-    if said and not mixed:
-        raise BadInput(f"{'; '.join(said):.600}; leave such runs out, or pool them all the same by --mixed")
-    return [f"Pooled all the same (--mixed): {line}." for line in said]
+def pooled(groups: dict[str, list[Training]], rules: Rules, mixed: bool) -> list[str]:
+    """Return a note on each group with runs that do not belong together. Raises BadInput unless `mixed`."""
+    faults = {label: comparability.faults(group, rules) for label, group in groups.items()}
+    notes = [f"{label}: {'; '.join(of_group)}" for label, of_group in faults.items() if of_group]
+    if notes and not mixed:
+        lines = [fault for of_group in faults.values() for fault in of_group]
+        raise BadInput("\n  ".join(["leave such runs out, or pool them all the same by --mixed:", *lines]))
+    return [f"Pooled all the same (--mixed): {note}." for note in notes]
 
 
 def claim(out: Path) -> None:
@@ -190,17 +275,29 @@ def claim(out: Path) -> None:
         raise BadInput(f"--out {out}: has a {CONTENT} or {PICTURE} that is not compare.py's own; pass another --out")
 
 
-def write(out: Path, groups: dict[str, list[Training]], content: dict) -> None:
+def write(out: Path, groups: dict[str, list[Training]], rules: Rules, content: dict, title: str) -> None:
     """Write comparison.json and comparison.png. Raises BadInput rather than overwrite those of another program."""
+    import plots  # matplotlib takes most of a second, which --list does without
+
     claim(out)
     runs = [run for group in groups.values() for run in group]
-    l2 = all(comparability.facts(run, SETTINGS).get("l2") for run in runs)
+    l2 = all(comparability.facts(run, rules).get("l2") for run in runs)
     own = all(run.config or "learning_rate_after_epoch" in run.metrics for run in runs)
     shown = {label: [run.history for run in group] for label, group in groups.items()}
     loss_name = "loss with L2 penalty" if l2 else "loss"
-    rate_name = "learning rate before the epoch" if own else "learning rate as logged in each epoch"
+    rate_name = plots.RATE_NAME if own else "learning rate as logged in each epoch"
     files.write_json(out / CONTENT, content)
-    files.write_picture(out / PICTURE, lambda: plots.overlay(shown, loss_name, rate_name))
+    files.write_picture(out / PICTURE, lambda: plots.overlay(shown, loss_name, rate_name, title))
+
+
+def caption(groups: dict[str, list[Training]], estimates: dict[str, dict[str, Estimate | None]]) -> str:
+    """Return the picture's title: each group's test accuracy, and that all are of the stand-in where they are."""
+    accuracies = {label: of_group[TEST] for label, of_group in estimates.items() if of_group[TEST] is not None}
+    words = "; ".join(f"{label} {one.spread()}" for label, one in accuracies.items())
+    title = f"Test accuracy: {words}" if words else ""
+    if all(comparability.of_stand_in(run) for group in groups.values() for run in group):
+        title = f"{comparability.STAND_IN}. {title}".strip()
+    return title
 
 
 def over_runs(figures: list[dict], name: str) -> Estimate | None:
@@ -210,43 +307,59 @@ def over_runs(figures: list[dict], name: str) -> Estimate | None:
 
 def verdict(difference: Difference | None, figures: dict, estimates: dict, judged_by: str, margin: float) -> list[str]:
     """Say how two groups differ, and where a single run lies among the other group's."""
-    (first, a), (second, b) = ((label, found[judged_by]) for label, found in estimates.items())
+    (first, a), (second, b) = ((label, of_group[judged_by]) for label, of_group in estimates.items())
     if difference is None:
         return ["No difference of accuracies: a group has none of test and none of validation."]
     what, lines = "Test accuracy", []
     if judged_by == VALIDATION:
         what = "Validation accuracy at the best epoch"
         lines.append("Judged by validation accuracy at the best epoch, since not every run has a test accuracy.")
-    for label, found in ((first, a), (second, b)):
-        if found.n < len(figures[label]):
-            lines.append(
-                f"Only {found.n} of the {len(figures[label])} runs of {label} have such an accuracy, and count."
-            )
+    for label, one in ((first, a), (second, b)):
+        if one.n < len(figures[label]):
+            lines.append(f"Only {one.n} of the {len(figures[label])} runs of {label} have such an accuracy, and count.")
     lines.append(f"{what}, {second} minus {first}: {difference.in_words(margin)}")
     for label, one, among, several in ((first, a, second, b), (second, b, first, a)):
         if len(figures[label]) == 1 < several.n:
             below = sum(run[judged_by] is not None and run[judged_by] < one.mean for run in figures[among])
-            lines.append(f"{label} is one run. Of the runs of {among}, {several.place(one.mean, below)}")
+            lines.append(f"{label} is one run, at {one.mean:.4f}: {several.place(one.mean, below, among)}")
     return lines
+
+
+def against_first(differences: dict[str, Difference | None], first: str, judged_by: str) -> list[str]:
+    """Say how each of several groups differs from the first."""
+    what = "test accuracy" if judged_by == TEST else "validation accuracy at the best epoch"
+    lines = [f"Each against {first}, {what}; the 95 % intervals allow for {len(differences)} comparisons (Bonferroni):"]
+    for label, one in differences.items():
+        lines.append(f"{label} minus {first}: {'no such accuracy' if one is None else one.in_short()}")
+    return lines
+
+
+def in_width(columns: dict[str, dict[str, str]], markdown: bool) -> str:
+    """Lay out the cells: figures down and groups across, or turned where that is too wide."""
+    text = table(columns, markdown)
+    if max(map(len, text.splitlines())) <= WIDEST:
+        return text
+    figures = next(iter(columns.values()))
+    return table({name: {label: column[name] for label, column in columns.items()} for name in figures}, markdown)
 
 
 def cells(figures: list[dict], estimates: dict[str, Estimate | None]) -> dict[str, str]:
     """One group's column of the table, by row; a dash for what it lacks."""
     column = {"runs": str(len(figures))}
     for name, (one, several) in FIGURES.items():
-        found = estimates[name]
-        if found is None:
+        figure = estimates[name]
+        if figure is None:
             column[name] = "-"
-        elif found.sd is None:
-            column[name] = f"{found.mean:{one}}"
+        elif figure.sd is None:
+            column[name] = f"{figure.mean:{one}}"
         else:
-            column[name] = f"{found.mean:{several}} ± {found.sd:{several}}"
-        if found is not None and found.n < len(figures):
-            column[name] += f" (n = {found.n})"
-        if found is None and name == "learning-rate cuts" and any(run["schedule"] for run in figures):
+            column[name] = f"{figure.mean:{several}} ± {figure.sd:{several}}"
+        if figure is not None and figure.n < len(figures):
+            column[name] += f" (n = {figure.n})"
+        if figure is None and name == "learning-rate cuts" and any(run["schedule"] for run in figures):
             column[name] = "schedule"
         if name == TEST:
-            interval = found and found.interval
+            interval = figure and figure.interval
             column["  its 95 % interval"] = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "-"
         if name == "learning-rate cuts":
             column["  after epochs"] = cut_epochs([run["cut after epochs"] for run in figures])

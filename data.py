@@ -1,37 +1,15 @@
-"""Images and labels as tensors: CIFAR-10, a Keras-style `.npz`, an offline stand-in; the split; batches."""
+"""Images and labels as tensors: the validation split, an epoch's order and augmented views, batches."""
 
 import dataclasses
-import hashlib
 import math
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness.datasets import load_npz, numbered
-from harness.download import cifar10, find
-from harness.errors import BadInput
-
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-SYNTHETIC, DEFAULT = "synthetic", "data"  # the default folder is the only one that is made
-
-
-class Arrays(NamedTuple):
-    """A data set as stored: images uint8 (N, H, W, C), labels int64 (N,) from 0, and the names of all classes."""
-
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-    class_names: tuple[str, ...] = CLASSES
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.x_train.shape[1:]
+from cli.errors import BadInput
 
 
 class Split(NamedTuple):
@@ -47,72 +25,16 @@ class Split(NamedTuple):
         return Split(self.images.to(device), self.labels.to(device))
 
 
-def load(source: str) -> Arrays:
-    """Read the data set that `--data` names: `synthetic`, an `.npz` file, or a folder of CIFAR-10.
-
-    Raises BadInput for data that are wrong, Unavailable for CIFAR-10 that cannot be had.
-    """
-    if source == SYNTHETIC:
-        return synthetic()
-    path = Path(source)
-    if path.suffix == ".npz":
-        parts, names = load_npz(path)
-        return Arrays(*parts, names)
-    if os.path.isfile(path):
-        raise BadInput(f"--data {source}: neither a folder nor an .npz file; pass one of them, or '{SYNTHETIC}'")
-    if source != DEFAULT and not os.path.exists(path):
-        raise BadInput(f"--data {source}: no such folder; pass one that is there, or make it to have CIFAR-10 in it")
-    (x_train, y_train), (x_test, y_test) = cifar10(path)
-    return Arrays(x_train, y_train, x_test, y_test)
-
-
-def fingerprint(arrays: Arrays) -> str:
-    """SHA-256 of the shapes and values: the same data have the same one, wherever they were read from."""
-    digest = hashlib.sha256()
-    for array in arrays[:4]:
-        digest.update(f"{array.shape}{array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
-
-
-def place(source: str) -> Path | None:
-    """Where the data of `--data` lie, going by names: a file, or for CIFAR-10 what `find` returns."""
-    path = Path(source)
-    wrong = source != DEFAULT and not os.path.exists(path)  # then nothing is looked for elsewhere
-    return path if wrong or path.suffix == ".npz" else find(path)
-
-
-def stamp(source: str) -> list[list[int]] | None:
-    """Size and time of each file of `--data`, which tell without reading that it is the same; None if it is gone."""
-    if source == SYNTHETIC:
-        return []
-    try:
-        found = place(source)
-        if found is None:
-            return None
-        members = sorted(found.iterdir()) if found.is_dir() else [found]
-        return [[file.stat().st_size, file.stat().st_mtime_ns] for file in members]
-    except OSError:
-        return None
-
-
-def describe(source: str) -> str:
-    """Name the data set of `--data` for people to read."""
-    if source == SYNTHETIC:
-        return "synthetic stand-in, NOT CIFAR-10"
-    if source.endswith(".npz"):
-        return f"data from {source}"
-    found = place(source)
-    elsewhere = found is not None and not found.is_relative_to(source)
-    return f"CIFAR-10 in Keras's cache, {found}" if elsewhere else f"CIFAR-10 in {source}"
-
-
 def unseen(training: Split, validation: Split, test: Split, classes: int) -> dict[str, list[int]]:
-    """The classes that no training image has, by the part that has them; `no` is for those that no image has."""
+    """Return the classes that no training image has, by the part that has them; `no` is for those that no image has.
+
+    `only training` has those that training has and validation lacks.
+    """
     trained, others = {*training.labels.tolist()}, {}
     for part, split in (("validation", validation), ("test", test)):
         others[part] = sorted({*split.labels.tolist()} - trained)
-    return others | {"no": sorted({*range(classes)} - trained.union(*others.values()))}
+    others["no"] = sorted({*range(classes)} - trained.union(*others.values()))
+    return others | {"only training": sorted(trained - {*validation.labels.tolist()})}
 
 
 def split_validation(images: np.ndarray, labels: np.ndarray, fraction: float) -> tuple[Split, Split]:
@@ -233,26 +155,3 @@ def batches(
             which = torch.arange(len(labels), device=device)
             images = images[which[:, None, None], rows[:, :, None], columns[:, None, :]]
         yield Batch(images.permute(0, 3, 1, 2).to(dtype).div_(255), labels, size)
-
-
-def synthetic() -> Arrays:
-    """Draw the offline stand-in: 10 classes, 5,000 training and 1,000 test images, the same on every machine.
-
-    A class is a coarse pattern of colours; an image shows it shifted, mixed with another class's and in noise.
-    """
-    # Integers from RandomState alone: numpy has frozen that stream, and nothing can round differently elsewhere.
-    random = np.random.RandomState(10)
-    patterns = random.randint(0, 256, (len(CLASSES), 8, 8, 3)).repeat(4, axis=1).repeat(4, axis=2)
-
-    def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = random.permutation(n) % len(CLASSES)
-        others = random.randint(0, len(CLASSES), n)
-        share = random.randint(45, 101, (n, 1, 1, 1))  # per cent of the image's own class
-        mixed = (share * patterns[labels] + (100 - share) * patterns[others]) // 100
-        rows = (np.arange(32) + random.randint(0, 12, (n, 1))) % 32
-        columns = (np.arange(32) + random.randint(0, 12, (n, 1))) % 32
-        shifted = mixed[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
-        noise = random.randint(-64, 65, shifted.shape)
-        return np.clip(shifted + noise, 0, 255).astype(np.uint8), labels.astype(np.int64)
-
-    return Arrays(*draw(5_000), *draw(1_000), numbered(len(CLASSES)))  # CIFAR-10's names would mean nothing

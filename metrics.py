@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cli.errors import Diverged
 from data import Batch
-from harness import distributed
-from harness.errors import Diverged
 from model import Network, l2_penalty
+from running import distributed
 
 CHECK_EVERY = {"cpu": 1, "cuda": 100}  # batches between two looks at the loss: each look waits for a GPU
 
@@ -25,7 +25,8 @@ class Objective(NamedTuple):
     def __call__(self, network: nn.Module, batch: Batch, mirrored: bool = False) -> tuple[Tensor, Tensor]:
         """Return logits and the sum of the losses; `mirrored` averages logits with those of the mirror image."""
         images = batch.images
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed_precision):
+        # No cache: within another autocast it would outlive the step, and serve the weights of the step before.
+        with torch.autocast(images.device.type, torch.bfloat16, self.mixed_precision, cache_enabled=False):
             logits = network(images).to(images.dtype)
             if mirrored:
                 logits = (logits + network(images.flip(3)).to(images.dtype)) / 2
@@ -33,10 +34,15 @@ class Objective(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Loss per image, with its L2 penalty, and how many images of each `[true class][predicted class]` there are."""
+    """Loss per image, with its L2 penalty, and how many images of each `[true class][predicted class]` there are.
+
+    LOGGED names the figures of an epoch that are logged, printed and drawn.
+    """
 
     loss: float
     confusion: list[list[int]]
+
+    LOGGED = ("accuracy", "loss")
 
     @property
     def accuracy(self) -> float:
@@ -45,44 +51,63 @@ class Figures(NamedTuple):
 
     def logs(self, dtype: torch.dtype, prefix: str = "") -> dict[str, float]:
         """The figures under Keras's names, values of `dtype` as Keras logs them."""
-        return {f"{prefix}accuracy": rounded(self.accuracy, dtype), f"{prefix}loss": rounded(self.loss, dtype)}
+        return {f"{prefix}{name}": rounded(getattr(self, name), dtype) for name in self.LOGGED}
+
+    @classmethod
+    def columns(cls) -> list[str]:
+        """Return the names of all that is logged of an epoch."""
+        return [*cls.LOGGED, *(f"val_{name}" for name in cls.LOGGED), "learning_rate"]
 
 
 class Tally:
-    """Adds up the batches of all processes, each image counting alike; the sums stay on the device."""
+    """Adds up the batches of all processes, each image counting alike; the sums stay on the device.
+
+    Batches are kept, and added up only when the loss is looked at, so that a GPU launches the twenty or so kernels for
+    it once rather than at every step.
+    """
 
     def __init__(self, model: Network, l2: float, what: str = "batch"):
         self.model, self.l2, self.what = model, l2, what
-        self.batches = self.classes = 0
-        self.sums: Tensor | None = None  # of losses, and of batches with a finite one
+        self.classes = 0
+        self.batches: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # loss, penalty, predicted and true classes
+        self.sums: Tensor | None = None  # of losses, and of batches before the first whose loss is not finite
         self.pairs: Tensor | None = None  # of images by true and predicted class
 
     @torch.no_grad()
     def add(self, logits: Tensor, loss: Tensor, labels: Tensor) -> None:
         """Take this process's part of a batch, `loss` being a sum. Raises Diverged if it is seen not to be finite."""
-        if self.sums is None:
-            self.classes = logits.shape[1]
-            self.sums = torch.zeros(2, dtype=torch.float64, device=labels.device)
-            self.pairs = labels.new_zeros(self.classes**2)
-        # Difference 3: weight decay gives the gradient of the penalty, but Keras's loss shows the penalty itself.
-        loss = loss.double() + l2_penalty(self.model, self.l2).double() * len(labels)
-        self.sums += torch.stack([loss, loss.isfinite()])
-        which = labels * self.classes + logits.argmax(1)
-        self.pairs.index_add_(0, which, torch.ones_like(labels))  # bincount waits for a GPU
-        self.batches += 1
-        if self.batches % CHECK_EVERY[labels.device.type] == 0:
+        self.classes = logits.shape[1]
+        self.batches.append((loss.detach(), l2_penalty(self.model, self.l2), logits.argmax(1), labels))
+        if len(self.batches) == CHECK_EVERY[labels.device.type]:
             self._read_loss()
 
     def total(self) -> Figures:
-        """Read the sums off the device, once. Raises Diverged."""
+        """Read the sums off the device. Raises Diverged."""
         loss = self._read_loss()
         confusion = distributed.total(self.pairs).reshape(self.classes, self.classes).tolist()
         return Figures(loss / sum(map(sum, confusion)), confusion)
 
+    @torch.no_grad()
+    def _add_up(self) -> None:
+        losses, penalties, predicted, labels = zip(*self.batches, strict=True)
+        self.batches = []
+        # Difference 3: weight decay gives the gradient of the penalty, but Keras's loss shows the penalty itself.
+        images = [float(len(of_batch)) for of_batch in labels]
+        penalties = torch.stack(torch._foreach_mul(torch.stack(penalties).double().unbind(), images))
+        losses = torch.stack(losses).double() + penalties
+        labels, predicted = torch.cat(labels), torch.cat(predicted)
+        if self.sums is None:
+            self.sums, self.pairs = losses.new_zeros(2), labels.new_zeros(self.classes**2)
+        self.sums += torch.stack([losses.sum(), losses.isfinite().cumprod(0).sum()])
+        # bincount would wait for a GPU
+        self.pairs.index_add_(0, labels * self.classes + predicted, torch.ones_like(labels))
+
     def _read_loss(self) -> float:
-        loss, finite = distributed.total(self.sums).tolist()
+        if self.batches:
+            self._add_up()
+        loss, before = distributed.total(self.sums).tolist()
         if not math.isfinite(loss):
-            raise Diverged(f"the loss is not finite in {self.what} {finite // distributed.size() + 1:.0f}")
+            raise Diverged(f"the loss is not finite in {self.what} {before // distributed.size() + 1:.0f}")
         return loss
 
 

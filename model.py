@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from batchnorm import BatchNorm2d
-from harness import files
-from harness.errors import BadInput
+from cli.errors import BadInput
+from running import files
 
 Shape = tuple[int, int, int]  # of an image: height, width, channels
 CIFAR10_SHAPE = (32, 32, 3)
@@ -163,7 +163,8 @@ def l2_penalty(model: Network, l2: float) -> Tensor:
     weights = model.l2_weights()
     if not weights:
         return next(model.parameters()).new_zeros(())
-    return _in_keras(l2) * torch.stack([weight.square().sum() for weight in weights]).sum()
+    # One launch on a GPU squares them all.
+    return _in_keras(l2) * torch.stack([square.sum() for square in torch._foreach_mul(weights, weights)]).sum()
 
 
 def parameter_groups(model: Network, l2: float, decay: float = 0.0) -> list[dict]:
@@ -207,8 +208,11 @@ def from_keras_weights(model: nn.Module, weights: Sequence[np.ndarray]) -> None:
 
 
 def load_keras_weights(model: nn.Module, path: Path) -> None:
-    """Start `model` from the arrays that `np.savez(path, *weights)` wrote. Raises BadInput."""
-    arrays = files.read_npz("--init-weights", path, files.WEIGHTS_LIMIT)
+    """Start `model` from the arrays that `np.savez(path, *weights)` wrote. Raises BadInput.
+
+    Of a Keras model with channels_first, which no array tells, the dense rows would be in another order.
+    """
+    arrays = files.read_npz("--init-weights", path)
     try:
         from_keras_weights(model, [arrays[f"arr_{number}"] for number in range(len(arrays))])
     except (KeyError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Adam, AdamW and SGD as Keras computes them, with decoupled weight decay; Muon, which Keras has not."""
+"""Adam, AdamW and SGD as Keras computes them, with decoupled weight decay; Muon, which differs from Keras's."""
 
 import math
 from typing import ClassVar
@@ -22,6 +22,8 @@ class Stepping:
     """
 
     default_decay: ClassVar[float | None] = 0.0  # what --weight-decay is by default; None: it takes none
+    keras_settings: ClassVar[dict | None] = {}  # with these Keras's of the same name is equal; None: none is
+    mixed_precision = False  # may a step multiply matrices in bfloat16?
 
     def __init__(self, params, lr: float, **settings):
         super().__init__(params, lr=lr, **settings)
@@ -96,6 +98,8 @@ class AdamW(Adam):
 class SGD(Stepping, torch.optim.SGD):
     """`keras.optimizers.SGD(momentum=0.9, nesterov=True)`: torch's, with the learning rate inside the velocity."""
 
+    keras_settings: ClassVar[dict | None] = {"momentum": MOMENTUM, "nesterov": True}
+
     def __init__(self, params, lr: float):
         super().__init__(params, lr, momentum=MOMENTUM, nesterov=True, fused=True)
 
@@ -124,6 +128,7 @@ class Muon(SGD):
     """
 
     default_decay = None
+    keras_settings = None  # Keras's Muon keeps no norm, and has Adam for all else
 
     def __init__(self, params, lr: float):
         groups = []
@@ -149,14 +154,15 @@ class Muon(SGD):
             state["velocity"] = torch.zeros_like(weight)
         state["velocity"].mul_(MUON_MOMENTUM).add_(gradient)
         direction = gradient.add(state["velocity"], alpha=MUON_MOMENTUM)
-        weight.grad.copy_(orthogonalised(direction.flatten(1)).view(weight.shape))
+        precision = torch.bfloat16 if self.mixed_precision else weight.dtype
+        weight.grad.copy_(orthogonalised(direction.flatten(1), precision).view(weight.shape))
         weight.mul_(math.sqrt(len(weight)) / weight.norm())
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """Bring all singular values of `matrix` near 1, by Newton and Schulz's iteration in bfloat16."""
+def orthogonalised(matrix: Tensor, precision: torch.dtype) -> Tensor:
+    """Bring all singular values of `matrix` near 1, by Newton and Schulz's iteration in `precision`."""
     a, b, c = 3.4445, -4.7750, 2.0315  # Jordan's, also in torch.optim.Muon, which takes matrices only
-    x = matrix.bfloat16()
+    x = matrix.to(precision)
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.T

@@ -1,24 +1,32 @@
 """Every option of train.py, declared once; the recipes, which are sets of defaults; what does not go together."""
 
+import argparse
+import contextlib
 import dataclasses
-import inspect
 import os
 import re
 import shutil
-from collections.abc import Collection
+import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from callbacks import SCHEDULES, TensorBoard
-from data import DEFAULT, SYNTHETIC
-from harness import environment, flags
-from harness.console import Parser, number, path_type
-from harness.errors import BadInput
-from harness.flags import ON_OFF, flag_of
+import sources
+from callbacks import SCHEDULES, TensorBoard, options_of
+from cli import flags
+from cli.errors import BadInput
+from cli.flags import ON_OFF, RUN_OR_SWITCH, flag_of, option
+from cli.parser import Parser, number, path_type
 from model import MODELS
 from optim import OPTIMIZERS
+from running import files, machine
+from running.outcome import CONFIG
+from sources import class_folders
+from sources.cifar10 import DEFAULT
+from sources.source import Source
+from sources.stand_in import SYNTHETIC
 
 
 class Recipe(NamedTuple):
@@ -30,102 +38,166 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "fast": Recipe(
-        "87.8 % test accuracy with mirror images, 86.7 % without, in 3 minutes on 2 CPU cores",
-        {"model": "whitened", "epochs": 10, "batch_size": 256, "optimizer": "muon", "lr": 0.08, "schedule": "onecycle"}
-        | {"l2": 0.0, "dropout": 0.0, "label_smoothing": 0.1, "shift": 2, "patience": 10, "mixed_precision": True},
+        "87.8 % test accuracy with mirror images, 86.7 % without, in 3 minutes on 2 CPU cores that multiply bfloat16, "
+        "in 16 on 2 with AVX2 alone",
+        {
+            "model": "whitened",
+            "epochs": 10,
+            "batch_size": 256,
+            "optimizer": "muon",
+            "lr": 0.08,
+            "schedule": "onecycle",
+            "l2": 0.0,
+            "dropout": 0.0,
+            "label_smoothing": 0.1,
+            "shift": 2,
+            "patience": 10,
+            "mixed_precision": None,  # where the hardware multiplies bfloat16
+        },
     ),
 }
 RESULTS = "; ".join(f"{name}: {recipe.result}" for name, recipe in RECIPES.items())
-OF_SCHEDULES = {"lr_patience": "patience", "lr_factor": "factor", "min_lr": "min_lr"}  # by option, as these call it
+WORDS = (SYNTHETIC,)  # values of --data that are no paths
 GROUPS = {  # by the first option of each
     "recipe": "training",
-    "patience": "callbacks, all watching the validation loss with its L2 penalty",
+    "patience": "callbacks (all monitor the validation loss, which includes the L2 penalty)",
     "data": "data and output",
 }
 
 
-def option(default: object, kind: object, help: str, may_change: bool = False):
-    """Declare an option. `kind` is bool or ON_OFF for a switch, the choices, or what makes a value of a flag's text.
+def image_size(text: str) -> str:
+    """An argparse type: `H` or `HxW`, in pixels; the second form comes back."""
+    size = class_folders.size(text)
+    if size is None:
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not H or HxW in pixels, such as 32 or 32x48")
+    return f"{size[0]}x{size[1]}"
 
-    `may_change` tells that a resumed run may have another.
-    """
-    return dataclasses.field(default=default, metadata={"kind": kind, "help": help, "may_change": may_change})
+
+@contextlib.contextmanager
+def in_python() -> Iterator[None]:
+    """Let what is refused within the block speak of options as Python has them: `batch_size` for `--batch-size`."""
+    try:
+        yield
+    except BadInput as error:
+        text = re.sub(r"--resume\b(?!:| RUN)", "resume=True", str(error))
+        raise BadInput(re.sub(r"--([a-z][a-z0-9-]*)", lambda flag: flag[1].replace("-", "_"), text)) from None
 
 
 @dataclasses.dataclass(init=False)
 class Options:
-    """What a run is told, flag by flag; `resolved` fills in the defaults that depend on other options."""
+    """The options of a run; `checked` fills in the defaults that depend on other options, and on the machine.
 
-    recipe: str | None = option(None, RECIPES, f"other defaults, over which flags win; {RESULTS}", may_change=True)
+    Each is given by its name. Raises BadInput for a value that none of them can have.
+    """
+
+    recipe: str | None = option(
+        None, RECIPES, f"another set of defaults; other options override it; {RESULTS}", may_change=True
+    )
     model: str = option("baseline", MODELS, "improved: more depth, BatchNorm; whitened: that behind a whitening layer")
     epochs: int = option(50, number(int, "[1, 1000000000]"), "epochs at most", may_change=True)
     batch_size: int = option(64, number(int, "[1, 1000000]"), "images per step")
-    lr: float = option(1e-3, number(float, "(0, 1e9]"), "learning rate: the first one, but onecycle's highest")
+    lr: float = option(1e-3, number(float, "(0, 1e9]"), "initial learning rate (with onecycle, the peak)")
     optimizer: str = option(
-        "adam", OPTIMIZERS, "sgd has Nesterov momentum of 0.9; muon is for kernels, sgd at 2/3 of the rate for all else"
+        "adam",
+        OPTIMIZERS,
+        "sgd has Nesterov momentum of 0.9; muon is for kernels, with sgd at 2/3 of the rate for the rest",
     )
     weight_decay: float | None = option(
         None,
         number(float, "[0, 1000]"),
-        "decoupled weight decay, times the learning rate in each step (not for adam and muon); "
-        "None: as the optimizer says, 0.004 for adamw as in Keras, 0 for sgd",
+        "decoupled weight decay, multiplied by the learning rate at each step (not with adam or muon)",
+        unset="0.004 for adamw as in Keras, 0 for sgd",
     )
-    label_smoothing: float = option(0.0, number(float, "[0, 1)"), "label smoothing, in every loss")
+    lookahead: bool = option(False, bool, "every 5 steps, move the weights halfway back to those of 5 steps ago")
+    label_smoothing: float = option(0.0, number(float, "[0, 1)"), "label smoothing, in every loss", in_loss=True)
     augment: bool | None = option(
-        None, ON_OFF, "mirror and shift training images at random; None: as the network says, not with baseline"
+        None, ON_OFF, "mirror and shift training images at random", unset="on, but off with baseline"
     )
-    shift: int = option(4, number(int, "[0, 10000]"), "how many pixels --augment moves an image at most")
-    no_mirror: bool = option(False, bool, "--augment without mirror images, which are wrong for digits and text")
-    l2: float = option(1e-3, number(float, "[0, 1000]"), "factor of the L2 penalty on convolution kernels")
+    shift: int = option(4, number(int, "[0, 10000]"), "maximum shift with --augment, in pixels")
+    no_mirror: bool = option(False, bool, "no mirror images with --augment (they are wrong for digits and text)")
+    l2: float = option(
+        1e-3, number(float, "[0, 1000]"), "factor of the L2 penalty on convolution kernels", in_loss=True
+    )
     dropout: float = option(0.5, number(float, "[0, 1)"), "dropout rate before the last layer")
     no_shuffle: bool = option(False, bool, "take the training images in the same order each epoch")
-    seed: int = option(0, number(int, "[0, 18446744073709551616)"), "seed of every random draw")
-    device: torch.device = option("auto", environment.device, "auto (CUDA if there is one), cpu, cuda or cuda:N", True)
-    threads: int | None = option(None, number(int, "[1, 256]"), "CPU threads; None leaves the choice to torch", True)
+    seed: int = option(0, number(int, "[0, 18446744073709551616)"), "seed of every random draw", repeats=True)
+    device: str | torch.device = option(
+        "auto", machine.device_name, "auto (CUDA if there is one), cpu, cuda or cuda:N", may_change=True
+    )
+    threads: int | None = option(None, number(int, "[1, 256]"), "CPU threads", may_change=True, unset="torch's choice")
     dtype: str = option("float32", ("float32", "float64"), "of weights and images")
-    mixed_precision: bool = option(False, ON_OFF, "convolutions in bfloat16: faster with hardware for it, else slower")
-    tf32: bool = option(False, bool, "TF32 on newer GPUs: products with 10 bits of mantissa, faster")
-    deterministic: bool = option(False, bool, "the same bits from each run on a GPU too; a CPU's always are")
-    compile: bool = option(False, bool, "torch.compile, for CUDA; a CPU is slower with it, and needs a compiler")
+    mixed_precision: bool | None = option(
+        False,
+        ON_OFF,
+        "convolutions and matrix products in bfloat16: faster where the hardware multiplies it, ten to thirty times "
+        "slower elsewhere",
+        unset="off; with --recipe fast, on if the hardware multiplies it",
+    )
+    tf32: bool = option(False, bool, "use TF32 on newer GPUs: faster, but products keep 10 bits of mantissa")
+    deterministic: bool = option(False, bool, "make runs on a GPU bitwise reproducible; runs on a CPU always are")
+    compile: bool = option(False, bool, "use torch.compile, for CUDA (slower on a CPU); needs a compiler")
 
-    patience: int = option(5, number(int, "[0, 1000000000]"), "stop after so many epochs without a better one")
+    patience: int = option(5, number(int, "[0, 1000000000]"), "stop after this many epochs without improvement")
     schedule: str = option(
         "plateau",
         SCHEDULES,
-        "cosine falls to --min-lr, onecycle rises for 5 % (early stopping counts from there) and falls to "
-        "4e-6 of --lr: step by step over all epochs",
+        "cosine decays to --min-lr; onecycle warms up over 5 % of the steps (early stopping counts from there), then "
+        "decays to 4e-6 of --lr; both change at every step, over all epochs",
     )
-    lr_patience: int = option(3, number(int, "[0, 1000000000]"), "cut the learning rate after so many epochs")
-    lr_factor: float = option(0.5, number(float, "(0, 1)"), "a cut multiplies the learning rate by it")
-    min_lr: float = option(1e-6, number(float, "[0, 1000]"), "no cut goes below this learning rate")
+    lr_patience: int = option(3, number(int, "[0, 1000000000]"), "cut the rate after this many such epochs")
+    lr_factor: float = option(0.5, number(float, "(0, 1)"), "factor by which a cut multiplies the learning rate")
+    min_lr: float = option(1e-6, number(float, "[0, 1000]"), "lower bound of the learning rate")
 
     data: str = option(
         DEFAULT,
         path_type,
-        "folder of CIFAR-10 (with none in it Keras's cache is asked, else it is downloaded to once), an .npz file "
-        f"with x_train, y_train, x_test, y_test, or the word {SYNTHETIC} for an offline stand-in",
+        "CIFAR-10 folder (for the default or an empty one, the data come from Keras's cache or are downloaded once), a "
+        "folder with a folder of pictures for each class, an .npz file with x_train, y_train, x_test, y_test, or the "
+        f"word {SYNTHETIC} for an offline stand-in",
         may_change=True,  # but not the images: their hash is compared
+        path=True,
     )
-    validation_split: float = option(0.2, number(float, "(0, 1)"), "last part of the training images, for validation")
+    image_size: str | None = option(
+        None,
+        image_size,
+        "scale the pictures in class folders to H or HxW, and crop them at the centre; required if their sizes differ",
+        may_change=True,  # but not the images
+        unset="as they are",
+    )
+    validation_split: float = option(0.2, number(float, "(0, 1)"), "fraction of the training images, from their end")
     init_weights: Path | None = option(
-        None, path_type, "start from this .npz: np.savez(FILE, *model.get_weights()) of the Keras model, or a run's own"
+        None,
+        path_type,
+        "load the initial weights from this .npz: a run's own, or np.savez(FILE, *model.get_weights()) of a Keras "
+        "model that is channels_last (check keras.config.image_data_format(); the file does not say)",
+        unset="drawn from the seed",
+        repeats=True,
+        path=True,
     )
-    out: Path = option(
+    out: str | Path = option(
         "runs/<name><data>-seed<seed>",
         path_type,
-        "the run's directory; <seed> stands for the seed, <name> for the recipe or else the model, <data> for the "
-        "name of other data than the default, after a dash",
+        "the run's directory; <name> is replaced by the recipe, or by the model if there is none; <data> by a dash and "
+        "the data's name, unless it is the default; any other <option>, such as <seed> or <lr>, by its value",
         may_change=True,
+        path=True,
+        own=True,
     )
     resume: bool = option(
         False,
-        bool,
-        "go on with the run in --out if there is one, after its last whole epoch; with a run's directory, go on with "
-        "that one by its own flags, over which others win",
+        RUN_OR_SWITCH,
+        "resume the run in --out, if there is one, after its last whole epoch; --resume RUN resumes that run with its "
+        "own options, which other options override",
         may_change=True,
+        own=True,
     )
     quiet: bool = option(False, bool, "one line per epoch and no progress bar", may_change=True)
-    json: bool = option(False, bool, "end with the figures as a JSON object in one line", may_change=True)
+    json: bool = option(
+        False,
+        bool,
+        "print the figures as a JSON object to standard output, and all else to standard error",
+        may_change=True,
+    )
     tensorboard: bool = option(
         False, bool, "write each epoch's figures for TensorBoard too: needs the package tensorboard", may_change=True
     )
@@ -136,11 +208,18 @@ class Options:
         unknown = ", ".join(given.keys() - values.keys())
         if unknown:
             raise TypeError(f"no option {unknown}; python train.py --help lists them")
-        recipe = RECIPES.get(given.get("recipe"))
-        vars(self).update(values | (recipe.defaults if recipe else {}) | given)
+        chosen = given.get("recipe")
+        if isinstance(chosen, str) and chosen in RECIPES:
+            values.update(RECIPES[chosen].defaults)
+        values.update(given)
+        for field in dataclasses.fields(self):
+            value = values[field.name]
+            with in_python():
+                converted = flags.checked(field, value)
+            setattr(self, field.name, converted if field.metadata["path"] else value)  # ~ is the home directory
 
     def checked(self) -> "Options":
-        """Return the options resolved, each value as its flag would have made it.
+        """Return the options resolved, each value as its flag would have converted it.
 
         Raises BadInput for what a flag refuses, and for what does not go together.
         """
@@ -149,65 +228,123 @@ class Options:
         options.refuse_contradictions()
         return options
 
+    def resolved(self) -> "Options":
+        """Return the options with everything filled in that was left open. Raises BadInput for a device that is not
+        there.
+        """
+        try:
+            device = machine.device(str(self.device))
+        except argparse.ArgumentTypeError as error:
+            raise BadInput(f"--device: {error}") from None
+        open_values = {"device": device, "data": str(self.data)}
+        open_values["init_weights"] = self.init_weights and Path(self.init_weights)
+        if self.augment is None:
+            open_values["augment"] = MODELS[self.model].augmented
+        if self.weight_decay is None:
+            open_values["weight_decay"] = OPTIMIZERS[self.optimizer].default_decay or 0.0
+        open_values["out"] = self._directory(open_values)
+        if self.mixed_precision is None:
+            open_values["mixed_precision"] = self._precision(open_values["out"], device)
+        return dataclasses.replace(self, **open_values)
+
+    def _directory(self, resolved: dict) -> Path:
+        """Return the run's directory, with the names in angle brackets filled in; a Path is taken as it is.
+
+        `resolved` are options that were left open.
+        """
+        if isinstance(self.out, Path):
+            return self.out
+        data = self.source().short_name()
+        values = vars(self) | resolved
+        if self.mixed_precision is None:  # a run that goes on keeps its own, which only its directory tells
+            values["mixed_precision"] = self._precision_of(values["device"])
+        names = {name: str(values[name]) for name in values if name not in flags.named(Options, "own")}
+        names |= {"name": self.recipe or self.model, "data": data and f"-{data}"}
+
+        def value(match: re.Match) -> str:
+            name = match[1].replace("-", "_")
+            if name not in names:
+                raise BadInput(f"--out {self.out}: <{match[1]}> is no option; pass one of train.py's in brackets")
+            return names[name].replace("/", "_")
+
+        return Path(re.sub(r"<([\w-]+)>", value, self.out))
+
+    def source(self) -> Source:
+        """Return where the images come from. Raises BadInput."""
+        return sources.choose(str(self.data), self.image_size)
+
+    def _precision(self, out: Path, device: torch.device) -> bool:
+        """Mixed precision where nobody has decided: as the run in `out` began if it goes on, else by the hardware."""
+        if self.resume:
+            with contextlib.suppress(BadInput, LookupError, TypeError):  # whoever needs that file reports it
+                return bool(files.read_json(out / CONFIG)["flags"]["mixed_precision"])
+        return self._precision_of(device)
+
+    def _precision_of(self, device: torch.device) -> bool:
+        """Tell whether `device` is faster in mixed precision, and these options allow it."""
+        return self.dtype == "float32" and machine.multiplies_bfloat16(device)
+
     def refuse_contradictions(self) -> None:
         """Raise BadInput for options that do not go together, or that need what this machine lacks."""
         if self.weight_decay and OPTIMIZERS[self.optimizer].default_decay is None:
             decay = f"--weight-decay {self.weight_decay}"
             raise BadInput(f"{decay} is not for {self.optimizer}: pass --optimizer adamw, or --l2")
-        taken = inspect.signature(SCHEDULES[self.schedule]).parameters
-        if self.min_lr > self.lr and SCHEDULES[self.schedule].spans_all_epochs and "min_lr" in taken:
+        schedule = SCHEDULES[self.schedule]
+        if self.min_lr > self.lr and not schedule.cutting and "min_lr" in options_of(schedule):
             raise BadInput(f"--lr {self.lr:g} is below --min-lr {self.min_lr:g}, to which {self.schedule} would rise")
-        self._refuse_what_has_no_effect(taken)
+        self._refuse_what_has_no_effect()
         if self.lr < torch.finfo(getattr(torch, self.dtype)).tiny:
             raise BadInput(f"--lr {self.lr:g} is 0 in {self.dtype}: pass a larger one")
-        if self.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-            raise BadInput("--compile needs a C++ compiler, and there is no g++: install one, or leave --compile out")
+        if self.compile:
+            self._refuse_without_compilers()
         if self.mixed_precision and self.dtype != "float32":
             raise BadInput(f"--mixed-precision does not go with --dtype {self.dtype}: pass one of the two")
+        self.source()
         if self.tensorboard:
             TensorBoard.refuse_without_package()
 
-    def _refuse_what_has_no_effect(self, taken: Collection[str]) -> None:
-        """Raise BadInput for an option that decides nothing beside the others; `taken` is what the schedule takes."""
-        without = {name: f"--schedule {self.schedule}" for name, wanted in OF_SCHEDULES.items() if wanted not in taken}
+    def _refuse_without_compilers(self) -> None:
+        """Raise BadInput where torch.compile lacks what it builds with: for CPUs C++, for CUDA, in Triton, C."""
+        kind, variable, usual, other = "C++", "CXX", "g++", "clang++"
+        if self.device.type == "cuda":
+            kind, variable, usual, other = "C", "CC", "gcc", "clang"
+        if not any(map(shutil.which, (os.environ.get(variable, usual), other))):
+            remedy = "install one (apt: build-essential), or leave --compile out"
+            raise BadInput(f"--compile needs a {kind} compiler, and there is no {usual}: {remedy}")
+        header = Path(sysconfig.get_paths()["include"], "Python.h")
+        if not header.exists():
+            raise BadInput(f"--compile needs {header}: install it (apt: python3-dev), or leave --compile out")
+
+    def _refuse_what_has_no_effect(self) -> None:
+        """Raise BadInput for an option that decides nothing beside the others."""
+        of_schedules = set().union(*map(options_of, SCHEDULES.values()))
+        without_effect = dict.fromkeys(
+            of_schedules - options_of(SCHEDULES[self.schedule]), f"--schedule {self.schedule}"
+        )
         if not self.augment:
-            without |= dict.fromkeys(("shift", "no_mirror"), "--no-augment")
+            without_effect |= dict.fromkeys(("shift", "no_mirror"), "--no-augment")
         usual = Options(recipe=self.recipe)
-        for name, other in without.items():
+        for name, other in without_effect.items():
             value, default = getattr(self, name), getattr(usual, name)
             if value != default:
                 remedy = f"leave it at its default, {default}"
                 raise BadInput(f"{flag_of(name)} {value} has no effect with {other}; {remedy}")
 
-    def resolved(self) -> "Options":
-        """Return the options with every default filled in."""
-        out = self.out
-        if isinstance(out, str):  # a Path is taken as it is
-            names = {"<seed>": str(self.seed), "<name>": self.recipe or self.model, "<data>": _of_data(self.data)}
-            out = Path(re.sub("|".join(names), lambda name: names[name.group()], out))
-        found = {"out": out, "data": str(self.data), "init_weights": self.init_weights and Path(self.init_weights)}
-        if self.augment is None:
-            found["augment"] = MODELS[self.model].augmented
-        if self.weight_decay is None:
-            found["weight_decay"] = OPTIMIZERS[self.optimizer].default_decay or 0.0
-        return dataclasses.replace(self, **found)
-
     def flags(self) -> dict[str, int | float | str | None]:
-        """The options by name, as config.json has them."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value if isinstance(value, int | float | None) else str(value) for name, value in values.items()}
+        """Return the options by name, as config.json has them."""
+        return flags.plain(self, WORDS)
 
     def defaults(self) -> dict[str, int | float | str | None]:
-        """The defaults of the options that decide a figure, each where all others are as they are."""
-        found = {}
+        """Return the defaults of the options that decide a figure, each where all others are as they are."""
+        defaults = {}
         for field in dataclasses.fields(self):
             if not field.metadata["may_change"]:
-                default = dataclasses.replace(self, **{field.name: field.default}).resolved()
-                found[field.name] = default.flags()[field.name]
-        return found
+                at_default = dataclasses.replace(self, **{field.name: field.default}).resolved()
+                defaults[field.name] = at_default.flags()[field.name]
+        return defaults
 
-    def told(self) -> dict[str, int | float | str | None]:
-        """The flags that all processes of a run must agree on, with their values."""
+    def shared(self) -> dict[str, int | float | str | None]:
+        """Return the flags that all processes of a run must agree on, with their values."""
         names = {"epochs", *self.defaults()} - {"init_weights"}  # the weights are the first process's on all
         return {flag_of(name): value for name, value in self.flags().items() if name in names}
 
@@ -220,39 +357,38 @@ class Options:
 
         An option that is new since then counts as at its default there; one that this version lacks must have been.
         """
-        saved, now, found = config["flags"], self.flags(), []
+        saved, now, different = config["flags"], self.flags(), []
         for name, default in self.defaults().items():
-            was = saved.get(name, default)
-            if name == "init_weights" and was and self.init_weights:
+            before = saved.get(name, default)
+            if name == "init_weights" and before and self.init_weights:
                 continue  # wherever they are read from, their hash decides
-            if now[name] != was:
-                found.append(f"{flag_of(name)} {now[name]} (was {was!r:.60})")
-        found += flags.lacking(Options, config)
+            if now[name] != before:
+                different.append(f"{flag_of(name)} {now[name]} (was {before!r:.60})")
+        different += flags.lacking(Options, config)
         if SCHEDULES[self.schedule].spans_all_epochs and saved.get("epochs") != self.epochs:
-            found.append(f"--epochs {self.epochs} (was {saved.get('epochs')!r:.60}, which its schedule fixes)")
-        return found
+            different.append(f"--epochs {self.epochs} (was {saved.get('epochs')!r:.60}, which its schedule fixes)")
+        return different
 
 
-def _of_data(source: str) -> str:
-    """What the name of a run's directory says of `--data`: nothing of the default, so that all else is beside it."""
-    path = Path(os.path.abspath(source))
-    if path == Path(os.path.abspath(DEFAULT)):
-        return ""
-    name = path.stem if path.suffix == ".npz" else path.name
-    return "-" + re.sub(r"[^\w.-]+", "_", name)[:40]
+Options.__doc__ += "\n" + "\n".join(
+    f"    {field.name}: {field.metadata['help']} (default: {flags.default_in_words(field)})"
+    for field in dataclasses.fields(Options)
+)
 
 
 def parse(argv: list[str] | None, doc: str = "") -> Options:
-    """Return the resolved options of the command line `argv` (None: the process's own); `doc` is for the help.
+    """Return the options that the command line `argv` gives (None: the process's own); `doc` is for the help.
 
-    Raises SystemExit, as argparse does: after one line on stderr, or the help on stdout.
+    They pass `checked`. Raises SystemExit, as argparse does: after one line on stderr, or the help on stdout.
     """
     parser = Parser("train.py", doc)
     flags.declare(parser, Options, GROUPS)
     given = vars(parser.parse_args(argv))
     recipe = RECIPES.get(given.get("recipe"))
-    decided = given.keys() | (recipe.defaults.keys() if recipe else set())
+    decided = [*given, *(recipe.defaults if recipe else ())]
     try:
-        return Options(**flags.with_saved(given, Options, words=(SYNTHETIC,), decided=decided)).checked()
+        options = Options(**flags.with_saved(given, Options, decided))
+        options.checked()
+        return options
     except BadInput as error:
         parser.error(str(error))

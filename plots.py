@@ -2,45 +2,28 @@
 
 import contextlib
 import io
-import os
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
+import matplotlib
 import numpy as np
-
-
-@contextlib.contextmanager
-def _any_backend() -> Iterator[None]:
-    """Import matplotlib within the block though MPLBACKEND names a backend that is not there.
-
-    A notebook hands its own to whatever it starts. One that is there becomes pyplot's, as without the block.
-    """
-    asked = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
-    yield
-    if asked is not None:
-        os.environ["MPLBACKEND"] = asked
-        with contextlib.suppress(ValueError):
-            sys.modules["matplotlib"].rcParams["backend"] = asked
-
-
-with _any_backend():
-    import matplotlib
-    from matplotlib import colormaps
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 # Far apart in lightness as well as in hue, and in line style, so that a grey print reads as well.
 TRAINING = {"color": "#e69f00", "linestyle": "--", "label": "training"}
 VALIDATION = {"color": "#00468b", "linestyle": "-", "label": "validation"}
 BEST = {"color": "black", "linestyle": ":", "linewidth": 1.2}
 CUT = {"color": "0.45", "linestyle": "-.", "linewidth": 1.0, "zorder": 1}
-RATE = {"color": "#7a5195", "marker": "o", "markersize": 4}
+RATE = {"color": "#7a5195", "linewidth": 1.5, "label": "learning rate"}
 GROUPS = ("#00693e", "#cc79a7", "#56b4e9", "#8c2d04", "#9a9a00", "#e34a6f")  # none of the colours above
 STYLES = (("--", "training"), ("-", "validation and learning rate"))
+RATE_NAME = "learning rate before the epoch"  # as in history.csv
 THIN = 0.5
+LEGEND_COLUMNS = 4
 NUMBERED = 20  # classes of a confusion matrix whose numbers can still be read
 WIDE = 20  # learning rates that span more than this factor are drawn on a logarithmic axis
 
@@ -56,7 +39,6 @@ def _defaults() -> Iterator[None]:
 @_defaults()
 def curves(
     history: list[dict[str, float]],
-    learning_rates: list[float],
     best_epoch: int,
     cuts: Sequence[int] = (),
     loss_name: str = "loss",
@@ -64,63 +46,71 @@ def curves(
 ) -> "Picture":
     """Draw accuracy, loss and learning rate of one run and return the picture as PNG, 14 x 4 inches.
 
-    `learning_rates` are those after each epoch; `best_epoch` and `cuts` (the epochs that ended in a cut) count from 1.
-    `loss_name` says what the loss is made of.
+    Each further figure of the history that has a `val_` twin gets a panel of its own. `best_epoch` and `cuts` (the
+    epochs that ended in a cut) count from 1. `loss_name` says what the loss is made of.
     """
-    figure = Figure(figsize=(14, 4), layout="constrained")
+    names = ["accuracy", "loss"]
+    names += [name for name in history[0] if f"val_{name}" in history[0] and name not in names]
+    figure = Figure(figsize=(14 / 3 * (len(names) + 1), 4), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12)  # inches between the panels
     figure.suptitle(title).set_parse_math(False)  # a path may have two dollar signs
     epochs = range(1, len(history) + 1)
-    accuracy, loss, rate = figure.subplots(1, 3)
-    for axes, name in ((accuracy, "accuracy"), (loss, "loss")):
-        axes.plot(epochs, [logs[name] for logs in history], **TRAINING)
-        axes.plot(epochs, [logs[f"val_{name}"] for logs in history], **VALIDATION)
-        axes.set(title=name.capitalize(), ylabel=name)
-    loss.set(ylabel=loss_name)
-    rate.plot(epochs, learning_rates, label="after the epoch", **RATE)
-    rate.set(title="Learning rate", ylabel="learning rate after the epoch")
+    *panels, rate = figure.subplots(1, len(names) + 1)
+    point = {"marker": "o"} if len(history) == 1 else {}  # of which there is no line
+    for axes, name in zip(panels, names, strict=True):
+        axes.plot(epochs, [logs[name] for logs in history], **TRAINING, **point)
+        axes.plot(epochs, [logs[f"val_{name}"] for logs in history], **VALIDATION, **point)
+        label = name.replace("_", " ")
+        axes.set(title=label.capitalize(), ylabel=loss_name if name == "loss" else label)
+    learning_rates = [logs["learning_rate"] for logs in history]
+    _draw_steps(rate, learning_rates, **RATE)
+    rate.set(title="Learning rate", ylabel=RATE_NAME)
     _scale_rates(rate, learning_rates)
-    for axes in (accuracy, loss, rate):
+    for axes in (*panels, rate):
         axes.axvline(best_epoch, **BEST, label=f"best epoch ({best_epoch})")
         for number, epoch in enumerate(cuts):
             axes.axvline(epoch, **CUT, label="learning rate cut" if number == 0 else None)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="epoch")
-        axes.grid(alpha=0.3)
-        axes.legend()
+        _count_epochs(axes, len(history))
+    handles = panels[0].get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return _png(figure)
 
 
 @_defaults()
-def overlay(groups: dict[str, list[dict[str, list[float]]]], loss_name: str, rate_name: str) -> bytes:
-    """Draw the histories of several groups of runs over each other and return the picture as PNG, 14 x 4.5 inches.
+def overlay(groups: dict[str, list[dict[str, list[float]]]], loss_name: str, rate_name: str, title: str = "") -> bytes:
+    """Draw the histories of several groups of runs over each other and return the picture as PNG, 14 inches wide.
 
     A group has one colour: the mean of its runs, and the band from their least to their greatest. Both end with the
     shortest run, since a mean of fewer runs would jump there; from there on each longer run is a thin line of its own.
-    Columns that a history lacks are left out, and so are epochs without a figure.
+    Each run's learning rates are steps of their own. A single run is drawn on top of the groups, and
+    the title is left out for more groups than there are colours. Columns that a history
+    lacks are left out, and so are epochs without a figure.
     """
-    figure = Figure(figsize=(14, 4.5), layout="constrained")
+    rows = -(-(len(groups) + len(STYLES) + 1) // LEGEND_COLUMNS)
+    figure = Figure(figsize=(14, 4.0 + 0.25 * max(rows, 2)), layout="constrained")
+    if len(groups) <= len(GROUPS):  # of more, the title would fill the picture
+        figure.suptitle(title, fontsize="medium", wrap=True).set_parse_math(False)
     figure.get_layout_engine().set(w_pad=0.12)
     colours = GROUPS if len(groups) <= len(GROUPS) else colormaps["cool"](np.linspace(0, 1, len(groups)))
     handles = []
-    panels = {
-        "accuracy": ("accuracy", "val_accuracy"),
-        "loss": ("loss", "val_loss"),
-        "learning rate": ("learning_rate",),
-    }
-    all_axes = dict(zip(panels, figure.subplots(1, 3), strict=True))
+    panels = ("accuracy", "loss")
+    all_axes = dict(zip((*panels, "learning rate"), figure.subplots(1, 3), strict=True))
     for colour, (label, histories) in zip(colours, groups.items(), strict=False):  # more colours than groups
-        for panel, columns in panels.items():
-            for column in columns:
-                found = [history[column] for history in histories if column in history]
-                if found:
-                    _draw_group(all_axes[panel], found, colour, "--" if column in ("accuracy", "loss") else "-")
+        on_top = {"color": colour, "zorder": 3 if len(histories) == 1 else 2}
+        for panel in panels:
+            for column, style in ((panel, "--"), (f"val_{panel}", "-")):
+                curves = [history[column] for history in histories if column in history]
+                if curves:
+                    _draw_group(all_axes[panel], curves, linestyle=style, **on_top)
+        width = {"linewidth": THIN} if len(histories) > 1 else {}
+        for history in histories:
+            _draw_steps(all_axes["learning rate"], history.get("learning_rate", []), **on_top, **width)
         runs = "" if len(histories) == 1 else f", mean and range of {len(histories)} runs"
         handles.append(Line2D([], [], color=colour, label=label + runs))
     for panel, axes in all_axes.items():
-        axes.set(title=panel.capitalize(), xlabel="epoch", ylabel=panel)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
+        axes.set(title=panel.capitalize(), ylabel=panel)
+        longest = max(len(column) for histories in groups.values() for one in histories for column in one.values())
+        _count_epochs(axes, longest)
     all_axes["loss"].set(ylabel=loss_name)
     all_axes["learning rate"].set(ylabel=rate_name)
     rates = [
@@ -131,14 +121,54 @@ def overlay(groups: dict[str, list[dict[str, list[float]]]], loss_name: str, rat
     if any(
         len({len(columns["loss"]) for columns in histories if "loss" in columns}) > 1 for histories in groups.values()
     ):
-        handles.append(Line2D([], [], color="0.3", linewidth=THIN, label="a run that is longer than another"))
-    for text in figure.legend(handles=handles, loc="outside lower center", ncols=4).get_texts():
+        handles.append(Line2D([], [], color="0.3", linewidth=THIN, label="runs that went on longer"))
+    for text in figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS).get_texts():
         text.set_parse_math(False)
     return _png(figure)
 
 
 @_defaults()
-def confusion(matrix: list[list[int]], names: tuple[str, ...], title: str) -> bytes:
+def differences(by_epoch: dict[str, list[float]], rounding: float) -> "Picture":
+    """Draw relative differences by figure and epoch on a logarithmic axis, what counts as rounding shaded; PNG, 8 x 4.5
+    inches. What is equal to the bit lies on the lower edge.
+    """
+    least = 1e-17
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.axhspan(least, rounding, color="0.93", label="rounding")
+    for colour, (name, values) in zip(GROUPS, by_epoch.items(), strict=False):
+        axes.plot(
+            range(1, len(values) + 1), [max(value, least) for value in values], marker="o", color=colour, label=name
+        )
+    axes.set(title="Keras and PyTorch", ylabel="relative difference", yscale="log")
+    axes.set_ylim(least, max(10 * rounding, *(10 * max(values) for values in by_epoch.values())))
+    _count_epochs(axes, max(map(len, by_epoch.values())))
+    axes.legend()
+    return _png(figure)
+
+
+@_defaults()
+def settings(rows: list[tuple[str, float, tuple[float, float] | None]]) -> "Picture":
+    """Draw a point for each setting's mean validation accuracy, the best on top, with its 95 % interval; PNG, 8 inches
+    wide.
+    """
+    figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, (_, mean, interval) in enumerate(rows):
+        axes.plot(mean, place, marker="o", color=GROUPS[0])
+        if interval is not None:
+            axes.plot(interval, [place, place], color=GROUPS[0], linewidth=1.5)
+    axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    for text in axes.get_yticklabels():
+        text.set_parse_math(False)
+    axes.invert_yaxis()
+    axes.set(xlabel="validation accuracy at the best epoch, mean and its 95 % interval")
+    axes.grid(alpha=0.3)
+    return _png(figure)
+
+
+@_defaults()
+def confusion(matrix: list[list[int]], names: tuple[str, ...], title: str = "") -> "Picture":
     """Draw `matrix[true][predicted]`, images, shaded by their fraction of the true class; PNG, 8 x 7 inches.
 
     Of more classes than NUMBERED the shades are shown alone, with a name beside some.
@@ -159,12 +189,21 @@ def confusion(matrix: list[list[int]], names: tuple[str, ...], title: str) -> by
         for i in ticks:
             for j in ticks:
                 axes.text(j, i, counts[i, j], ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
-    figure.colorbar(image, shrink=0.8)
+    figure.colorbar(image, shrink=0.8, label="share of the true class")
     return _png(figure)
 
 
 def _short(name: str) -> str:
     return name if len(name) <= 20 else f"{name[:19]}…"
+
+
+def _count_epochs(axes: Axes, epochs: int) -> None:
+    """Give the axis of epochs whole numbers, its name and a grid."""
+    if epochs == 1:
+        axes.set_xlim(0.5, 1.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set(xlabel="epoch")
+    axes.grid(alpha=0.3)
 
 
 def _scale_rates(axes: Axes, rates: list[float]) -> None:
@@ -177,18 +216,22 @@ def _scale_rates(axes: Axes, rates: list[float]) -> None:
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
 
 
-def _draw_group(axes: Axes, curves: list[list[float]], colour, style: str) -> None:
+def _draw_steps(axes: Axes, rates: list[float], **line) -> None:
+    """Draw a rate for each epoch: it is constant, and changes between two of them."""
+    axes.stairs(rates, np.arange(len(rates) + 1) + 0.5, baseline=None, **line)
+
+
+def _draw_group(axes: Axes, curves: list[list[float]], **line) -> None:
     values = np.full((len(curves), max(map(len, curves))), np.nan)
     for row, curve in zip(values, curves, strict=True):
         row[: len(curve)] = curve
     together = np.flatnonzero(np.isfinite(values).all(0))
-    line = {"color": colour, "linestyle": style}
     if len(together):
         common = values[:, together]
         marker = "." if len(together) == 1 else None
         axes.plot(together + 1, common.mean(0), marker=marker, **line)
         if len(curves) > 1:
-            axes.fill_between(together + 1, common.min(0), common.max(0), color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(together + 1, common.min(0), common.max(0), color=line["color"], alpha=0.15, linewidth=0)
     for row in values:
         alone = np.flatnonzero(np.isfinite(row))
         alone = alone[alone >= max(together, default=0)]

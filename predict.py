@@ -1,44 +1,36 @@
-"""Say what a trained run sees in images: the three likeliest classes of each, with their probabilities.
+"""Classify images with a trained run: the likeliest classes of each, with their probabilities.
 
     python predict.py runs/baseline-seed0 image.png folder-of-images
+    python predict.py runs/baseline-seed0 "photos/*.jpg" --top 1 --csv answers.csv
 
 Exit codes: 0 done, 1 failed (disk full), 2 bad input (images that could be read are answered all the same), 130 and
 143 interrupted.
 """
 
-from harness import signals
-
-if __name__ == "__main__":
-    signals.end_at_once("predict.py")  # before the next imports, which take seconds
-
-import itertools
+import csv
+import glob
+import io
+import json
 import os
-import stat
 import sys
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 import data
-from harness import checkpoint, files
-from harness.console import Parser, command, complain, in_one_line, path_type, say
-from harness.datasets import CLASSES_LIMIT
-from harness.errors import BadInput, refusing
-from harness.run import CONFIG, WEIGHTS
+from cli.command import command
+from cli.errors import BadInput, refusing
+from cli.messages import complain, in_one_line, say
+from cli.parser import Parser, number, path_type
 from model import CIFAR10_SHAPE, MODELS, Network, build_model
+from running import checkpoint, files
+from running.outcome import CHECKPOINT, CONFIG, WEIGHTS
+from sources import pictures
+from sources.cifar10 import CLASSES
 
-TOP = 3
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
-LARGEST = 10_000  # pixels a side of what a network takes
-LARGE, LIMIT = 89_000_000, 500_000_000  # pixels: above LARGE a JPEG is decoded at a half, a quarter or an eighth
-DRAFT = 1024  # pixels a side that such a JPEG keeps
-# Whose endings are looked at in a folder: Pillow knows others too, such as PDF, that it cannot read.
-KINDS = {"AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
+HEADER = ("path", "class", "probability")  # of --csv
 
 
 @command("predict.py")
@@ -51,34 +43,52 @@ def main(argv: list[str] | None = None) -> int:
         type=os.path.expanduser,  # any: a name with an odd character is no reason to leave the others unanswered
         nargs="+",
         metavar="IMAGE",
-        help="image files of any size, or folders: all images in them and in their subfolders, by name; "
-        "links are followed, hidden files left out",
+        help="image files of any size, patterns with *, or folders: all images in them and in their subfolders",
     )
+    parser.add_argument("--top", type=number(int, "[1, 1000]"), default=3, help="how many classes of each image")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: a list of answers for each path")
+    parser.add_argument("--csv", type=path_type, metavar="FILE", help="write path, class and probability there")
     args = parser.parse_args(argv)
-    run, code = Path(args.run), 0
-    check_run(run)
-    model, shape, names = load_run(run)
-    for found in itertools.chain.from_iterable(map(image_files, args.images)):
+    if args.csv:
+        refuse_other_files(Path(args.csv))
+    model, shape, names = load_run(Path(args.run))
+    code, answers = 0, {}
+    for path in [path for given in args.images for path in image_files(given)]:
         try:
-            if isinstance(found, BadInput):
-                raise found
-            shown = likeliest(model, read_image(found, shape), names)
-            say(in_one_line(f"{found}: {', '.join(f'{name} {probability:.1%}' for name, probability in shown)}"))
+            answers[str(path)] = classes = likeliest(model, pictures.read(path, shape), names, args.top)
+            answer = ", ".join(f"{name} {probability:.1%}" for name, probability in classes)
+            if not args.json:
+                say(in_one_line(f"{path}: {answer}"))
         except BadInput as error:  # the others are answered all the same
             complain(in_one_line(f"predict.py: error: {error}"))
             code = error.code
+    if args.json:
+        keys = ("class", "probability")
+        say(
+            json.dumps(
+                {path: [dict(zip(keys, one, strict=True)) for one in of_path] for path, of_path in answers.items()}
+            )
+        )
+    if args.csv:
+        files.write_bytes(Path(args.csv), as_csv(answers).encode(errors="surrogateescape"))
     return code
 
 
-def check_run(run: Path) -> None:
-    """Raise BadInput, which says what RUN is, unless `run` holds a run."""
-    try:
-        fault = None if CONFIG in os.listdir(run) else f"has no {CONFIG}"
-    except OSError as error:
-        fault = error.strerror
-    if fault:
-        instead = run.parent if os.path.isfile(run.parent / CONFIG) else "one, then images"
-        raise BadInput(f"{run}: {fault}; RUN is a run's directory as train.py leaves it; pass {instead}")
+def refuse_other_files(table: Path) -> None:
+    """Raise BadInput rather than overwrite with answers what holds none, or where no file can be."""
+    if not table.parent.is_dir():
+        raise BadInput(f"--csv {table}: no such folder as {table.parent}; make it, or pass another file")
+    if os.path.lexists(table) and (not table.is_file() or not table.read_bytes().startswith(",".join(HEADER).encode())):
+        raise BadInput(f"--csv {table}: exists, and was not written by predict.py; pass another file")
+
+
+def as_csv(answers: dict[str, list[tuple[str, float]]]) -> str:
+    """Return a row for each of an image's classes, the likeliest first."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow(HEADER)
+    writer.writerows((path, *one) for path, classes in answers.items() for one in classes)
+    return buffer.getvalue()
 
 
 def load_run(run: Path) -> tuple[Network, list[int], list[str]]:
@@ -87,131 +97,43 @@ def load_run(run: Path) -> tuple[Network, list[int], list[str]]:
     Raises BadInput.
     """
     path = run / CONFIG
+    if not path.is_file():
+        instead = run.parent if (run.parent / CONFIG).is_file() else "one, then images"
+        raise BadInput(f"{run}: no run's directory as train.py leaves it; pass {instead}")
     config = files.read_json(path)
-    flags = config.get("flags") if isinstance(config.get("flags"), dict) else {}
-    name, dtype = config.get("model"), flags.get("dtype")
-    if not isinstance(name, str) or dtype not in ("float32", "float64"):
-        raise BadInput(f"{path}: lacks model or dtype; pass a run's directory as train.py left it")
-    if name not in MODELS:
-        raise BadInput(f"{path}: no model {name!r:.60} here; pass a run of this version")
-    # Runs that have neither are older, and had images like CIFAR-10's only.
-    shape, names = config.get("image_shape", CIFAR10_SHAPE), config.get("class_names", data.CLASSES)
-    with refusing(path, "image_shape or class_names is wrong", "pass a run's directory as train.py left it"):
-        height, width, channels = shape
-        if not (0 < height <= LARGEST and 0 < width <= LARGEST and channels in MODES):
-            raise ValueError(f"{shape!r:.60}")
-        if not (isinstance(names, list | tuple) and all(isinstance(one, str) for one in names)):
-            raise ValueError(f"{names!r:.60}")
-        if len({*names}) < len(names) or len(names) > CLASSES_LIMIT:
-            raise ValueError(f"{names!r:.60}")
-        model = build_model(name, (height, width, channels), len(names)).to(getattr(torch, dtype))
-    model.load_state_dict(checkpoint.read_weights(run / WEIGHTS, model.state_dict()))
+    with refusing(path, "not of a run of this version", "pass a run's directory as train.py left it"):
+        # Runs that have neither are older, and had images like CIFAR-10's only.
+        shape, names = config.get("image_shape", CIFAR10_SHAPE), config.get("class_names", CLASSES)
+        if config["model"] not in MODELS:
+            raise ValueError(f"no network {config['model']!r:.60} here")
+        model = build_model(config["model"], tuple(shape), len(names)).to(getattr(torch, config["flags"]["dtype"]))
+    if not (run / WEIGHTS).exists():
+        remedy = f"train an epoch, or make it again from {CHECKPOINT}: train.py --resume {run}"
+        raise BadInput(f"{run / WEIGHTS}: is not there; {remedy}")
+    with refusing(run / WEIGHTS, "not the weights of this run", "pass a run's directory as train.py left it"):
+        model.load_state_dict(checkpoint.read_weights(run / WEIGHTS))
     return model.eval(), shape, names
 
 
-def image_files(given: str) -> Iterator[Path | BadInput]:
-    """Yield the images that `given` names: itself, or those in the folder and its subfolders; faults in their turn.
+def image_files(given: str) -> list[Path]:
+    """Return the images that `given` names: itself, those that a pattern with * matches, or those in a folder.
 
-    They come sorted by name, a folder's own files before its subfolders. Only files whose ending is that of an image
-    are taken, and nothing whose name begins with a dot: macOS leaves `._a.png` beside `a.png`. Links are followed, but
-    no folder is entered twice.
+    A folder without images, and one that cannot be read, is returned itself, so that it is reported in its turn.
     """
-    if not os.path.isdir(given):
-        yield Path(given)
-        return
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in KINDS}
-    entered, faults, left_out, count = set(), [], Counter(), 0
-    for folder, folders, names in os.walk(given, onerror=faults.append, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
-            path = Path(folder, name)
-            if path.suffix.lower() in endings:
-                count += 1
-                yield path
-            else:
-                left_out[path.suffix.lower() or "without one"] += 1
-    for error in faults:
-        yield BadInput(f"{error.filename}: cannot be looked into ({error.strerror}); pass a folder that can be read")
-    if left_out:
-        most = ", ".join(f"{number:,} {ending}" for ending, number in left_out.most_common(5))
-        said = f"predict.py: {given}: files left out, as they are no images by their ending: {most}"
-        complain(in_one_line(said))
-    if not (count or faults):
-        yield BadInput(f"{given}: no image in that folder; pass one that holds .png or .jpg files")
-
-
-def read_image(path: Path, shape: Sequence[int] = CIFAR10_SHAPE) -> np.ndarray:
-    """Return an image file as uint8 of `shape`, (H, W, C): upright, its middle, averaged down or scaled up."""
-    height, width, channels = shape
-    image = open_image(path, MODES[channels])
-    return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)).reshape(shape)
-
-
-def open_image(path: Path, mode: str) -> Image.Image:
-    """Return an image file in Pillow's `mode`, of 8 bits, upright. Raises BadInput."""
-    with refusing(path, "not a readable image", "pass a .png or .jpg file"):
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise BadInput(f"{path}: {error.strerror}; pass an image that can be read") from None
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a file")  # a pipe would be waited for
-        Image.MAX_IMAGE_PIXELS = LIMIT // 2  # Pillow warns above it, and refuses above twice as many
-        try:
-            with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
-                if file.width * file.height > LARGE:
-                    file.draft(None, (DRAFT, DRAFT))
-                ImageOps.exif_transpose(file, in_place=True)  # a copy of a large image takes gigabytes
-                for remark in remarks(file, mode):
-                    complain(in_one_line(f"predict.py: {path}: {remark}"))
-                image = with_8_bits(file)
-                return image if image.mode == mode else image.convert(mode)
-        except Image.DecompressionBombError:
-            raise BadInput(f"{path}: more than {LIMIT:,} pixels; pass a smaller image") from None
-
-
-def remarks(image: Image.Image, mode: str) -> list[str]:
-    """Say what of an image is not seen when it is taken in `mode`, or seen although a viewer would not show it."""
-    found = []
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        found.append(f"the first of its {frames} frames is taken")
-    hides = "transparency" in image.info or ("A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255)
-    if hides and "A" not in mode:
-        found.append("its transparency is left out, so that what it hides counts")
-    return found
-
-
-def with_8_bits(image: Image.Image) -> Image.Image:
-    """Return a grey image of 16 bits, or of floats in [0, 1], with 8 bits a pixel: Pillow would clip it, not scale it.
-
-    Others come back as they are. Raises ValueError for values whose range cannot be told.
-    """
-    if image.mode != "F" and not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image)
-    low, high = values.min(), values.max()
-    if image.mode == "F":
-        least, most, scale = 0, 1, 255
-    else:  # 32 bits hold what was 16, or something else
-        least, most, scale = 256 if image.mode == "I" else 0, 65535, 1 / 257
-    black = low == high == 0
-    if not black and not (low >= 0 and least <= high <= most):
-        raise ValueError(f"whether its values, {low} to {high}, have 8 bits, 16, or lie in [0, 1] cannot be told")
-    return Image.fromarray(np.round(values * scale).astype(np.uint8))
+    if not os.path.exists(given) and glob.has_magic(given):  # as a shell that does not expand it leaves it
+        return [path for name in sorted(glob.glob(given)) for path in image_files(name)] or [Path(given)]
+    if not os.path.isdir(given):  # nor is "", although its path is the current folder's
+        return [Path(given)]
+    images, _, unreadable = pictures.in_folder(given)
+    return images + unreadable or [Path(given)]
 
 
 @torch.inference_mode()
-def likeliest(model: torch.nn.Module, image: np.ndarray, names: Sequence[str]) -> list[tuple[str, float]]:
-    """Return the three likeliest classes of an image, uint8 (H, W, C), with their probabilities, greatest first."""
+def likeliest(model: torch.nn.Module, image: np.ndarray, names: Sequence[str], top: int) -> list[tuple[str, float]]:
+    """Return the `top` likeliest classes of an image, uint8 (H, W, C), with their probabilities, greatest first."""
     split = data.as_split(image[None].copy(), np.zeros(1, np.int64))
     (batch,) = data.batches(split, 1, dtype=next(model.parameters()).dtype)
-    probabilities, classes = model(batch.images).softmax(1)[0].topk(min(TOP, len(names)))
+    probabilities, classes = model(batch.images).softmax(1)[0].topk(min(top, len(names)))
     return [(names[number], value) for number, value in zip(classes.tolist(), probabilities.tolist(), strict=True)]
 
 

@@ -2,38 +2,49 @@
 
 import json
 import shlex
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-import data
 import plots
-from callbacks import SCHEDULES, EarlyStopping, History
-from harness import histories
-from harness.console import say
-from harness.environment import ROOT
-from harness.errors import BadInput, first_line
-from harness.run import ALL_EPOCHS, CONFUSION, CURVES, EARLY_STOPPING, HISTORY, METRICS, STOPPED, Run
+from callbacks import SCHEDULES, History, Stop
+from cli.errors import BadInput, first_line
+from cli.messages import say, to_standard_output
 from metrics import Figures
 from options import Options
+from running import arithmetic, code, files, machine
+from running import history as history_file
+from running.code import TRAIN
+from running.directory import Run
+from running.outcome import ALL_EPOCHS, CONFIG, CONFUSION, CURVES, HISTORY, METRICS, WEIGHTS, parts_of
 
 UNSEEN = {  # what training lacks a class of, and what it may come from
-    "validation": "which validation images are: the last images are for validation, so shuffle sorted arrays first",
-    "test": "which test images are",
-    "no": "and no other either: labels count from 0",
+    "validation": "but some validation images are: the last images are for validation, so shuffle sorted arrays first",
+    "test": "but some test images are",
+    "no": "nor is any other image: labels count from 0",
+    "only training": "but some training images are: shuffle sorted arrays first",
 }
 
 
 def beginning(options: Options, config: dict, unseen: dict[str, list[int]]) -> None:
     """Say what is trained, on what, and where it goes; `config` is config.json, `unseen` data.unseen's by part."""
+    why = machine.why_no_cuda() if config["given"]["device"] == "auto" else None
+    if why:
+        say(f"No CUDA device: training on the CPU ({why}).")
     processes, images = config["processes"], config["images"]
-    threads = f"{config['threads']} threads"
+    threads = f"{config['threads']} thread{'s' * (config['threads'] != 1)}"
     if processes > 1:
         threads += f" in each of {processes} processes"
     parameters = f"{config['parameters']:,} parameters"
-    say(f"{title(options)}, {parameters}, seed {options.seed}, {config['device_name']}, {threads}")
+    precision = "mixed precision (bfloat16)" if options.mixed_precision else options.dtype
+    say(f"{title(options)}, {parameters}, seed {options.seed}, {config['device_name']}, {threads}, {precision}")
+    if options.mixed_precision and not machine.multiplies_bfloat16(options.device):
+        say("This machine emulates bfloat16: --mixed-precision takes ten to thirty times as long as float32 here.")
+    for variable in arithmetic.shortening():
+        say(f"{variable} is set: libraries may compute products with fewer bits than {options.dtype} has.")
     names, shape = config["class_names"], "x".join(map(str, config["image_shape"]))
     counts = ", ".join(f"{count:,} {part}" for part, count in images.items())
     say(f"{config['data']}: {counts} images of {shape}, {len(names)} classes")
@@ -42,25 +53,30 @@ def beginning(options: Options, config: dict, unseen: dict[str, list[int]]) -> N
         say(f"Training images are {mirrored}shifted by up to {options.shift} pixels, at random.")
     for part, classes in unseen.items():
         if classes:
-            said = ", ".join(names[number] for number in classes[:5])
+            labels = ", ".join(names[number] for number in classes[:5])
             if len(classes) > 5:
-                said += f" and {len(classes) - 5} more"
-            say(f"No training image is labelled {said}, {UNSEEN[part]}.")
+                labels += f" and {len(classes) - 5} more"
+            who = "validation" if part == "only training" else "training"
+            say(f"No {who} image is labelled {labels}, {UNSEEN[part]}.")
     say(f"Run directory: {options.out}")
 
 
 def end(
-    options: Options, run: Run, history: History, stopping: EarlyStopping, figures: Figures, mirrored: Figures | None
+    options: Options,
+    run: Run,
+    history: History,
+    best_epoch: int,
+    stop: Stop | None,
+    figures: Figures,
+    mirrored: Figures | None,
 ) -> dict:
-    """Write and say what is to be known of the finished run: `figures` are the best weights' on the test images.
+    """Write and say what is to be known of the run that has ended: `figures` are the best weights' on the test images.
 
-    `mirrored` are those with the logits of each image's mirror image averaged in. Returns what metrics.json holds.
+    `mirrored` are those with the logits of each image's mirror image averaged in; `best_epoch` counts from 0. Returns
+    what metrics.json holds.
     """
     dtype, names = getattr(torch, options.dtype), run.config["class_names"]
     cutting = SCHEDULES[options.schedule].cutting
-    reason = ALL_EPOCHS if len(history) == options.epochs else STOPPED  # by another callback
-    if stopping.should_stop:
-        reason = EARLY_STOPPING
     metrics = {
         "model": options.model,
         "data": run.config["data"],
@@ -72,14 +88,15 @@ def end(
         "test_per_class": per_class(figures.confusion, names),
         "test_confusion": figures.confusion,
         "epochs": len(history),
-        "best_epoch": stopping.best_epoch + 1,
-        "best_epoch_logs": history.logs[stopping.best_epoch],
-        "stopped": reason,
+        "best_epoch": best_epoch + 1,
+        "best_epoch_logs": history.logs[best_epoch],
+        "stopped": stop.reason if stop else ALL_EPOCHS,
+        "final": stop is None or stop.final,
         "schedule": options.schedule,
         "learning_rate_cuts": history.cuts if cutting else [],
         "learning_rate_after_epoch": history.learning_rates,
         "seconds_per_epoch": history.seconds,
-        "images_per_second": run.config["images"]["training"] * len(history) / sum(history.seconds),
+        "images_per_second": run.config["images"]["training"] / statistics.median(history.seconds),
         "bits_changed": run.record["bits_changed"],
     }
     run.finish(metrics, pictures(options, metrics, history))
@@ -96,12 +113,12 @@ def pictures(options: Options, metrics: dict, history: History) -> dict[str, Cal
 
     def caption() -> str:
         accuracy = f"test accuracy {metrics['test_accuracy']:.4f}"
-        return f"{title(options)}, seed {options.seed}, {metrics['data']}: {accuracy}"
+        return f"{title(options)}, seed {options.seed}, {options.source().title()}: {accuracy}"
 
     def curves() -> bytes:
-        rates, cuts = history.learning_rates, [cut["epoch"] for cut in metrics["learning_rate_cuts"]]
+        cuts = [cut["epoch"] for cut in metrics["learning_rate_cuts"]]
         loss = "loss with L2 penalty" if options.l2 else "loss"
-        return plots.curves(history.logs, rates, metrics["best_epoch"], cuts, loss, caption())
+        return plots.curves(history.logs, metrics["best_epoch"], cuts, loss, caption())
 
     def confusion() -> bytes:
         return plots.confusion(metrics["test_confusion"], tuple(metrics["test_per_class"]), caption())
@@ -113,11 +130,12 @@ def finished_already(options: Options, run: Run, metrics: dict) -> tuple[dict, H
     """Say what a run that had finished reached; return its `metrics`, and its history as far as it can be read."""
     say(f"finished: {metrics['test_accuracy']:.4f}, {options.out}")
     say(f"It was finished already, after epoch {metrics['epochs']}: {metrics['stopped']}.")
-    if data.stamp(options.data) is None:
-        say(f"Its data are no longer in {options.data}.")
+    trained_by = [part.get("code_sha256") for part in parts_of(files.read_json(options.out / CONFIG))]
+    if set(trained_by) - {None, code.sha256(TRAIN)}:
+        say("It was trained by other code than this, which may compute something else: another --out trains it anew.")
     history = History()
     try:
-        logs = histories.read_back(options.out / HISTORY)
+        logs = history_file.read(options.out / HISTORY)
         rates, seconds = metrics["learning_rate_after_epoch"], metrics["seconds_per_epoch"]
         history.load_state_dict({"logs": logs, "learning_rates": rates, "seconds": seconds})
     except (BadInput, ValueError, KeyError, TypeError) as error:
@@ -130,18 +148,19 @@ def finished_already(options: Options, run: Run, metrics: dict) -> tuple[dict, H
 def last_lines(options: Options, metrics: dict) -> None:
     """Say the test accuracy, where the files are, and the commands that go on from here."""
     say(f"Test accuracy: {metrics['test_accuracy']:.4f}")
-    for what, name in (("Picture", CURVES), ("Metrics", METRICS)):
+    for what, name in (("Curves", CURVES), ("Confusion matrix", CONFUSION), ("Metrics", METRICS), ("Epochs", HISTORY)):
         if (options.out / name).exists():
             say(f"{what}: {shlex.quote(str(options.out / name))}")
     say(f"To compare it with another run or history: {command_on('compare.py', options.out)} OTHER")
-    say(f"To classify images: {command_on('predict.py', options.out)} IMAGE")
+    if (options.out / WEIGHTS).exists():
+        say(f"To classify images: {command_on('predict.py', options.out)} IMAGE")
     if options.json:
-        say(json.dumps(metrics))
+        to_standard_output(json.dumps(metrics))
 
 
 def command_on(script: str, out: Path) -> str:
-    """The command line, up to its last words, by which `script` takes the run in `out`, from the current folder."""
-    path = script if ROOT.samefile(Path.cwd()) else str(ROOT / script)
+    """Return the command line, up to its last words, by which `script` takes the run in `out`, from this folder."""
+    path = script if machine.ROOT.samefile(Path.cwd()) else str(machine.ROOT / script)
     run = f"./{out}" if str(out).startswith("-") else str(out)
     return shlex.join([sys.orig_argv[0], path, run])
 
@@ -159,10 +178,7 @@ def keras_line(steps: int, seconds: float, logs: dict[str, float]) -> str:
         step_time = f"{per_step * 1e3:.0f}ms"
     else:
         step_time = f"{per_step * 1e6:.0f}us"
-    figures = []
-    for name in ("accuracy", "loss", "val_accuracy", "val_loss", "learning_rate"):
-        form = ".4f" if logs[name] > 1e-3 else ".4e"
-        figures.append(f"{name}: {logs[name]:{form}}")
+    figures = [f"{name}: {value:{'.4f' if value > 1e-3 else '.4e'}}" for name, value in logs.items()]
     return " - ".join([f"{steps}/{steps}", f"{seconds:.0f}s", f"{step_time}/step", *figures])
 
 
@@ -178,26 +194,30 @@ def reading(logs: list[dict[str, float]], metrics: dict, max_epochs: int, cuttin
         lines.append(f"  {f'{name} epoch {epoch}':<16}{figures['accuracy']:>8.4f}{figures['val_accuracy']:>12.4f}")
     best = logs[best_epoch - 1]
     gap = 100 * (best["accuracy"] - best["val_accuracy"])
-    side = "above" if gap > 0 else "below"
-    lines.append(f"At the best epoch training accuracy is {abs(gap):.1f} points {side} validation.")
+    side = f"{abs(gap):.1f} points {'above' if gap > 0 else 'below'}" if abs(gap) >= 0.05 else "equal to"
+    lines.append(f"At the best epoch training accuracy is {side} validation.")
     cuts = metrics["learning_rate_cuts"]
     if not cutting:
         lines.append(f"The learning rate followed the {metrics['schedule']} schedule.")
     elif cuts:
-        said = ", ".join(f"to {cut['learning_rate']:.4g} after epoch {cut['epoch']}" for cut in cuts)
-        lines.append(f"Learning rate cut {said}.")
+        steps = ", ".join(f"to {cut['learning_rate']:.4g} after epoch {cut['epoch']}" for cut in cuts)
+        lines.append(f"Learning rate cut {steps}.")
     else:
         lines.append("The learning rate was never cut.")
-    if best_epoch < epochs:
+    if epochs == 1:
+        lines.append("One epoch tells nothing of where validation loss goes.")
+    elif best_epoch < epochs:
         lines.append(f"Validation loss has not improved since epoch {best_epoch} ({best['val_loss']:.4f}).")
     else:
-        lines.append(f"Validation loss was still improving in the last epoch ({best['val_loss']:.4f}).")
+        lines.append(f"Validation loss was lowest in the last epoch ({best['val_loss']:.4f}).")
     lines.append(f"Training ended after epoch {epochs} of {max_epochs}: {metrics['stopped']}.")
+    if not metrics["final"]:
+        lines.append("It is to be continued: --resume goes on with it.")
     return "\n".join(lines)
 
 
 def per_class(confusion: list[list[int]], names: tuple[str, ...]) -> dict[str, dict]:
-    """Images and accuracy of each class; `confusion[i][j]` counts the images of class i that were taken for j."""
+    """Return images and accuracy of each class; `confusion[i][j]` counts the images of class i predicted as j."""
     return {
         name: {"images": sum(row), "accuracy": row[number] / sum(row) if any(row) else None}
         for number, (name, row) in enumerate(zip(names, confusion, strict=True))
@@ -210,5 +230,5 @@ def most_confused(confusion: list[list[int]], names: tuple[str, ...], count: int
         ((confusion[i][j] + confusion[j][i], i, j) for i in range(len(names)) for j in range(i)),
         key=lambda pair: -pair[0],
     )
-    said = [f"{names[j]} and {names[i]} ({images:,})" for images, i, j in pairs[:count] if images]
-    return f"Most confused: {', '.join(said)}." if said else "No image was taken for another class."
+    confused = [f"{names[j]} and {names[i]} ({images:,})" for images, i, j in pairs[:count] if images]
+    return f"Most confused: {', '.join(confused)}." if confused else "No image was predicted as another class."

@@ -1,71 +1,105 @@
-"""Train many seeds, as many at once as the machine takes, and say what they reached together.
+"""Train many seeds, as many at once as the machine takes, and compare them; the same command, given again, goes on.
 
     python sweep.py --seeds 0-9 -- --model improved
     python sweep.py --seeds 0-9 --keras --within 0.01
+    python sweep.py --seeds 0-4 --grid l2=0.0003,0.001,0.003 dropout=0.3,0.5 -- --epochs 30
 
 Exit codes: 0 all finished (with --within: shown to be equivalent), 1 a run failed, or equivalence was not shown,
 2 bad input, 3 not comparable, 4 no comparison (disk full, crash), 130 and 143 interrupted.
 """
 
-from harness import signals
-
-if __name__ == "__main__":
-    signals.end_at_once("sweep.py")  # before the next imports, which take seconds
-
 import argparse
-import contextlib
 import dataclasses
-import functools
+import itertools
 import os
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 import compare
-import data
-from harness import jobs, keras_side
-from harness.console import Parser, command, number, path_type, say
-from harness.errors import BadInput
-from harness.jobs import Job
-from harness.lock import Held
-from harness.run import CHECKPOINT, INITIAL_WEIGHTS, Run
-from model import to_keras_weights
+import plots
+from cli.command import command
+from cli.errors import BadInput
+from cli.flags import ON_OFF, flag_of
+from cli.messages import say, table
+from cli.parser import Parser, number, path_type
+from comparing import grid, histories
 from options import Options, parse
+from running import code, files, machine
+from running.code import TRAIN
+from running.directory import Run
+from running.outcome import CHECKPOINT, CONFIG, INITIAL_WEIGHTS, parts_of, program_of
+from sources.source import fingerprint
+from sweeping import jobs
+from sweeping.jobs import Job
+from sweeping.keras_side import KerasSide
+from sweeping.reference import Reference
 
 ROOT = Path(__file__).resolve().parent
-TRAIN, KERAS = ROOT / "train.py", ROOT / "reference" / "keras_notebook.py"
+REFERENCES = (KerasSide(),)  # each has a flag of its name
+OTHER_SIDES = " or ".join(f"--{reference.label}" for reference in REFERENCES)
 MOST = 10_000  # seeds
+GRID, GRID_PICTURE = "grid.json", "grid.png"
+ESTIMATES = ("validation", "test", "epochs", "difference")  # of a setting, in GRID
+
+
+class Planned(NamedTuple):
+    """One run of train.py: its setting in the grid in words, its command line, and its options; `varied` are the names
+    of those that the grid varies.
+    """
+
+    setting: str
+    words: list[str]
+    options: Options
+    varied: list[str]
+
+    @property
+    def is_default(self) -> bool:
+        usual, own = Options(recipe=self.options.recipe), self.options.flags()
+        at_default = {name: getattr(usual, name) for name in self.varied}  # beside the run's other options
+        usual = dataclasses.replace(self.options, **at_default).resolved().flags()
+        return all(own[name] == usual[name] for name in self.varied)
 
 
 @command("sweep.py")
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit code."""
     args, flags = parse_arguments(sys.argv[1:] if argv is None else argv)
-    told = [parse([*flags, "--seed", str(seed), "--resume"]) for seed in args.seeds]
-    refuse(args, told)
-    gpus, slots = jobs.places(told[0].device, told[0].threads or 1, args.jobs, args.jobs_per_gpu)
-    backend = keras_side.backend() if args.keras else None
-    pairs = [runs_of(options, flags, backend) for options in told]
+    planned = plan(args, flags)
+    all_options = [run.options for run in planned]
+    refuse(args, all_options)
+    options = all_options[0]
+    gpus, slots = jobs.places(options.device, options.threads or 1, args.jobs, args.jobs_per_gpu)
+    threads = max(1, machine.cores() // slots)
+    pairs = [runs_of(run.options, run.words, args.reference, run.setting, threads) for run in planned]
     queue = [job for pair in pairs for job in pair]
     for place, job in enumerate(queue):
-        with contextlib.suppress(Held):  # its turn comes later
-            job.take_note()
         if gpus:
             job.environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
     if args.dry_run:
-        say(*(f"# {job.name} has finished: {job.out}" if job.over else job.shell() for job in queue))
+        say(*(f"# {job.name} has finished: {job.out}" if job.done else job.shell() for job in queue))
         return 0
-    if not all(job.over for job in queue):
-        refuse_without_data(told, backend)
-        done = [pair[0].out for pair in pairs if backend and pair[0].over]
-        if done:
-            keras_side.refuse_other_data(done, data.fingerprint(data.load(told[0].data)))
-    compare.claim(Path(args.out or told[0].out.parent))
-    finished, where = sum(job.over for job in queue), f" on {len(gpus)} GPUs" if gpus else ""
-    said = f"{len(queue)} runs, of which {finished} have finished; {slots} at once{where}; logs: <run>/{jobs.LOG}"
-    say(said, *([f"Keras on {backend}"] if backend else []))
+    finished = [job for job in queue if job.done]
+    if len(finished) < len(queue):
+        refuse_without_data(all_options, args.reference)
+    if 0 < len(finished) < len(queue):
+        refuse_others(finished, fingerprint(options.source().load()))
+    if args.grid is None:
+        compare.claim(Path(args.out or options.out.parent))
+    else:
+        claim(Path(args.out or options.out.parent), planned)
+    where = f" on {len(gpus)} GPUs" if gpus else ""
+    begun = sum(job.trained() > 0 and not job.done for job in queue)
+    state = f"{len(finished)} have finished" + (f" and {begun} have begun" if begun else "")
+    say(f"{len(queue)} runs, of which {state}; {slots} at once{where}; logs: <run>/{jobs.LOG}")
+    if args.reference is not None:
+        say(args.reference.describe())
     jobs.work(queue, slots, gpus)
-    return conclude(args, pairs)
+    code = compare_settings(args, planned, pairs) if args.grid else compare_seeds(args, pairs)
+    return 1 if say_what_failed(queue) else code
 
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -73,126 +107,277 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser("sweep.py", __doc__, usage="sweep.py --seeds SEEDS [options] [-- options of train.py]")
     whole = number(int, "[1, 10000]")
     parser.add_argument("--seeds", type=seeds, required=True, help="0-9, or 0,3,5-7")
-    parser.add_argument("--jobs", type=whole, help="runs at once; None: on CPUs one per core, a thread each")
-    parser.add_argument("--jobs-per-gpu", type=whole, default=4, help="runs at once on each GPU; 4 is a guess")
+    parser.add_argument("--jobs", type=whole, help="runs at once (default on CPUs: one per core, with one thread each)")
     parser.add_argument(
-        "--keras",
-        action="store_true",
-        help="train each seed in Keras first (reference/keras_notebook.py; KERAS_BACKEND, or else TensorFlow if it is "
-        "installed, or else torch), then here from the same initial weights",
+        "--jobs-per-gpu",
+        type=whole,
+        default=4,
+        help="runs at once on each GPU (the default is not tuned)",
     )
+    for reference in REFERENCES:
+        parser.add_argument(
+            f"--{reference.label}",
+            dest="reference",
+            action="store_const",
+            const=reference,
+            help=f"train each seed by {reference.program} first, then here from the same initial weights",
+        )
     parser.add_argument(
         "--within",
         type=number(float, "(0, 1]"),
-        metavar="PART",
-        help="with --keras: tell by the exit code if the two are equivalent, as compare.py --within does",
+        metavar="MARGIN",
+        help=f"with {OTHER_SIDES}: report in the exit code whether the two are equivalent, as compare.py --within does",
     )
-    parser.add_argument("--out", type=path_type, metavar="DIR", help="where the comparison goes; None: beside the runs")
+    parser.add_argument(
+        "--grid",
+        nargs="+",
+        type=values_of_option,
+        metavar="OPTION=VALUES",
+        help="train each setting with each seed, such as l2=0.001,0.003 dropout=0.3,0.5, and sort them by validation",
+    )
+    parser.add_argument(
+        "--out", type=path_type, metavar="DIR", help="where the comparison goes; beside the runs if not given"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands, one a line, and run none")
     own, flags = argv, []
     if "--" in argv:
         own, flags = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
     args, unknown = parser.parse_known_args(own)
     if unknown:
-        parser.error(f"{' '.join(unknown)}: not an option of sweep.py; those of train.py go behind --")
+        parser.error(f"{' '.join(unknown)}: not an option of sweep.py; put train.py's options after --")
     for flag in ("--seed", "--resume"):
         if any(word.partition("=")[0] == flag for word in flags):
-            parser.error(f"{flag} behind --: sweep.py gives it to each run; leave it out")
-    if args.within is not None and not args.keras:
-        parser.error("--within: needs --keras, the other side of the comparison")
+            parser.error(f"{flag} after --: sweep.py gives it to each run; leave it out")
+    if args.within is not None and args.reference is None:
+        parser.error(f"--within: needs {OTHER_SIDES}, the other side of the comparison")
+    if args.grid is not None and args.reference is not None:
+        parser.error(f"--grid: not with {OTHER_SIDES}; leave one of them out")
     return args, flags
+
+
+def values_of_option(text: str) -> tuple[str, list[str]]:
+    """An argparse type: an option of train.py and its values, such as l2=0.001,0.003."""
+    name, _, values = text.partition("=")
+    name = name.removeprefix("--").replace("-", "_")
+    listed = values.split(",")
+    option = {field.name: field for field in dataclasses.fields(Options)}.get(name)
+    if option is None or option.metadata["may_change"] or option.metadata["repeats"]:
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.60}: not an option of train.py that affects results; pass one such as l2=0.001,0.01"
+        )
+    if not all(listed) or len({*listed}) < len(listed):
+        raise argparse.ArgumentTypeError(f"{text!r:.60}: separate the values by commas, and give each only once")
+    return name, listed
+
+
+def plan(args: argparse.Namespace, flags: list[str]) -> list[Planned]:
+    """Return the runs: every combination of the values in the grid, if there is one, with every seed."""
+    grid = args.grid or []
+    names = [name for name, _ in grid]
+    if len({*names}) < len(names):
+        raise BadInput("--grid: has an option twice; put all its values behind one =")
+    for name in names:
+        if any(word.partition("=")[0] == flag_of(name) for word in flags):
+            raise BadInput(f"{flag_of(name)} after --: --grid varies it; leave it out there")
+    if grid and not any(word.partition("=")[0] == "--out" for word in flags):  # directories that name what differs
+        pattern = ["runs/<name><data>", *(f"{name}_<{name}>" for name in names), "seed<seed>"]
+        flags = [*flags, "--out", "-".join(pattern)]
+    planned = []
+    for values in itertools.product(*(values for _, values in grid)):
+        chosen = dict(zip(names, values, strict=True))
+        words = [*flags, *words_of(chosen)]
+        setting = " ".join(f"{name}={value}" for name, value in chosen.items())
+        for seed in args.seeds:
+            options = parse([*words, "--seed", str(seed), "--resume"]).checked()
+            planned.append(Planned(setting, words, options, names))
+    return planned
+
+
+def words_of(setting: dict[str, str]) -> list[str]:
+    """Return a setting as words of a command line. A switch has the values on and off."""
+    kinds, words = {field.name: field.metadata["kind"] for field in dataclasses.fields(Options)}, []
+    for name, value in setting.items():
+        if kinds[name] in (bool, ON_OFF):
+            if value not in ("on", "off"):
+                raise BadInput(f"--grid: {name}={value:.60}: is a switch; its values are on and off")
+            off = [f"--no-{flag_of(name)[2:]}"] if kinds[name] is ON_OFF else []
+            words += [flag_of(name)] if value == "on" else off
+        else:
+            words.append(f"{flag_of(name)}={value}")
+    return words
 
 
 def seeds(text: str) -> list[int]:
     """An argparse type: whole numbers and ranges of them, such as 0,3,5-7; each number once."""
-    found = {}
+    numbers = {}
     for part in text.split(","):
         match = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", part.strip())
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not first <= last < first + MOST:
             raise argparse.ArgumentTypeError(f"{part!r:.60} is neither a seed nor up to {MOST} of them, such as 0-9")
-        found |= dict.fromkeys(range(first, last + 1))
-    return list(found)
+        numbers.update(dict.fromkeys(range(first, last + 1)))
+    return list(numbers)
 
 
-def refuse(args: argparse.Namespace, told: list[Options]) -> None:
-    """Raise BadInput for options that do not go with a sweep, or with Keras's side of one."""
-    options = told[0]
-    if len({one.out for one in told}) < len(told):
-        raise BadInput(f"--out {options.out} behind --: is the same for each seed; put <seed> into it")
-    if args.keras:
-        keras_side.refuse(options.flags(), options.not_default(), max(args.seeds))
-        if not (options.data.endswith(".npz") or of_keras_too(options)):
-            raise BadInput(f"--keras: Keras does not read --data {options.data}; pass an .npz file")
+def refuse(args: argparse.Namespace, all_options: list[Options]) -> None:
+    """Raise BadInput for options that do not go with a sweep, or with the reference's side of one."""
+    options, reference = all_options[0], args.reference
+    varied = [name for name, _ in args.grid or []]
+    if len({str([one.seed, *(one.flags()[name] for name in varied)]) for one in all_options}) < len(all_options):
+        raise BadInput("--grid: two values of an option are the same; give each once")
+    if len({one.out for one in all_options}) < len(all_options):
+        names = " and ".join(["<seed>", *(f"<{name}>" for name, _ in args.grid or [])])
+        raise BadInput(f"--out {options.out} after --: is the same for two runs; put {names} into it")
+    if reference is not None:
+        reference.refuse(options.flags(), options.not_default(), args.seeds)
+        if options.source().for_keras() is None:
+            raise BadInput(f"--{reference.label}: it does not read --data {options.data}; pass an .npz file")
 
 
-def refuse_without_data(told: list[Options], backend: str | None) -> None:
-    """Raise BadInput or Unavailable if what each run would lack is not there: a file of its options, or Keras."""
-    options = told[0]
+def refuse_without_data(all_options: list[Options], reference: Reference | None) -> None:
+    """Raise BadInput or Unavailable if what each run would lack is not there: a file of its options, or the reference.
+
+    CIFAR-10 is looked for by each run, since the first one may have to download it.
+    """
+    options = all_options[0]
     start = options.init_weights
-    if start and not start.exists() and not any((one.out / CHECKPOINT).exists() for one in told):
-        raise BadInput(f"--init-weights {start}: no such file; pass one that is there")
-    if options.data.endswith(".npz") and data.stamp(options.data) is None:
-        raise BadInput(f"--data {options.data}: no such file; pass one that is there")
-    if backend:
-        keras_side.refuse_without(backend, download=of_keras_too(options))
+    if start and not start.exists() and not any((one.out / CHECKPOINT).exists() for one in all_options):
+        raise BadInput(f"--init-weights {start}: no such file; pass one that exists")
+    data = options.source().for_keras()
+    if data and not os.path.exists(data):
+        raise BadInput(f"--data {data}: no such file; pass one that exists")
+    if reference is not None:
+        reference.refuse_without(download=data == "")
 
 
-def of_keras_too(options: Options) -> bool:
-    """Tell whether --data is CIFAR-10 at its default place, which Keras has at a place of its own."""
-    return os.path.abspath(options.data) == os.path.abspath(data.DEFAULT)
+def refuse_others(finished: list[Job], data_sha256: str) -> None:
+    """Raise BadInput if a run that has finished had other data or code, before others are paired or pooled with it."""
+    for job in finished:
+        config = files.read_json(job.out / CONFIG)
+        fault, here = None, code.sha256(program_of(config))
+        if config.get("data_sha256", data_sha256) != data_sha256:
+            fault = "had other images or labels"
+        elif any(part.get("code_sha256", here) != here for part in parts_of(config)):
+            fault = "was trained by other code than this, which may compute something else"
+        if fault:
+            raise BadInput(f"{job.out}: the run there {fault}; delete it, or pass another --out after --")
 
 
-def runs_of(options: Options, flags: list[str], backend: str | None) -> list[Job]:
-    """Return the runs of a seed, in order: Keras's, if there is a `backend`, and train.py's."""
-    words, keras, name = [*flags, "--seed", str(options.seed)], None, f"seed {options.seed}"
-    if options.device.type == "cpu" and options.threads is None:
-        words += ["--threads", "1"]
-    if backend:
-        out = dataclasses.replace(options, out=f"{options.out.parent}/keras<data>-seed<seed>").resolved().out
+def runs_of(
+    options: Options, flags: list[str], reference: Reference | None, setting: str = "", threads: int = 1
+) -> list[Job]:
+    """Return the runs of a seed, in order: the reference's, if there is one, and train.py's.
+
+    On GPUs each takes `threads` of the cores, if it was given none.
+    """
+    words, before = [*flags, "--seed", str(options.seed)], None
+    name = f"{setting} seed {options.seed}".strip()
+    if options.threads is None:
+        words += ["--threads", "1" if options.device.type == "cpu" else str(threads)]
+    if options.device == torch.device("cuda"):  # a run that sees no GPU is to say so, and not to take the CPU
+        words += ["--device", "cuda"]
+    if reference is not None:
+        out = (
+            dataclasses.replace(options, out=f"{options.out.parent}/{reference.label}<data>-seed<seed>").resolved().out
+        )
         if out == options.out:
-            raise BadInput(f"--out {out} behind --: is Keras's own; pass another")
-        file = None if of_keras_too(options) else options.data
-        defaults = Options().resolved().flags()
-        keras = keras_side.job(f"{name}, Keras", KERAS, out, options.flags(), defaults, file, backend, options.device)
+            raise BadInput(f"--out {out} after --: is the one of --{reference.label}; pass another")
+        command, defaults = [sys.executable, str(ROOT / reference.program)], Options().checked().flags()
+        data = options.source().for_keras()
+        before = reference.job(
+            f"{name}, {reference.label}", command, out, options.flags(), defaults, data, options.device
+        )
+        note_if_finished(before, reference.finished(out, options.flags()))
         options = dataclasses.replace(options, init_weights=out / INITIAL_WEIGHTS)
         words += ["--init-weights", str(options.init_weights)]
-    command = [sys.executable, str(TRAIN), *words, "--resume"]
-    look = functools.partial(metrics_if_finished, options)
-    run = Job(name, options.out, command, look, options.epochs, {}, after=keras)
-    return [keras, run] if keras else [run]
-
-
-def metrics_if_finished(options: Options) -> dict | None:
-    """Return a finished run's metrics. Raises BadInput if it cannot be begun, Held while it is at work."""
-    run = Run(options, to_keras_weights, data.stamp(options.data))
+    command = [sys.executable, str(ROOT / TRAIN), *words, "--resume"]
+    run = Job(name, options.out, command, {}, options.epochs, after=before)
     try:
-        return run.look()
-    except BadInput:
-        holder = run.lock.holder()
-        if holder:
-            raise Held(holder) from None
-        raise
+        metrics = Run(options).finished(None)
+    except BadInput as error:  # the --out that helps is train.py's
+        raise BadInput(f"{error} after --, such as 'runs/<name>-lr<lr>-seed<seed>'") from None
+    if before is None or before.done:  # made anew, the reference's run would start from other weights
+        note_if_finished(run, metrics)
+    return [before, run] if before else [run]
 
 
-def conclude(args: argparse.Namespace, pairs: list[list[Job]]) -> int:
-    """Say what compare.py says of the seeds that have finished, and what failed; return the exit code."""
-    done = [pair for pair in pairs if all(job.accuracy is not None for job in pair)]
-    code = 0
-    if done:
-        out = args.out or str(pairs[0][-1].out.parent)
-        labels = ("keras", "torch") if args.keras else ("seeds",)
-        words = [f"{label}={job.out}" for pair in done for label, job in zip(labels, pair, strict=True)]
-        within = [] if args.within is None else ["--within", str(args.within)]
-        say("")
-        code = compare.main([*words, "--out", out, *within])
-        if code in (0, 1, 3):  # with the others there is none
-            say(f"\nPicture: {os.path.join(out, compare.PICTURE)}")
-    failed = [job for pair in pairs for job in pair if job.fault]
+def note_if_finished(job: Job, metrics: dict | None) -> None:
+    if metrics is not None:
+        job.accuracy = metrics["test_accuracy"]
+
+
+def compare_seeds(args: argparse.Namespace, pairs: list[list[Job]]) -> int:
+    """Say what compare.py says of the seeds that have finished; return its exit code."""
+    complete = [pair for pair in pairs if all(job.accuracy is not None for job in pair)]
+    if not complete:
+        return 0
+    labels = (args.reference.label, "torch") if args.reference else ("seeds",)
+    words = [f"{label}={job.out}" for pair in complete for label, job in zip(labels, pair, strict=True)]
+    within = [] if args.within is None else ["--within", str(args.within)]
+    say("")
+    return compare.main([*words, "--out", args.out or str(pairs[0][-1].out.parent), *within])
+
+
+def claim(out: Path, planned: list[Planned]) -> None:
+    """Make the folder `out`. Raises BadInput rather than overwrite there the figures of another grid, or of a part of
+    this one that is not planned now.
+    """
+    files.make_folder(out)
+    if not (out / GRID).exists() and not (out / GRID_PICTURE).exists():
+        return
+    earlier = files.read_json(out / GRID) if (out / GRID).exists() else {}
+    settings, seeds = earlier.get("settings"), earlier.get("seeds")
+    same = isinstance(settings, dict) and isinstance(seeds, list) and earlier.get("options") == common_options(planned)
+    if (
+        not same
+        or settings.keys() - {run.setting for run in planned}
+        or {*seeds} - {run.options.seed for run in planned}
+    ):
+        raise BadInput(f"--out {out}: has the {GRID} of another grid; pass another --out")
+
+
+def common_options(planned: list[Planned]) -> dict:
+    """Return the options that all runs of a grid share: data, epochs, and those that are not at their defaults."""
+    first = planned[0]
+    flags = first.options.flags()
+    apart = {*first.varied, "seed", "out"}
+    return {name: flags[name] for name in ("data", "epochs", *first.options.not_default()) if name not in apart}
+
+
+def compare_settings(args: argparse.Namespace, planned: list[Planned], pairs: list[list[Job]]) -> int:
+    """Print a row for each setting of the grid, write grid.json and grid.png, and return the exit code."""
+    groups, default = {}, None
+    for run, (job,) in zip(planned, pairs, strict=True):
+        if job.accuracy is not None:
+            groups.setdefault(run.setting, []).append(histories.read(job.out))
+            default = run.setting if run.is_default else default
+    if not groups:
+        return 0
+    compare.pooled(groups, compare.rules_of_options(), mixed=False)
+    rows, out = grid.settings(groups, default), Path(args.out or planned[0].options.out.parent)
+    say("", table(grid.as_columns(rows, default), markdown=False), "", *grid.in_words(rows, default))
+    common = {"options": common_options(planned), "default": default, "seeds": args.seeds}
+    content = common | {"settings": {row.label: as_json(row) for row in rows}}
+    files.write_json(out / GRID, content)
+    points = [(row.label, row.validation.mean, row.validation.interval) for row in rows]
+    files.write_picture(out / GRID_PICTURE, lambda: plots.settings(points))
+    say(f"\nPicture: {out / 'grid.png'}", f"Figures: {out / 'grid.json'}")
+    return 0
+
+
+def as_json(row: grid.Setting) -> dict:
+    estimates = {name: getattr(row, name) for name in ESTIMATES}
+    return {name: one and one._asdict() for name, one in estimates.items()} | {"minutes": row.minutes}
+
+
+def say_what_failed(queue: list[Job]) -> bool:
+    """Say which runs have failed, and why; tell whether any has."""
+    failed = [job for job in queue if job.fault]
     if failed:
-        say(f"\n{len(failed)} of {sum(map(len, pairs))} runs failed; the same command tries them again:")
+        again = "fix the causes below, then run the same command again"
+        say(f"\n{len(failed)} of {len(queue)} runs failed; {again}:")
         say(*(f"{job.name}: {job.fault} ({job.log})" for job in failed))
-    return 1 if failed else code
+    return bool(failed)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ OURS = "this project"
 def parts_on(file: str, device: str):
     """Return the training and the validation part."""
     import data
+    import sources
 
-    arrays = data.load(file)
+    arrays = sources.choose(file).load()
     return [part.to(device) for part in data.split_validation(arrays.x_train, arrays.y_train, 0.2)]
 
 
@@ -32,28 +33,37 @@ def our_epoch(file: str, args: argparse.Namespace):
 
     import data
     import train
-    from callbacks import Plateau
+    from callbacks import make_schedule
     from metrics import Objective
     from model import build_model, parameter_groups
     from optim import Adam
+    from options import Options
 
-    train.set_up_torch(threads=None, tf32=False, deterministic=False)
     training, validation = parts_on(file, args.device)
     model = build_model(args.model).to(args.device, memory_format=torch.channels_last)
     optimizer = Adam(parameter_groups(model, L2), RATE)
     objective = Objective(L2, mixed_precision=args.mixed_precision)
-    schedule = Plateau(optimizer, min_lr=0.0, factor=0.5, patience=3)
+    callbacks = [make_schedule("plateau", optimizer, vars(Options()), epochs=1, steps_per_epoch=1)]
     epochs = itertools.count()
 
     def learn() -> None:
         augmentation = data.Augmentation(32, 32) if model.augmented else None
         draws = data.draw(len(training), seed=0, epoch=next(epochs), augmentation=augmentation)
-        train.train_epoch(model, data.batches(training, BATCH, *draws), objective, optimizer, schedule)
+        train.train_epoch(model, data.batches(training, BATCH, *draws), objective, optimizer, callbacks)
 
     return learn, lambda: train.evaluate(model, validation, objective)
 
 
 def this_project(file: str, args: argparse.Namespace, turns: Turns) -> None:
+    import torch
+
+    from running import arithmetic
+
+    with arithmetic.of_run(torch.device(args.device), threads=None, tf32=False, deterministic=False):
+        take_turns(file, args, turns)
+
+
+def take_turns(file: str, args: argparse.Namespace, turns: Turns) -> None:
     learn, validate = our_epoch(file, args)
     while True:
         turns.begin()
@@ -235,14 +245,14 @@ def choose_backend(name: str) -> None:
 
 def installed(names: list[str]) -> tuple[list[str], dict[str, str]]:
     """Return which of the peers `names` are installed, and the versions of their packages; name the others."""
-    found, versions, wheels = [], {}, importlib.metadata.packages_distributions()
+    present, versions, wheels = [], {}, importlib.metadata.packages_distributions()
     for name in names:
         packages, _ = PEERS[name]
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
         if missing:
             print(f"{name}: not installed: {', '.join(missing)}; left out")
             continue
-        found.append(name)
+        present.append(name)
         for wheel in (wheels[package][0] for package in packages):  # tensorflow's is tensorflow-cpu
             versions[wheel] = importlib.metadata.version(wheel)
-    return found, versions
+    return present, versions

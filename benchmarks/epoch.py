@@ -87,14 +87,14 @@ def profile(file: str, args: argparse.Namespace) -> None:
 
 
 def alternate(names: list[str], file: str, args: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
-    """Let each contender have its turn in each round, after one to warm up; return what each told."""
+    """Let each contender have its turn in each round, after one to warm up; return what each answered."""
     processes, pipes = multiprocessing.get_context("spawn"), {}
     for name in names:
         contenders.choose_backend(name)
         pipes[name], theirs = processes.Pipe()
         processes.Process(target=serve, args=(name, file, args, theirs), daemon=True).start()
         theirs.close()
-    told = {name: [] for name in names}
+    timings = {name: [] for name in names}
     for round_ in range(args.rounds + 1):
         for name in list(pipes):
             try:
@@ -102,26 +102,26 @@ def alternate(names: list[str], file: str, args: argparse.Namespace) -> dict[str
                 answer = pipes[name].recv()
             except (EOFError, OSError):
                 print(f"{name}: ended with an error, see above; left out", flush=True)
-                del pipes[name], told[name]
+                del pipes[name], timings[name]
                 continue
             if round_:
-                told[name].append(answer)
+                timings[name].append(answer)
                 shown = f"{answer[0] / 1e9:.0f} GFLOP/s" if name == CEILING else f"{sum(answer):.1f} s"
                 print(f"round {round_}: {name} {shown}", flush=True)
     for pipe in pipes.values():
         pipe.close()
-    return told
+    return timings
 
 
-def table(told: dict, steps: int, flop: int) -> str:
+def table(timings: dict, steps: int, flop: int) -> str:
     """Say what each contender took: medians and ranges, and the ratios of rounds."""
-    ceiling = statistics.median(rate for rate, _ in told[CEILING])
-    ours = [sum(parts) for parts in told[OURS]]
+    ceiling = statistics.median(rate for rate, _ in timings[CEILING])
+    ours = [sum(parts) for parts in timings[OURS]]
     lines = [
         "| | ms per step | epoch, s | times as long as this project | share of the ceiling |",
         "|---|---|---|---|---|",
     ]
-    for name, epochs in told.items():
+    for name, epochs in timings.items():
         if name == CEILING:
             continue
         ratios = [sum(parts) / own for parts, own in zip(epochs, ours, strict=True)]
@@ -131,34 +131,32 @@ def table(told: dict, steps: int, flop: int) -> str:
         lines.append(
             f"| {name} | {measuring.spread(step, 1)} | {epoch} | {measuring.spread(ratios, 2)} | {share:.2f} |"
         )
-    rates = measuring.spread([rate / 1e9 for rate, _ in told[CEILING]], 0)
+    rates = measuring.spread([rate / 1e9 for rate, _ in timings[CEILING]], 0)
     floor = f"{flop / 1e9:.2f} GFLOP a step take {flop / ceiling * 1e3:.1f} ms at that rate"
     return "\n".join([*lines, "", f"Matrix products: {rates} GFLOP/s; the network's {floor}."])
 
 
-def picture(told: dict, title: str, path: Path) -> None:
-    """Draw a bar for each contender's median epoch, with its range, validation apart."""
+def picture(timings: dict, title: str, path: Path) -> None:
+    """Draw a bar for each contender's fastest epoch, validation apart, and a point for each of its epochs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = sorted((name for name in told if name != CEILING), key=lambda name: np.median(np.sum(told[name], 1)))
-    training, validation = (np.array([np.median(np.array(told[name])[:, part]) for name in names]) for part in (0, 1))
-    totals = [np.sum(told[name], 1) for name in names]
-    middle = np.array([np.median(total) for total in totals])
-    reach = np.abs(np.array([(total.min(), total.max()) for total in totals]).T - middle)
+    totals = {name: np.sum(epochs, axis=1) for name, epochs in timings.items() if name != CEILING}
+    names = sorted(totals, key=lambda name: totals[name].min())
+    training, validation = np.array([timings[name][totals[name].argmin()] for name in names]).T
     figure = Figure(figsize=(9, 0.6 * len(names) + 1.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.barh(names, training, color="tab:blue", label="training")
-    axes.barh(names, validation, left=training, color="tab:orange", label="validation")
-    axes.errorbar(middle, names, xerr=reach, fmt="none", ecolor="black", capsize=3, label="median and range")
-    for name, value, high in zip(names, middle, middle + reach[1], strict=True):
-        axes.annotate(
-            f"{value:.1f} s", (max(value, high), name), xytext=(5, 0), textcoords="offset points", va="center"
-        )
+    axes.barh(names, training, color="tab:blue", label="fastest round: training")
+    axes.barh(names, validation, left=training, color="tab:orange", label="fastest round: validation")
+    for place, name in enumerate(names):
+        label = "each round" if place == 0 else None
+        axes.plot(totals[name], [place] * len(totals[name]), "o", color="black", mfc="white", ms=5, label=label)
+        shown = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "color": "white"}
+        axes.annotate(f"{totals[name].min():.1f} s", (0, place), **shown)
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.set_xlabel("seconds per epoch")
+    axes.set_xlabel("seconds per epoch; the figures are those of the fastest round")
     axes.set_title(title, fontsize=9)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=100)
@@ -167,9 +165,8 @@ def picture(told: dict, title: str, path: Path) -> None:
 def main() -> None:
     import torch
 
-    import data
-    from harness import environment, files
-    from harness.console import Parser, number
+    from cli.parser import Parser, number
+    from running import files, machine
 
     parser = Parser("epoch.py", __doc__)
     measuring.add_flags(parser)
@@ -185,23 +182,23 @@ def main() -> None:
         if args.profile:
             return profile(file, args)
         names, versions = contenders.installed(args.only or list(peers))
-        machine = environment.describe(torch.device(args.device))
-        versions |= machine["versions"]
+        described = machine.describe(torch.device(args.device))
+        versions |= described["versions"]
         said = ", ".join(f"{package} {version}" for package, version in versions.items())
-        where = f"{machine['device_name']}, {machine['threads']} threads"
+        where = f"{described['device_name']}, {described['threads']} threads"
         name = f"{args.model}, bfloat16" if args.mixed_precision else args.model
-        print(f"{name}, {data.describe(args.data)}, {images:,} training images, batch {BATCH}; {where}")
+        print(f"{name}, {args.described}, {images:,} training images, batch {BATCH}; {where}")
         print(f"{said}, {args.workers} DataLoader workers", flush=True)
-        told = alternate([OURS, *names, CEILING], file, args)
+        timings = alternate([OURS, *names, CEILING], file, args)
 
     flop = flop_per_step(args.model)
-    print("", table(told, -(-images // BATCH), flop), sep="\n")
+    print("", table(timings, -(-images // BATCH), flop), sep="\n")
     if args.json:
-        figures = {"arguments": vars(args) | {"json": str(args.json), "picture": str(args.picture)}, **machine}
-        files.write_json(args.json, figures | {"versions": versions, "flop_per_step": flop, "seconds": told})
+        figures = {"arguments": vars(args) | {"json": str(args.json), "picture": str(args.picture)}, **described}
+        files.write_json(args.json, figures | {"versions": versions, "flop_per_step": flop, "seconds": timings})
     if args.picture:
         title = f"{name}, {images:,} training images, {where}, {args.rounds} alternating rounds"
-        picture(told, title, args.picture)
+        picture(timings, title, args.picture)
     return None
 
 

@@ -31,33 +31,43 @@ class Turns:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare what is trained on what: the flags that `images_of` and the contenders read."""
-    from harness import environment
-    from harness.console import number
+    from cli.parser import number
+    from running import machine
 
     parser.add_argument("--data", default="synthetic", help="as for train.py")
     parser.add_argument("--model", choices=("baseline", "improved"), default="baseline", help="network")
-    parser.add_argument("--device", type=environment.device, default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--device", type=machine.device_name, default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--mixed-precision", action="store_true", help="bfloat16 for all of them")
     whole = number(int, "[1, 1000000]")
-    parser.add_argument("--images", type=whole, help="so many training images at most, validation's among them")
+    parser.add_argument("--images", type=whole, help="maximum number of training images, those for validation included")
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    from running import machine
+
     args = parser.parse_args()
-    args.device = str(args.device)
+    args.device = str(machine.device(args.device))
     return args
 
 
 @contextmanager
 def images_of(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Iterator[tuple[str, int]]:
-    """Have the images in a file for as long as the block lasts; give its path, and how many are trained on."""
+    """Have the images in a file for as long as the block lasts; give its path, and how many are trained on.
+
+    `args.described` then names them.
+    """
     import data
-    from harness.errors import BadInput, Unavailable
+    import sources
+    from cli.errors import BadInput, Unavailable
 
     try:
-        arrays = data.load(args.data)
+        source = sources.choose(args.data)
+        arrays = source.load()
+        if arrays.image_shape != (32, 32, 3) or len(arrays.class_names) != 10:
+            raise BadInput(f"--data {args.data}: the peers' networks are for 10 classes of 32x32x3; pass such images")
         arrays = arrays._replace(x_train=arrays.x_train[: args.images], y_train=arrays.y_train[: args.images])
         training, _ = data.split_validation(arrays.x_train, arrays.y_train, 0.2)
+        args.described = source.describe()
     except (BadInput, Unavailable) as error:
         parser.error(str(error))
     with TemporaryDirectory() as folder:

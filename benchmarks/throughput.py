@@ -70,7 +70,7 @@ def rate(name: str, count: int, threads: int, file: str, args: argparse.Namespac
 def main() -> None:
     import torch
 
-    from harness.console import Parser, number
+    from cli.parser import Parser, number
 
     whole = number(int, "[1, 10000]")
     parser = Parser("throughput.py", __doc__)
@@ -81,6 +81,8 @@ def main() -> None:
     peers = [name for name in contenders.PEERS if name.startswith("Keras on ")]
     parser.add_argument("--peer", choices=peers, help="measure it too")
     args = measuring.parse(parser)
+    if args.peer and not contenders.installed([args.peer])[0]:
+        parser.error(f"--peer {args.peer}: install what it needs, as docs/speed.md says, or leave it out")
     cores = torch.get_num_threads()
     names = [contenders.OURS, args.peer] if args.peer else [contenders.OURS]
     rates = {each: [] for each in itertools.product(args.processes, names)}

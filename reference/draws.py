@@ -12,7 +12,6 @@ The file takes 1 MB an epoch of CIFAR-10, and 6 MB where images are augmented. I
   `data_sha256`.
 """
 
-import io
 import os
 import sys
 from pathlib import Path
@@ -23,12 +22,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script it has its own folder there
 import data
 import train
-from harness import files
-from harness.console import command, say
-from harness.errors import BadInput
+from cli.command import command
+from cli.errors import BadInput
+from cli.messages import say
 from options import Options, parse
+from running import arithmetic, files
+from sources.source import fingerprint
 
-LIMIT = 8 << 30  # bytes
 OF_RUN = ("dropout", "batch_size", "seed", "no_shuffle", "augment", "shift", "no_mirror")  # what draws depend on
 
 
@@ -41,30 +41,32 @@ def main(argv: list[str] | None = None) -> None:
         return
     if not file.endswith(".npz"):
         raise BadInput(f"{file}: first comes the .npz file to write, then the flags of train.py")
-    options = parse(flags)
+    options = parse(flags).checked()
     if options.compile:
         raise BadInput("--compile draws masks of its own: leave it out, there and here")
     refuse_others(Path(file))
     files.make_folder(Path(file).parent)
-    content = io.BytesIO()
-    np.savez(content, **draws(options))
-    files.write_bytes(Path(file), content.getvalue())
+    files.write_npz(Path(file), draws(options))
 
 
 def refuse_others(file: Path) -> None:
     """Raise BadInput if `file` is there and has no draws in it: a data set's name looks alike."""
     if os.path.lexists(file):
         try:
-            files.read_npz("draws.py", file, LIMIT, ("orders", "masks", "units"))
+            files.read_npz("draws.py", file, ("orders", "masks", "units"))
         except BadInput:
             raise BadInput(f"{file}: is there, and is no file of draws; pass another name") from None
 
 
-@torch.inference_mode()
 def draws(options: Options) -> dict[str, np.ndarray]:
     """Draw what `--epochs` epochs take, from the generators that train.py draws from and in its order."""
-    train.set_up_torch(options.threads, options.tf32, options.deterministic)
-    arrays = data.load(options.data)
+    with arithmetic.of_run(options.device, options.threads, options.tf32, options.deterministic):
+        return _drawn(options)
+
+
+@torch.inference_mode()
+def _drawn(options: Options) -> dict[str, np.ndarray]:
+    arrays = options.source().load()
     model = train.initial_network(options, arrays, None)
     split, _ = data.split_validation(arrays.x_train, arrays.y_train, options.validation_split)
     split = split.to(options.device)
@@ -90,9 +92,9 @@ def draws(options: Options) -> dict[str, np.ndarray]:
             drawn["rows"].append(views.rows)
             drawn["columns"].append(views.columns)
     small = {"orders": np.uint32, "masks": np.uint8, "rows": np.uint16, "columns": np.uint16}
-    found = {name: np.array(values).astype(small[name]) for name, values in drawn.items() if values}
-    told = {name: value for name, value in options.flags().items() if name in OF_RUN}
-    return found | told | {"units": masks.shape[1], "data_sha256": data.fingerprint(arrays)}
+    arrays_drawn = {name: np.array(values).astype(small[name]) for name, values in drawn.items() if values}
+    of_run = {name: value for name, value in options.flags().items() if name in OF_RUN}
+    return arrays_drawn | of_run | {"units": masks.shape[1], "data_sha256": fingerprint(arrays)}
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=tensorflow python reference/keras_notebook.py --epochs 50 --batch-size 64 --data cifar10.npz
 
-It leaves the same kind of run directory as train.py and shares no code with it but the directory's lock. Exit code 1
-for a training that diverged, 2 for bad input.
+It leaves the same kind of run directory as train.py, and shares no code with it but the directory's lock and the hash
+of code. Exit code 1 for a training that diverged, 2 for bad input.
 """
 
 import argparse
@@ -12,18 +12,22 @@ import json
 import math
 import os
 import platform
+import statistics
 import sys
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script it has its own folder there
+from running import code
+
 VALIDATION = 0.2  # the last part of the training images
 IN_FLOAT32 = {  # what Keras computes so in spite of --dtype float64, by backend and model
     ("torch", "baseline"): "dense layers and reported figures",
     ("torch", "improved"): "dense layers, BatchNorm and reported figures",
     ("jax", "improved"): "BatchNorm",
 }
+PACKAGES = {"tensorflow": "tensorflow-cpu", "torch": "torch", "jax": "jax"}  # of Keras's backends
 
 
 def within(kind: type, least: float, below: float = math.inf):
@@ -71,6 +75,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=path, default="runs/keras-seed<seed>", help="the run's directory, with no run in it"
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="leave a run that has finished there, begin anew one that broke off"
+    )
     args = parser.parse_args(argv)
     args.out = Path(args.out.replace("<seed>", str(args.seed)))
     return args
@@ -86,14 +93,20 @@ def main(argv: list[str] | None = None) -> int:
 
         from reference import notebook, replay
     except (ImportError, ValueError) as error:
-        why = f"Keras cannot be used ({error}); install it, or set KERAS_BACKEND to tensorflow, torch or jax"
-        return refuse(why)
+        packages = f"keras {PACKAGES.get(os.environ.get('KERAS_BACKEND', 'tensorflow'), 'tensorflow-cpu')}"
+        remedy = f"pip install {packages}, or set KERAS_BACKEND to {', '.join(PACKAGES)}"
+        return refuse(f"Keras cannot be used ({error}); {remedy}")
+    if keras.config.image_data_format() != "channels_last":  # the order of a dense kernel's rows would be another
+        return refuse("Keras is set to channels_first; set image_data_format to channels_last in ~/.keras/keras.json")
     notebook.set_precision(args.dtype)
     what = IN_FLOAT32.get((keras.backend.backend(), args.model))
     if what and args.dtype == "float64":
         print(
             f"keras_notebook.py: note: on this backend Keras computes {what} in float32 all the same", file=sys.stderr
         )
+    if args.resume and finished(args.out):
+        print(f"finished already: {args.out}")
+        return 0
     try:
         arrays = notebook.load_data(args.data)
         notebook.seed_everything(args.seed)
@@ -108,33 +121,49 @@ def main(argv: list[str] | None = None) -> int:
             draws = replay.Draws(args.draws)
             model = replay.with_masks(model)
             draws.check(cut(arrays[0]), notebook.fingerprint(arrays), args, model)
-        lock = claim(args.out)
+        lock = claim(args.out, args.resume)
     except (ValueError, OSError) as error:
         return refuse(error)
     try:
         return run(model, arrays, draws, args)
-    except OSError as error:  # a full disk
-        print(f"keras_notebook.py: error: {error}; make room, delete {args.out}, and begin anew", file=sys.stderr)
+    except OSError as error:  # a full disk, or one that cannot be written
+        what = f"mend that, delete {args.out}, and begin anew"
+        print(f"keras_notebook.py: error: {error}; {what}", file=sys.stderr)
         return 1
     finally:
         lock.release()
 
 
-def claim(out: Path):
-    """Return the lock on the directory `out`, which is made if need be; raise ValueError if a run is or was there."""
-    from harness.lock import LOCK, Held, Lock, Unsupported
+def finished(out: Path) -> bool:
+    """Tell whether a run of this program has finished in `out`."""
+    try:
+        config, metrics = (json.loads((out / name).read_text()) for name in ("config.json", "metrics.json"))
+    except (OSError, ValueError):
+        return False
+    return "backend" in config and "test_accuracy" in metrics
+
+
+def claim(out: Path, resume: bool):
+    """Return the lock on the directory `out`, which is made if need be; with `resume` files of an earlier run go.
+
+    Raises ValueError if another process is at work there, or there is a run and no `resume`.
+    """
+    from running.lock import DirectoryLock, InUse
 
     out.mkdir(parents=True, exist_ok=True)
-    lock = Lock(out / LOCK)
+    lock = DirectoryLock(out)
     try:
         lock.claim()
-    except Held as holder:
+    except InUse as holder:
         raise ValueError(f"--out {out}: in use by {holder}; wait until that is done") from None
-    except Unsupported as error:
+    except NotImplementedError as error:
         print(f"keras_notebook.py: note: no locks in {out} ({error}): let no other run use it", file=sys.stderr)
-    if any(path.suffix in (".json", ".csv", ".npz") for path in out.glob("*")):
+    left = [path for path in out.glob("*") if path.suffix in (".json", ".csv", ".npz")]
+    if left and not resume:
         lock.release()
         raise ValueError(f"--out {out}: already holds a run; pass another --out, or delete that folder first")
+    for path in left:
+        path.unlink()
     return lock
 
 
@@ -160,7 +189,8 @@ def run(model, arrays: tuple[np.ndarray, ...], draws, args: argparse.Namespace) 
     versions[backend] = __import__(backend).__version__
     name = "keras notebook" if args.model == "baseline" else f"keras {args.model}"
     flags = vars(args) | (draws.augmentation if draws else {"augment": False})
-    config = {"model": name, "backend": backend, "flags": flags, "versions": versions}
+    config = {"program": code.KERAS, "model": name, "backend": backend, "flags": flags, "versions": versions}
+    config["code_sha256"] = code.sha256(code.KERAS)
     config["data_sha256"] = notebook.fingerprint(arrays)
     (args.out / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
     initial_weights = model.get_weights()
@@ -208,7 +238,7 @@ def run(model, arrays: tuple[np.ndarray, ...], draws, args: argparse.Namespace) 
         ],
         "learning_rate_after_epoch": log.learning_rates,
         "seconds_per_epoch": log.seconds,
-        "images_per_second": first * epochs / sum(log.seconds),
+        "images_per_second": first / statistics.median(log.seconds),
     }
     (args.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     print(f"Test accuracy: {test_accuracy:.4f}")

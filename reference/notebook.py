@@ -43,6 +43,7 @@ def seed_everything(seed: int) -> None:
 
 def set_precision(dtype: str) -> None:
     """Have Keras compute in `dtype`, and not in TF32, newer GPUs' default, nor in float32, JAX's."""
+    keras.config.set_epsilon(1e-7)  # whatever ~/.keras/keras.json says; losses are clipped by it
     keras.config.set_floatx(dtype)
     keras.config.set_dtype_policy(dtype)  # which does not follow, once a layer was made
     backend = keras.backend.backend()

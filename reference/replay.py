@@ -42,18 +42,18 @@ class Draws:
             raise ValueError(f"{path}: no draws of this version in it; write it with reference/draws.py")
         self.orders, self.masks = arrays["orders"], arrays["masks"]
         self.rows, self.columns = arrays.get("rows"), arrays.get("columns")
-        self.told = {name: arrays[name].item() for name in names[2:]}
-        self.augmentation = {name: self.told[name] for name in ("augment", "shift", "no_mirror")}
-        self.units, self.batch_size = self.told["units"], self.told["batch_size"]
+        self.settings = {name: arrays[name].item() for name in names[2:]}
+        self.augmentation = {name: self.settings[name] for name in ("augment", "shift", "no_mirror")}
+        self.units, self.batch_size = self.settings["units"], self.settings["batch_size"]
 
     def check(self, images: int, data_sha256: str, args, model: keras.Model) -> None:
         """Raise ValueError unless they are draws of a run of `args` on so many training images of such data."""
         epochs, drawn = self.orders.shape
         pairs = {"training images": (drawn, images), "units": (self.units, model.input_shape[1][1])}
         for name in ("batch_size", "dropout", "seed", "no_shuffle"):
-            pairs[f"--{name.replace('_', '-')}"] = (self.told[name], getattr(args, name))
+            pairs[f"--{name.replace('_', '-')}"] = (self.settings[name], getattr(args, name))
         pairs |= {"--epochs": (min(epochs, args.epochs), args.epochs)}
-        pairs |= {"data with the hash": (self.told["data_sha256"], data_sha256)}
+        pairs |= {"data with the hash": (self.settings["data_sha256"], data_sha256)}
         for name, (here, wanted) in pairs.items():
             if here != wanted:
                 raise ValueError(f"{self.path}: drawn for {name} {here}, not {wanted}; draw anew with the same flags")

@@ -6,7 +6,9 @@ os.environ["KERAS_BACKEND"] = "torch"  # read when keras is imported
 if "PYTEST_XDIST_WORKER" in os.environ:  # of two threads each, two workers would wait for each other on two cores
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 
+import functools
 import multiprocessing
+import re
 import signal
 import subprocess
 import sys
@@ -14,30 +16,49 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.lines import Line2D
-from matplotlib.text import Text
+
+import plots
+from sources.stand_in import synthetic
 
 ROOT = Path(__file__).parent.parent
+SHAPE = (16, 16, 3)  # of the images of the small data set
+stand_in = functools.cache(synthetic)  # which takes a second to draw
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and runs would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def sketch(figure, file, **_):
-    """Write what is in `figure`, without drawing it: half of the time of a small run would go into its pictures."""
-    texts = [text.get_text() for text in figure.findobj(Text)]
-    lines = [line.get_xydata().tolist() for line in figure.findobj(Line2D)]
-    images = [image.get_array().tolist() for image in figure.findobj(AxesImage)]
-    file.write(b"\x89PNG" + repr((texts, lines, images)).encode())
+PICTURES = ("curves", "confusion", "overlay")  # the functions of `plots` that draw
+
+
+def sketch(*content):
+    """Stand for a picture with this content: more than half of the time of a small run would go into drawing."""
+    return plots.Picture(b"\x89PNG" + repr(content).encode())
+
+
+def pytest_configure(config):
+    """Hide GPUs from all tests but those of `-m cuda`: the others are a CPU's, some of them of equal bits."""
+    if not re.match(r"cuda\b", config.option.markexpr or ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when CUDA is first used
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_pictures():
+    """Draw no picture, not in the fixtures either that tests share; gives the functions that would."""
+    drawing = {name: getattr(plots, name) for name in PICTURES}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PICTURES:
+            patch.setattr(plots, name, sketch)
+        yield drawing
 
 
 @pytest.fixture(autouse=True)
-def quick_pictures(request):
+def true_pictures(request, quick_pictures):
+    """Draw them in a test that is marked with `pictures`."""
     with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo what it has patched
-        if request.node.get_closest_marker("pictures") is None:
-            patch.setattr(Figure, "savefig", sketch)
+        if request.node.get_closest_marker("pictures") is not None:
+            for name, draw in quick_pictures.items():
+                patch.setattr(plots, name, draw)
         yield
 
 
@@ -47,16 +68,19 @@ def cli():
 
     def run(*args, **options):
         command = [sys.executable, ROOT / "train.py", *map(str, args)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, **options)
+        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
     return run
 
 
-def child(arguments, log, environment):
+def child(arguments, log, environment, before=None):
     import train
 
     os.environ.update(environment)
-    Figure.savefig = sketch  # as in the test's own process
+    if before is not None:
+        before()
+    for name in PICTURES:  # as in the test's own process
+        setattr(plots, name, sketch)
 
     with Path(log).open("a") as file:
         os.dup2(file.fileno(), 1)
@@ -68,7 +92,7 @@ def child(arguments, log, environment):
 def start():
     """Start `train.main(ARGS)` on one thread in a process of its own, output appended to `log`; returns the process.
 
-    `environment` is added to its own.
+    `environment` is added to its own; `before` is called there first, a function of a test module.
 
     It is forked from one that has imported everything and computed nothing, which saves the 4 seconds of a fresh one.
     """
@@ -76,8 +100,9 @@ def start():
     context.set_forkserver_preload(["train", "torchvision.datasets"])
     started = []
 
-    def run(arguments, log, **environment):
-        process = context.Process(target=child, args=([*map(str, arguments), "--threads", "1"], str(log), environment))
+    def run(arguments, log, before=None, **environment):
+        arguments = [*map(str, arguments), "--threads", "1"]
+        process = context.Process(target=child, args=(arguments, str(log), environment, before))
         process.start()
         started.append(process)
         return process
@@ -89,13 +114,13 @@ def start():
 
 @pytest.fixture(scope="session")
 def arrays():
-    """A small data set that can be learnt: the colour tells the class; 320 training and 100 test images."""
+    """A small data set that can be learnt: the colour tells the class; 320 training and 100 test images of 16x16."""
     random = np.random.default_rng(0)
 
     def draw(n):
         labels = np.arange(n) % 10
         colour = (labels[:, None] * np.array([25, 13, 7]) % 200).astype(np.uint8)
-        return random.integers(0, 56, (n, 32, 32, 3), np.uint8) + colour[:, None, None, :], labels
+        return random.integers(0, 56, (n, *SHAPE), np.uint8) + colour[:, None, None, :], labels
 
     (x_train, y_train), (x_test, y_test) = draw(320), draw(100)
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
@@ -106,6 +131,14 @@ def npz(arrays, tmp_path_factory):
     """The small data set as a file in the layout of Keras's dataset files."""
     path = tmp_path_factory.mktemp("data") / "small.npz"
     np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture(scope="session")
+def little(arrays, tmp_path_factory):
+    """A file with a quarter of them: 64 for training, 16 for validation, 20 for the test."""
+    path = tmp_path_factory.mktemp("data") / "little.npz"
+    np.savez(path, **{name: array[: 80 if "train" in name else 20] for name, array in arrays.items()})
     return path
 
 

@@ -3,25 +3,36 @@
 import dataclasses
 import json
 import re
+import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT
+from matplotlib.figure import Figure
 from torch import nn
 from torch.optim import lr_scheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import callbacks
+import compare
 import metrics
 import model
 import optim
 import options
 import predict
+import sources
+import sweep
 import train
-from callbacks import Schedule
-from harness.run import CHECKPOINT, CONFIG, HISTORY, WEIGHTS
+from callbacks import Callback, Schedule, Stop
 from model import Network
 from optim import Stepping
+from running.outcome import CHECKPOINT, CONFIG, HISTORY, WEIGHTS
+from sources.source import Arrays, Source
+from sweeping.reference import Reference
 
 
 @pytest.fixture
@@ -82,7 +93,7 @@ def test_a_network_is_one_class_and_one_name(trained, monkeypatch, arrays, tmp_p
 class Warmup(Schedule, lr_scheduler.SequentialLR):
     """The rate for the first half of the steps in a straight line up, then down along half a cosine."""
 
-    def __init__(self, optimizer, *, total_steps, min_lr, **_):
+    def __init__(self, optimizer, *, total_steps, min_lr):
         rise = lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=total_steps // 2)
         fall = lr_scheduler.CosineAnnealingLR(optimizer, T_max=total_steps - total_steps // 2, eta_min=min_lr)
         super().__init__(optimizer, [rise, fall], milestones=[total_steps // 2])
@@ -201,110 +212,354 @@ def test_a_weight_that_is_frozen_stays_as_it_is_and_the_run_is_resumed(flags, tr
         assert not np.array_equal(first["arr_2"], best["arr_2"])
 
 
-class Limit:
-    """A callback with a state of any kind: stops after so many epochs."""
+class Averaged(Callback):
+    """A moving average of the weights, which is evaluated and kept as best in their place: torch's own."""
 
-    def __init__(self, epochs):
-        self.epochs, self.seen = epochs, {}
+    def __init__(self, model):
+        self.model = model
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+        self.network = self.average.module
 
-    def update(self, logs):
-        self.seen[f"epoch {len(self.seen)}"] = [logs["loss"], None, "text"]
+    def after_step(self):
+        self.average.update_parameters(self.model)
 
     def state_dict(self):
-        return self.seen
+        return self.average.state_dict()
 
     def load_state_dict(self, state_dict):
-        self.seen = dict(state_dict)
+        self.average.load_state_dict(state_dict)
+
+
+class OneEpochAtATime(Callback):
+    """Stops after an epoch of this process, as a limit on minutes does; the run is to be continued."""
+
+    def after_epoch(self, epoch, logs):
+        self.stop = Stop("time limit", final=False)
+
+
+def add_callback(monkeypatch, make):
+    """Put `make(options, model)` among the callbacks, as a line in `train.make_callbacks` would."""
+    before = train.make_callbacks
+
+    def with_one_more(options, model, schedule):
+        return before(options, model, schedule) | {"added": make(options, model)}
+
+    monkeypatch.setattr(train, "make_callbacks", with_one_more)
+
+
+def test_averaged_weights_are_a_callback_and_are_evaluated_and_kept_as_best(trained, npz, tmp_path, monkeypatch):
+    arguments = ["--data", str(npz), "--epochs", "2", "--out", str(tmp_path / "raw")]
+    assert train.main(arguments) == 0
+    add_callback(monkeypatch, lambda options, model: Averaged(model))
+    out = trained()
+    saved = torch.load(out / CHECKPOINT, weights_only=True)
+    best = torch.load(out / WEIGHTS, weights_only=True)
+    for name, weights in best.items():
+        assert torch.equal(weights, saved["added"][f"module.{name}"])  # the last epoch was the best
+        assert not torch.equal(weights, saved["model"][name])
+    raw, averaged = (np.genfromtxt(run / HISTORY, delimiter=",", names=True) for run in (tmp_path / "raw", out))
+    assert raw["loss"].tolist() == averaged["loss"].tolist()  # what is trained is the same
+    assert raw["val_loss"].tolist() != averaged["val_loss"].tolist()
+
+
+def test_a_callback_that_a_run_began_without_begins_anew_and_one_that_is_lacking_is_named(
+    npz, tmp_path, monkeypatch, capsys
+):
+    arguments = ["--data", str(npz), "--out", str(tmp_path / "run"), "--resume", "--epochs"]
+    assert train.main([*arguments, "1"]) == 0
+    with monkeypatch.context() as patch:
+        add_callback(patch, lambda options, model: Averaged(model))
+        assert train.main([*arguments, "2"]) == 0
+    assert train.main([*arguments, "3"]) == 2
+    assert "it has parts that this version lacks: added" in capsys.readouterr().err
+
+
+def test_a_callback_s_stop_has_a_reason_and_says_whether_the_run_has_finished(npz, tmp_path, monkeypatch, capsys):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    arguments = ["--data", str(npz), "--epochs", "3", "--resume", "--out"]
+    assert train.main([*arguments, str(whole)]) == 0
+    add_callback(monkeypatch, lambda options, model: OneEpochAtATime())
+    for epoch in (1, 2):
+        assert train.main([*arguments, str(run)]) == 0
+        printed = capsys.readouterr().out
+        assert f"Training ended after epoch {epoch} of 3: time limit." in printed
+        assert "It is to be continued: --resume goes on with it." in printed
+        assert compare.main([str(run), str(whole), "--out", str(tmp_path / "compared")]) == 2
+        assert f"has not finished (time limit after epoch {epoch}, to be continued)" in capsys.readouterr().err
+    assert train.main([*arguments, str(run)]) == 0
+    for name in (HISTORY, WEIGHTS):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
+    # A stop that is final ends the run for good.
+    monkeypatch.setattr(OneEpochAtATime, "after_epoch", lambda self, *_: setattr(self, "stop", Stop("good enough")))
+    assert train.main([*arguments[:-1], "--out", str(tmp_path / "final")]) == 0
+    capsys.readouterr()
+    assert train.main([*arguments, str(tmp_path / "final")]) == 0
+    assert "It was finished already, after epoch 1: good enough." in capsys.readouterr().out
+
+
+class Top3(metrics.Figures):
+    """One figure more, which Top3Tally sets."""
+
+    LOGGED = (*metrics.Figures.LOGGED, "top_3_accuracy")
+
+
+class Top3Tally(metrics.Tally):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.seen = self.right = 0
+
+    def add(self, logits, loss, labels):
+        super().add(logits, loss, labels)
+        self.seen += len(labels)
+        self.right += (logits.topk(3).indices == labels[:, None]).sum().item()
+
+    def total(self):
+        figures = Top3(*super().total())
+        figures.top_3_accuracy = self.right / self.seen
+        return figures
 
 
 @pytest.fixture
-def limited(monkeypatch):
-    """Put a Limit into fit, as CONTRIBUTING.md says: into `state`, called in the loop, asked before an epoch."""
-
-    def put(epochs):
-        made = []
-        resume, keep = train.Run.resume, train.Run.keep
-
-        def resuming(self, state):
-            made.append(Limit(epochs))
-            resume(self, state | {"limit": made[-1]})
-
-        def keeping(self, state, improved):
-            made[-1].update(state["history"].logs[-1])
-            keep(self, state | {"limit": made[-1]}, improved)
-
-        monkeypatch.setattr(train.Run, "resume", resuming)
-        monkeypatch.setattr(train.Run, "keep", keeping)
-        should_stop = property(lambda self: self.stopped_epoch is not None)
-        stops = property(lambda self: should_stop.fget(self) or (made and len(made[-1].seen) >= epochs))
-        monkeypatch.setattr(train.EarlyStopping, "should_stop", stops)
-        return made
-
-    return put
+def counting_top_3(monkeypatch):
+    monkeypatch.setattr(train, "Tally", Top3Tally)
+    monkeypatch.setattr(train, "Figures", Top3)
 
 
-def test_a_callback_is_an_object_in_fit_s_state_of_whatever_form(npz, tmp_path, limited, monkeypatch):
-    arguments = ["--data", str(npz), "--out"]
-    assert train.main([*arguments, str(tmp_path / "old"), "--epochs", "1"]) == 0  # before there was the callback
-    made = limited(99)
-    assert train.main([*arguments, str(tmp_path / "whole"), "--epochs", "3"]) == 0
-    for epochs in "13":
-        assert train.main([*arguments, str(tmp_path / "run"), "--epochs", epochs, "--resume"]) == 0
-    whole, _, run = made
-    assert whole.seen == run.seen
-    assert len(whole.seen) == 3
-    # In a run from before it begins anew; a version without it refuses what it does not know.
-    assert train.main([*arguments, str(tmp_path / "old"), "--epochs", "3", "--resume"]) == 0
-    assert len(made[-1].seen) == 2
+@pytest.mark.pictures
+def test_a_figure_is_logged_printed_and_drawn(counting_top_3, trained, monkeypatch, capsys):
+    titles, savefig = [], Figure.savefig
+
+    def noting(figure, *args, **settings):
+        titles.append([axes.get_title() for axes in figure.axes])
+        return savefig(figure, *args, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", noting)
+    out = trained()
+    rows = np.genfromtxt(out / HISTORY, delimiter=",", names=True)
+    assert (rows["top_3_accuracy"] >= rows["accuracy"]).all()
+    assert (rows["val_top_3_accuracy"] > rows["val_accuracy"]).any()
+    assert f"val_top_3_accuracy: {rows['val_top_3_accuracy'][-1]:.4f}" in capsys.readouterr().out
+    assert titles[0] == ["Accuracy", "Loss", "Top 3 accuracy", "Learning rate"]
 
 
-def test_a_version_without_a_callback_refuses_its_checkpoint_by_name(npz, tmp_path, limited, monkeypatch, capsys):
-    arguments = ["--data", str(npz), "--out", str(tmp_path / "run"), "--epochs"]
-    with monkeypatch.context():
-        limited(99)
-        assert train.main([*arguments, "1"]) == 0
-    monkeypatch.undo()
-    assert train.main([*arguments, "2", "--resume"]) == 2
-    assert "it has not the same parts: limit" in capsys.readouterr().err
-
-
-def test_a_run_that_a_callback_stopped_says_so_and_is_finished(npz, tmp_path, monkeypatch, capsys):
-    arguments = ["--data", str(npz), "--epochs", "3", "--out", str(tmp_path / "run"), "--resume"]
-    with monkeypatch.context() as patch:
-        # Asked before the first epoch, after it, before the second; early stopping itself, asked last, has not stopped.
-        answers = iter([False, True, True, False])
-        patch.setattr(train.EarlyStopping, "should_stop", property(lambda self: next(answers)))
-        assert train.main(arguments) == 0
-    assert "Training ended after epoch 1 of 3: stopped." in capsys.readouterr().out
-    assert train.main(arguments) == 0
-    assert "finished already, after epoch 1: stopped." in capsys.readouterr().out
-
-
-def test_a_figure_more_in_the_history_is_refused_in_a_run_that_has_it_not_and_nothing_is_lost(
-    npz, tmp_path, monkeypatch, capsys
-):
-    arguments = ["--data", str(npz), "--out", str(tmp_path / "run"), "--epochs"]
+def test_an_earlier_run_keeps_the_columns_that_it_has(npz, tmp_path, request, capsys):
+    arguments = ["--data", str(npz), "--out", str(tmp_path / "run"), "--resume", "--epochs"]
     assert train.main([*arguments, "1"]) == 0
-    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir() if file.name != CONFIG}
-    logs = metrics.Figures.logs
+    header = (tmp_path / "run" / HISTORY).read_text().splitlines()[0]
+    request.getfixturevalue("counting_top_3")
+    assert train.main([*arguments, "2"]) == 0
+    assert (tmp_path / "run" / HISTORY).read_text().splitlines()[0] == header
+    assert "top_3" not in header
+    arguments[3] = str(tmp_path / "new")
+    assert train.main([*arguments, "1"]) == 0
+    request.getfixturevalue("monkeypatch").undo()  # an earlier version
+    capsys.readouterr()
+    config = (tmp_path / "new" / CONFIG).read_bytes()
+    assert train.main([*arguments, "2"]) == 2
+    assert "figures that this version does not log: top_3_accuracy, val_top_3_accuracy" in capsys.readouterr().err
+    assert (tmp_path / "new" / CONFIG).read_bytes() == config
 
-    def more(self, dtype, prefix=""):
-        return logs(self, dtype, prefix) | {f"{prefix}top_3_accuracy": 1.0}
 
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics.Figures, "logs", more)
-        assert train.main([*arguments, "2", "--resume"]) == 2
-        assert "log other figures (top_3_accuracy, val_top_3_accuracy)" in capsys.readouterr().err
-        assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before
-        assert train.main([*arguments[:-2], str(tmp_path / "new"), "--epochs", "1"]) == 0
-        assert "val_top_3_accuracy" in (tmp_path / "new" / HISTORY).read_text()
-    assert train.main([*arguments, "2", "--resume"]) == 0
+class Restarts(Schedule, lr_scheduler.CosineAnnealingWarmRestarts):
+    """Falls along half a cosine to `min_lr`, and begins again after every `period` epochs; an option of its own."""
+
+    spans_all_epochs = False
+
+    def __init__(self, optimizer, *, min_lr, period, steps_per_epoch):
+        super().__init__(optimizer, T_0=period * steps_per_epoch, eta_min=min_lr)
+
+
+@dataclasses.dataclass(init=False)
+class WithPeriod(options.Options):
+    period: int = options.option(2, options.number(int, "[1, 1000]"), "epochs between two restarts")
+
+
+def test_a_schedule_may_have_an_option_of_its_own_and_restart(trained, monkeypatch, capsys):
+    monkeypatch.setitem(callbacks.SCHEDULES, "restarts", Restarts)
+    monkeypatch.setattr(options, "Options", WithPeriod)
+    out = trained("--schedule", "restarts", "--period", "1", epochs=("1", "2", "3"))
+    rates = json.loads((out / "metrics.json").read_text())["learning_rate_after_epoch"]
+    assert rates == pytest.approx([1e-3] * 3)  # each epoch ends where the next begins: at the top
+    monkeypatch.setitem(callbacks.SCHEDULES, "restarts", Restarts)
+    for flags, message in (
+        (
+            ["--schedule", "restarts", "--lr", "1e-7"],
+            "--lr 1e-07 is below --min-lr 1e-06, to which restarts would rise",
+        ),
+        (["--period", "3"], "--period 3 has no effect with --schedule plateau"),
+    ):
+        capsys.readouterr()
+        assert train.main(flags) == 2
+        assert message in capsys.readouterr().err
+
+
+class Focal(metrics.Objective):
+    """The focal loss, for training."""
+
+    def __call__(self, network, batch, mirrored=False):
+        logits, _ = super().__call__(network, batch, mirrored)
+        of_class = F.log_softmax(logits, 1).gather(1, batch.labels[:, None])
+        return logits, -((1 - of_class.exp()).square() * of_class).sum()
+
+
+@dataclasses.dataclass(init=False)
+class WithFocal(options.Options):
+    focal: bool = options.option(False, bool, "the focal loss, in training", in_loss=True)
+
+
+def test_training_may_have_another_loss_than_evaluation(trained, npz, tmp_path, monkeypatch, capsys):
+    fit = train.fit
+
+    def with_focal(given, run, network, objective, *rest):
+        return fit(given, run, network, Focal(*objective) if given.focal else objective, *rest)
+
+    for module in (options, compare):
+        monkeypatch.setattr(module, "Options", WithFocal)
+    monkeypatch.setattr(train, "fit", with_focal)
+    plain = ["--data", str(npz), "--epochs", "2", "--out", str(tmp_path / "plain")]
+    assert train.main(plain) == 0
+    out = trained("--focal")
+    focal, usual = (np.genfromtxt(run / HISTORY, delimiter=",", names=True) for run in (out, tmp_path / "plain"))
+    assert focal["loss"][0] < 0.9 * usual["loss"][0]  # each term is smaller
+    assert focal["val_loss"][0] == pytest.approx(usual["val_loss"][0], rel=0.2)  # cross-entropy on both sides
+    assert compare.main([str(out), str(tmp_path / "plain"), "--out", str(tmp_path / "compared")]) == 3
+    assert "The loss is not the same" in capsys.readouterr().out
+
+
+class Stripes(Source):
+    """Images that are told by the width of their stripes; a file ending in .stripes has the seed of their noise."""
+
+    def load(self):
+        random = np.random.default_rng(int(Path(self.text).read_text()))
+        labels = np.arange(120) % 3
+        images = np.repeat((np.arange(16) // (labels[:, None] + 1) % 2 * 200)[:, None, :, None], 16, 1).repeat(3, 3)
+        images = (images + random.integers(0, 50, images.shape)).astype(np.uint8)
+        return Arrays(images[:90], labels[:90], images[90:], labels[90:], ("fine", "middle", "coarse"))
+
+    def describe(self):
+        return f"stripes in {self.text}"
+
+
+def test_a_source_of_images_is_one_class(tmp_path, monkeypatch, capsys):
+    choose = sources.choose
+
+    def with_stripes(text, *size):
+        return Stripes(text) if text.endswith(".stripes") else choose(text, *size)
+
+    monkeypatch.setattr(sources, "choose", with_stripes)
+    monkeypatch.chdir(tmp_path)
+    Path("a.stripes").write_text("1")
+    assert train.main(["--data", "a.stripes", "--epochs", "2"]) == 0
+    out = Path("runs/baseline-a.stripes-seed0")
+    printed = capsys.readouterr().out
+    assert "stripes in a.stripes: 72 training, 18 validation, 30 test images of 16x16x3, 3 classes" in printed
+    assert json.loads((out / CONFIG).read_text())["class_names"] == ["fine", "middle", "coarse"]
+    Path("a.stripes").write_text("2")
+    assert train.main(["--resume", str(out), "--epochs", "3"]) == 2
+    assert f"other images or labels than '{tmp_path}/a.stripes' had" in capsys.readouterr().err
+    Path("a.stripes").rename("b.stripes")
+    Path("b.stripes").write_text("1")
+    assert train.main(["--resume", str(out), "--epochs", "3", "--data", "b.stripes"]) == 0
+
+
+class StochasticDepth(model.BaselineCNN):
+    """A network that draws random numbers without dropout: it leaves its second convolution out half of the time."""
+
+    def forward(self, images):
+        kept = 1.0 if not self.training else torch.rand((), device=images.device).round()
+        handle = self.conv2.register_forward_hook(lambda layer, inputs, output: output * kept)
+        try:
+            return super().forward(images)
+        finally:
+            handle.remove()
+
+
+def test_a_network_may_draw_random_numbers_of_its_own(trained, monkeypatch):
+    monkeypatch.setitem(model.MODELS, "stochastic", StochasticDepth)
+    trained("--model", "stochastic", "--dropout", "0")
+
+
+OTHER_FRAMEWORK = """
+import sys
+sys.path.insert(0, {root!r})
+import running.directory, running.outcome, train
+for module in (running.directory, running.outcome, train):
+    module.TRAIN = {program!r}  # whatever trains, and writes a run's files
+sys.exit(train.main([*sys.argv[1:], "--threads", "1", "--quiet"]))
+"""
+
+
+def test_a_reference_framework_is_one_class_and_one_name(little, tmp_path, monkeypatch, capsys):
+    program = str(tmp_path / "other.py")
+    (tmp_path / "other.py").write_text(OTHER_FRAMEWORK.format(root=str(ROOT), program=program))
+
+    class Other(Reference):
+        label, options = "other", ("epochs", "lr", "init_weights")
+
+        def describe(self):
+            return "another framework, 1.0"
+
+    Other.program = program
+    monkeypatch.setattr(sweep, "REFERENCES", (*sweep.REFERENCES, Other()))
+    own = ["--data", str(little), "--epochs", "1", "--quiet", "--out", str(tmp_path / "runs" / "<seed>")]
+    arguments = ["--seeds", "0", "--other", "--", *own]
+    assert sweep.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "another framework, 1.0" in printed
+    compared = json.loads((tmp_path / "runs" / "comparison.json").read_text())
+    assert [*compared["groups"]] == ["other", "torch"]
+    assert compared["difference"]["mean"] == 0.0  # the same program, from the same weights
+    assert sweep.main(["--seeds", "1", "--other", "--", *own, "--l2", "0"]) == 2
+    assert f"--other: {program} has no --l2 0.0; leave that or --other out" in capsys.readouterr().err
+
+
+# --- everything at once, killed ---------------------------------------------------------------------------------------
+
+
+def add_everything():
+    """Add what the tests above add, in a process of its own: all at once."""
+    patch = pytest.MonkeyPatch()
+    add_callback(patch, lambda options, model: Averaged(model))
+    patch.setitem(callbacks.SCHEDULES, "restarts", Restarts)
+    patch.setitem(model.MODELS, "stochastic", StochasticDepth)
+    patch.setitem(optim.OPTIMIZERS, "rmsprop", RMSprop)
+    patch.setattr(options, "Options", WithPeriod)
+    patch.setattr(train, "Tally", Top3Tally)
+    patch.setattr(train, "Figures", Top3)
+    fit = train.fit
+    patch.setattr(train, "fit", lambda a, b, c, objective, *rest: fit(a, b, c, Focal(*objective), *rest))
+
+
+def test_a_run_with_all_additions_and_lookahead_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
+    npz, tmp_path, start
+):
+    flags = ["--data", npz, "--model", "stochastic", "--schedule", "restarts", "--optimizer", "rmsprop", "--lookahead"]
+    flags += ["--augment", "--epochs", "6", "--quiet", "--out"]
+    undisturbed = start([*flags, tmp_path / "whole"], tmp_path / "whole.log", before=add_everything)
+    run, log = tmp_path / "run", tmp_path / "run.log"
+    for epoch in (1, 3, 4):
+        process = start([*flags, run, "--resume"], log, before=add_everything)
+        while process.is_alive() and f"Epoch {epoch}/6 - " not in (log.read_text() if log.exists() else ""):
+            time.sleep(0.01)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, log.read_text()
+    last = start([*flags, run, "--resume"], log, before=add_everything)
+    for process in (undisturbed, last):
+        process.join()
+        assert process.exitcode == 0, log.read_text()
+    for name in (HISTORY, WEIGHTS, "best_weights.npz"):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert "val_top_3_accuracy" in (run / HISTORY).read_text()
 
 
 ELSEWHERE = [path for path in ROOT.glob("*.py") if path.stem not in ("model", "callbacks", "optim")]
+ELSEWHERE += [
+    path for room in ("cli", "running", "sources", "comparing", "sweeping") for path in (ROOT / room).glob("*.py")
+]
 
 
-@pytest.mark.parametrize("path", [*ELSEWHERE, *(ROOT / "harness").glob("*.py")], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", ELSEWHERE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_network_schedule_or_optimizer_is_asked_for_by_its_name_outside_its_module(path):
     names = "|".join([*model.MODELS, *callbacks.SCHEDULES, *optim.OPTIMIZERS])
     assert re.findall(rf"[!=]= *[\"'](?:{names})[\"']|[\"'](?:{names})[\"'] *[!=]=", path.read_text()) == []

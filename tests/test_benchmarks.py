@@ -1,19 +1,34 @@
 """The benchmarks still run: they use the project's own parts and Keras's side. No time is asserted."""
 
+import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, stand_in
+
+from running import machine
+
+pytestmark = pytest.mark.benchmarks
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory):
+    """A file of a few images of CIFAR-10's size: 80 for training, 20 for validation, 10 for the test."""
+    path, arrays = tmp_path_factory.mktemp("data") / "few.npz", stand_in()
+    parts = {f"{x}_{part}": getattr(arrays, f"{x}_{part}") for x in "xy" for part in ("train", "test")}
+    np.savez(path, **{name: array[: 100 if "train" in name else 10] for name, array in parts.items()})
+    return path
 
 
 def run(script, *arguments):
     command = [sys.executable, ROOT / "benchmarks" / script, *map(str, arguments)]
     environment = os.environ | {"KERAS_BACKEND": "torch"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -26,7 +41,9 @@ def rows(text):
 
 def test_the_epochs_of_this_project_and_its_peers_are_timed_in_turn(npz):
     peers = ["idiomatic PyTorch", "Keras on torch"]
-    said = run("epoch.py", "--data", npz, "--rounds", 1, "--model", "improved", "--mixed-precision", "--only", *peers)
+    # Emulated, the products that the ceiling is measured by would take minutes.
+    precision = ["--mixed-precision"] if machine.multiplies_bfloat16(torch.device("cpu")) else []
+    said = run("epoch.py", "--data", npz, "--rounds", 1, "--model", "improved", *precision, "--only", *peers)
     assert "left out" not in said
     table = rows(said)
     assert list(table) == ["this project", *peers]
@@ -34,21 +51,26 @@ def test_the_epochs_of_this_project_and_its_peers_are_timed_in_turn(npz):
     assert re.search(r"Matrix products: [\d,]+ \([\d,]+ to [\d,]+\) GFLOP/s", said)
 
 
-@pytest.mark.parametrize("side", ["OURS", "KERAS"])
-def test_the_first_step_and_the_memory_of_an_epoch_are_measured(side, npz):
-    script = runpy.run_path(str(ROOT / "benchmarks" / "start.py"))
-    seconds, gigabytes = script["measure"](script[side], str(npz))
-    assert seconds > 0.5
-    assert 0.1 < gigabytes < 10
-
-
-def test_a_run_that_fails_is_no_measurement(npz):
-    script = runpy.run_path(str(ROOT / "benchmarks" / "start.py"))
-    with pytest.raises(SystemExit, match="its runs ended with 3 and 3"):
-        script["measure"]("import sys; sys.exit(3)", str(npz))
-
-
 def test_runs_side_by_side_are_measured_with_a_peer_s(npz):
     said = run("throughput.py", "--data", npz, "--processes", 2, "--epochs", 1, "--peer", "Keras on torch")
     found = [re.fullmatch(r"\| 2 \| \d+ \| (.*) \| ([\d,]+) .*", line) for line in said.splitlines()]
     assert [row[1] for row in found if row] == ["this project", "Keras on torch"]
+
+
+def test_each_part_of_a_gpu_s_day_runs_at_toy_size_and_leaves_its_figures(npz, tmp_path):
+    run("gpu.py", tmp_path / "toy.json", "--toy", "--device", "cpu", "--data", npz)
+    figures = json.loads((tmp_path / "toy.json").read_text())
+    parts = ["machine", "waits", "baseline", "files", "others", "profile", "side by side", "tests", "compile"]
+    assert [*figures] == [*parts, "real images"]
+    assert not [name for name, of_part in figures.items() if {"failed", "left out"} & of_part.keys()]
+    assert all(one["images per second"] > 0 for one in figures["baseline"].values() if isinstance(one, dict))
+    assert [*figures["side by side"]][:2] == ["1 runs", "2 runs"]
+    assert figures["tests"]["exit code"] == 0
+    assert figures["real images"]["deterministic: the same bits"] is True
+
+
+def test_a_gpu_s_day_begins_no_part_that_would_not_end_in_time(tmp_path):
+    run("gpu.py", tmp_path / "toy.json", "--toy", "--device", "cpu", "--seconds", "1")
+    figures = json.loads((tmp_path / "toy.json").read_text())
+    assert len(figures) == 10
+    assert all("are the limit" in of_part["left out"] for of_part in figures.values())

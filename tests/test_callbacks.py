@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from callbacks import SCHEDULES, EarlyStopping, Plateau
+from callbacks import SCHEDULES, EarlyStopping, Lookahead, Plateau, make_schedule
 from optim import OPTIMIZERS
 
 # Most losses are whole multiples of 1/16384: neighbours are 6.1e-5 apart (less than min_delta) and next neighbours
@@ -58,15 +58,16 @@ def in_keras(model, losses, lr, patience, lr_patience, factor, min_lr):
 
 def in_ours(losses, lr, patience, lr_patience, factor, min_lr):
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=float(np.float32(lr)))
-    early_stopping = EarlyStopping(patience)
-    plateau = Plateau(optimizer, factor=factor, patience=lr_patience, min_lr=float(np.float32(min_lr)))
+    plateau = Plateau(optimizer, lr_factor=factor, lr_patience=lr_patience, min_lr=float(np.float32(min_lr)))
+    early_stopping = EarlyStopping(patience, schedule=plateau)
     rates = []
     for epoch, loss in enumerate(losses):
-        if early_stopping.update(epoch, {"val_loss": loss}):
+        for callback in (plateau, early_stopping):
+            callback.after_epoch(epoch, {"val_loss": loss})
+        if early_stopping.improved:
             best = epoch
-        plateau.after_epoch(loss)
         rates.append(plateau.rate)
-        if early_stopping.should_stop:
+        if early_stopping.stop is not None:
             break
     assert best == early_stopping.best_epoch
     return len(rates), best, rates
@@ -138,22 +139,30 @@ def test_gains_are_compared_in_float32_as_keras_compares_them(keras_model):
 
 def test_the_rate_of_a_float64_model_is_not_rounded_and_is_compared_with_its_floor_in_float32():
     weight = torch.zeros(1, dtype=torch.float64)
-    plateau = Plateau(torch.optim.SGD([weight], lr=0.2), factor=0.1, patience=1, min_lr=0.02)
-    said = [plateau.after_epoch(1.0) for _ in range(4)]
+    plateau = Plateau(torch.optim.SGD([weight], lr=0.2), lr_factor=0.1, lr_patience=1, min_lr=0.02)
+    said = [plateau.after_epoch(epoch, {"val_loss": 1.0}) for epoch in range(4)]
     assert plateau.rate == 0.2 * 0.1 != 0.02  # one more cut would be of 3e-18
     assert [message is not None for message in said] == [False, True, False, False]
 
 
 def test_early_stopping_watches_the_metric_it_is_told_to():
     early_stopping = EarlyStopping(patience=1, monitor="loss")
-    assert early_stopping.update(0, {"loss": 2.0, "val_loss": 1.0})
-    assert early_stopping.update(1, {"loss": 1.0, "val_loss": 9.0})
+    for epoch, logs in enumerate([{"loss": 2.0, "val_loss": 1.0}, {"loss": 1.0, "val_loss": 9.0}]):
+        assert early_stopping.after_epoch(epoch, logs) is None
+        assert early_stopping.improved
+    assert early_stopping.stop is None
+    assert early_stopping.after_epoch(2, {"loss": 1.5, "val_loss": 0.5}) == early_stopping.stop.reason
+    assert not early_stopping.improved
+
+
+# Those that schedules take, at their defaults but for the floor.
+OPTIONS = {"min_lr": 0.0, "lr_factor": 0.5, "lr_patience": 3}
 
 
 def rates_of(schedule, steps, lr=1e-2, min_lr=1e-4):
     """The rates that `steps` optimizer steps are taken with, and the one after them."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr)
-    scheduler = SCHEDULES[schedule](optimizer, total_steps=steps, min_lr=min_lr, factor=0.5, patience=3)
+    scheduler = make_schedule(schedule, optimizer, OPTIONS | {"min_lr": min_lr}, epochs=1, steps_per_epoch=steps)
     rates = [scheduler.rate]
     for _ in range(steps):
         optimizer.step()
@@ -183,21 +192,30 @@ def test_a_schedule_of_a_few_steps_has_finite_rates_above_nothing(schedule, step
     assert min(rates) > 0
 
 
+class Rising:
+    rising = True
+
+
 def test_epochs_before_the_highest_rate_take_nothing_of_the_patience():
-    early_stopping = EarlyStopping(patience=2)
+    schedule = Rising()
+    early_stopping = EarlyStopping(patience=2, schedule=schedule)
     for epoch, loss in enumerate([1.0, 1.1, 1.2, 1.3]):
-        assert early_stopping.update(epoch, {"val_loss": loss}, counts=False) is (epoch == 0)
-    assert not early_stopping.should_stop
-    assert not early_stopping.update(4, {"val_loss": 1.4})
-    assert not early_stopping.should_stop
-    early_stopping.update(5, {"val_loss": 1.5})
+        early_stopping.after_epoch(epoch, {"val_loss": loss})
+        assert early_stopping.improved is (epoch == 0)
+    assert early_stopping.stop is None
+    schedule.rising = False
+    early_stopping.after_epoch(4, {"val_loss": 1.4})
+    assert not early_stopping.improved
+    assert early_stopping.stop is None
+    early_stopping.after_epoch(5, {"val_loss": 1.5})
     assert early_stopping.stopped_epoch == 5
+    assert early_stopping.stop.final
 
 
 @pytest.mark.parametrize(("schedule", "rising"), [("plateau", 0), ("cosine", 0), ("onecycle", 2)])
 def test_a_schedule_says_while_its_highest_rate_is_still_to_come(schedule, rising):
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-2)
-    scheduler = SCHEDULES[schedule](optimizer, total_steps=39, min_lr=0.0, factor=0.5, patience=3)
+    scheduler = make_schedule(schedule, optimizer, OPTIONS, epochs=3, steps_per_epoch=13)
     rates, said = [], []
     for _ in range(39):
         rates.append(scheduler.rate)
@@ -219,15 +237,47 @@ def test_a_schedule_changes_the_rate_and_nothing_else_of_the_optimizer(schedule,
     weight.grad = torch.ones(1)
     made = optimizer([{"params": [weight]}], lr=1e-2)
     before = settings()
-    scheduler = SCHEDULES[schedule](made, total_steps=4, min_lr=0.0, factor=0.5, patience=1)
-    for _ in range(4):
+    scheduler = make_schedule(schedule, made, OPTIONS | {"lr_patience": 1}, epochs=4, steps_per_epoch=1)
+    for epoch in range(4):
         made.step()
         scheduler.after_step()
-        scheduler.after_epoch(1.0)
+        scheduler.after_epoch(epoch, {"val_loss": 1.0})
         assert settings() == before
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_schedule_keeps_the_rates_of_groups_in_proportion(schedule):
+    kernel, bias = torch.nn.Parameter(torch.ones(2, 1, 3, 3)), torch.nn.Parameter(torch.ones(2))
+    optimizer = OPTIMIZERS["muon"]([{"params": [kernel, bias], "weight_decay": 0.0}], lr=0.08)
+    scheduler = make_schedule(schedule, optimizer, OPTIONS | {"lr_patience": 1}, epochs=40, steps_per_epoch=1)
+    for epoch in range(39):
+        kernels, others = (group["lr"] for group in optimizer.param_groups)
+        assert others == pytest.approx(kernels * 2 / 3, rel=1e-6)
+        kernel.grad, bias.grad = torch.ones_like(kernel), torch.ones_like(bias)
+        optimizer.step()
+        scheduler.after_step()
+        scheduler.after_epoch(epoch, {"val_loss": 1.0})
+
+
 def test_only_a_cut_is_reported():
-    plateau = Plateau(torch.optim.SGD([torch.zeros(1)], lr=1.0), factor=0.5, patience=2, min_lr=0.5)
+    plateau = Plateau(torch.optim.SGD([torch.zeros(1)], lr=1.0), lr_factor=0.5, lr_patience=2, min_lr=0.5)
     said = "ReduceLROnPlateau reducing learning rate to 0.5."
-    assert [plateau.after_epoch(1.0) for _ in range(6)] == [None, None, said, None, None, None]
+    lines = [plateau.after_epoch(epoch, {"val_loss": 1.0}) for epoch in range(6)]
+    assert lines == [None, None, said, None, None, None]
+
+
+def test_lookahead_puts_the_weights_halfway_back_every_five_steps_also_when_it_is_taken_up_again():
+    def moved(weight, steps):
+        """The weights after each step of 1 away from where the step before left them."""
+        for _ in range(steps):
+            weight += 1
+            lookahead.after_step()
+            yield weight.item()
+
+    weight = torch.zeros(1)
+    lookahead = Lookahead([weight])
+    assert [*moved(weight, 7)] == [1, 2, 3, 4, 2.5, 3.5, 4.5]
+    state = lookahead.state_dict()
+    lookahead = Lookahead([weight])  # the second five steps began at 2.5
+    lookahead.load_state_dict(state)
+    assert [*moved(weight, 4)] == [5.5, 6.5, 5.0, 6.0]

@@ -1,22 +1,26 @@
+import contextlib
 import itertools
 import json
 import math
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import stand_in
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
+import callbacks
 import compare
-import data
-from harness import comparability, figures, histories, intervals
+import plots
+import sources
+from comparing import comparability, figures, headings, histories, intervals
+from running import history
+from sources.source import fingerprint
 
 HEADER = "epoch,accuracy,learning_rate,loss,val_accuracy,val_loss"
 EPOCHS = [
@@ -49,6 +53,10 @@ def make_run(tmp_path):
             "learning_rate_after_epoch": [0.001, 0.001, 0.0005, 0.00025],
             "seconds_per_epoch": [9.0, 2.0, 3.0, 4.0],
             "images_per_second": 12345.0,
+            "epochs": 4,
+            "stopped": "all epochs used"
+            if (config or {}).get("flags", FLAGS)["epochs"] in (3, 4)
+            else "early stopping",
         }
         (folder / "metrics.json").write_text(json.dumps(content | metrics))
         return folder
@@ -101,7 +109,7 @@ def test_one_run_of_each_is_described_figure_by_figure(make_run, result):
     assert row(text, "best epoch") == ["2", "2"]
     assert row(text, "  after epochs") == ["3,", "4", "3,", "4"]
     assert "+0.0100 (1" not in text  # no seeds, no weights: no pair
-    assert "No interval: it takes two runs or pairs; a difference of 1 point cannot be excluded." in text
+    assert "No interval: it takes two runs or pairs that differ, to tell how much they vary.\n" in text
 
 
 @pytest.mark.pictures
@@ -113,7 +121,8 @@ def test_the_picture_shows_the_histories_of_all_groups(make_run, result, tmp_pat
     (figure,) = figures
     accuracy, loss, rate = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["k", "t"]
-    columns = {accuracy: [[0.4, 0.5, 0.6, 0.6], [0.5, 0.6, 0.58, 0.59]], rate: [[0.001, 0.001, 0.001, 0.0005]]}
+    assert [[*line.get_data().values] for line in rate.patches] == [[0.001, 0.001, 0.001, 0.0005]] * 2
+    columns = {accuracy: [[0.4, 0.5, 0.6, 0.6], [0.5, 0.6, 0.58, 0.59]]}
     columns[loss] = [[1.8, 1.5, 1.3, 1.2], [1.5, 1.2, 1.3, 1.25]]
     for axes, (first, *others) in columns.items():
         second = [*first[:3], 1.201] if axes is loss else first
@@ -162,7 +171,7 @@ def test_runs_that_share_a_start_are_compared_in_pairs(shared, said, make_run, r
     assert found["interval"] == pytest.approx(stats.ttest_rel(SECOND, FIRST).confidence_interval(0.95), rel=1e-9)
     assert said in text
     assert "zero lies in it" in text
-    assert "A difference of 1 point can be excluded." in text
+    assert "Equivalent within 1 point? Yes: the whole interval lies within ±1 point." in text
 
 
 def test_runs_that_share_nothing_are_compared_by_welch_s_method(make_run, result, tmp_path):
@@ -170,7 +179,7 @@ def test_runs_that_share_nothing_are_compared_by_welch_s_method(make_run, result
     expected = stats.ttest_ind(SECOND, FIRST, equal_var=False).confidence_interval(0.95)
     assert content["difference"]["interval"] == pytest.approx(expected, rel=1e-9)
     assert "Welch's method, 4 and 4 independent runs" in text
-    assert "A difference of 1 point cannot be excluded." in text
+    assert "Equivalent within 1 point? Not shown: the interval reaches beyond ±1 point." in text
 
 
 def test_a_seed_given_twice_in_a_group_makes_no_pairs(make_run, result):
@@ -197,7 +206,7 @@ def test_within_says_by_its_exit_code_whether_the_groups_are_equivalent(
     assert found == code
     assert content["equivalent"] is (code == 0)
     assert f"{100 * margin:g} point" in text
-    assert ("can be excluded" in text) is (code == 0)
+    assert ("? Yes: " in text) is (code == 0)
 
 
 def test_one_pair_is_never_shown_to_be_equivalent(make_run, result):
@@ -279,8 +288,7 @@ def test_a_file_that_is_no_history_is_one_clear_line(name, content, message, tmp
         (["nowhere"], "nowhere: no such run"),
         (["k=nowhere*"], "k=nowhere*: no such run"),
         (["=run"], "=run: no such run"),
-        (["."], ".: one training history is wanted in it, and found are: none"),
-        (["k=run", "k=run/"], "k: run is run again, figure by figure"),
+        (["."], ".: no training history in that folder; pass the file"),
         (["run", "--within", "0.01"], "needs two groups, not 1"),
         (["run", "--within", "0"], "argument --within: '0' is not a number in (0, 1]"),
         (["run@72"], "run@72: no such run, and as a test accuracy '72' is not a number in [0, 1]; write 72.36 %"),
@@ -323,6 +331,7 @@ def training(metrics=None, **history):
         ([1e-3, 5e-4, 2e-4], {"schedule": "cosine"}, None),
         ([1e-3, 1e-3, 5e-4, 5e-4, 2e-4], {}, [2, 4]),
         ([1e-3, 5e-4, 2e-4, 1e-4], {}, None),
+        ([1e-3, 5e-4, 2.5e-4, 2.5e-4], {}, [1, 2]),  # two in a row are cuts
         ([1e-4, 1e-3, 1e-3], {}, None),
         ([1e-3, 1e-3, 1e-3, 9e-4, 8e-4, 7e-4], {}, None),
     ],
@@ -366,16 +375,18 @@ def test_the_interval_of_an_accuracy_lies_within_0_and_1(make_run, result, tmp_p
     _, text, content = result(f"torch={tmp_path}/t*")
     assert content["groups"]["torch"]["estimates"]["test accuracy"]["interval"][1] == 1
     assert row(text, "  its 95 % interval")[2] == "1.0000"
-    assert content["groups"]["torch"]["estimates"]["epochs"]["interval"] == [4, 4]
+    assert content["groups"]["torch"]["estimates"]["epochs"]["interval"] is None  # all have 4
 
 
 # --- what may stand together ------------------------------------------------------------------------------------------
 
-FLAGS = {**compare.SETTINGS, "seed": 0, "init_weights": None, "device": "cpu", "threads": 1, "out": "runs/x"}
+RULES = compare.rules_of_options()
+FLAGS = {**RULES.defaults, "seed": 0, "init_weights": None, "device": "cpu", "threads": 1, "out": "runs/x"}
 
 
 def config(sha256="a", **flags):
-    return {"model": "baseline", "data": "data from x.npz", "data_sha256": sha256, "flags": FLAGS | flags}
+    common = {"model": "baseline", "data": "data from x.npz", "code_sha256": "c0de"}
+    return common | {"data_sha256": sha256, "flags": FLAGS | flags}
 
 
 def group_of_two(make_run, tmp_path, first=None, second=None, **metrics):
@@ -385,11 +396,11 @@ def group_of_two(make_run, tmp_path, first=None, second=None, **metrics):
 
 
 def both_ways(arguments, tmp_path, capsys):
-    """Refuse without --mixed; return that line, and what is printed with it."""
+    """Refuse without --mixed; return the line on what does not belong together, and what is printed with it."""
     out = ["--out", str(tmp_path / "comparison")]
     assert compare.main([*arguments, *out]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "pool them all the same by --mixed" in line
+    first, line, *_ = capsys.readouterr().err.splitlines()
+    assert first == "compare.py: error: leave such runs out, or pool them all the same by --mixed:"
     assert compare.main([*arguments, *out, "--mixed"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("Pooled all the same (--mixed): a")
@@ -400,11 +411,11 @@ def both_ways(arguments, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        (config("b"), "a1 has other data than {}/a0"),
-        (config(lr=0.01), "a1 has lr 0.01 and {}/a0 0.001"),
-        (config(epochs=3), "a1 has epochs 3 and {}/a0 50"),
-        (config() | {"model": "keras notebook"}, "a1 has model keras notebook and {}/a0 baseline"),
-        (config() | {"backend": "torch"}, "a1 has backend torch and {}/a0 tensorflow"),
+        (config("b"), "other data in {0}/a1 than in {0}/a0"),
+        (config(lr=0.01), "lr: 0.01 in {0}/a1, 0.001 in {0}/a0"),
+        (config(epochs=3), "epochs: 50 in {0}/a0, 3 in {0}/a1"),
+        (config() | {"model": "keras notebook"}, "model: keras notebook in {0}/a1, baseline in {0}/a0"),
+        (config() | {"backend": "torch"}, "backend: torch in {0}/a1, tensorflow in {0}/a0"),
     ],
     ids=["other data", "another learning rate", "other epochs", "another model", "Keras's other backend"],
 )
@@ -435,15 +446,16 @@ def test_runs_with_other_epochs_are_pooled_if_one_and_the_same_would_have_ended_
     for number, (epochs, stopped) in enumerate((first, second)):
         path = make_run(f"a{number}", 0.7 + number / 100, config(epochs=epochs, schedule=schedule), stopped=stopped)
         runs.append(histories.read(path))
-    assert comparability.faults(runs, compare.SETTINGS) == (
-        [] if pooled else [f"{runs[1].path} has epochs {second[0]} and {runs[0].path} {first[0]}"]
-    )
+    found = comparability.faults(runs, RULES)
+    assert len(found) == (not pooled)
+    for run, (epochs, _) in zip(runs, (first, second), strict=True):
+        assert pooled or f"{epochs} in {run.path}" in found[0]
 
 
 def test_a_run_that_goes_on_but_has_no_new_epoch_yet_has_not_finished(make_run, tmp_path, capsys):
     make_run("a0", 0.7, config(epochs=20), epochs=4, stopped="all epochs used")
     line, _ = both_ways([f"a={tmp_path}/a0"], tmp_path, capsys)
-    assert "a0 has not finished (4 epochs in metrics.json, and it was told to go on to 20)" in line
+    assert "a0 has not finished (4 epochs in metrics.json, and was to go on to 20)" in line
 
 
 def test_a_seed_that_was_trained_twice_is_no_second_run_but_in_keras(make_run, result, tmp_path, capsys):
@@ -459,16 +471,16 @@ def test_a_seed_that_was_trained_twice_is_no_second_run_but_in_keras(make_run, r
 @pytest.mark.parametrize(
     ("metrics", "said"),
     [
-        ({"seed": 7}, "metrics.json has seed 7, config.json 0"),
-        ({"best_epoch": 2, "best_epoch_logs": {"loss": 9.0}}, "metrics.json has loss 9.0 in epoch 2, and the history"),
-        ({"best_epoch": 9, "best_epoch_logs": {"val_loss": 9.0}}, "metrics.json has val_loss 9.0 in epoch 9"),
+        ({"seed": 7}, "has seed 7, config.json 0"),
+        ({"best_epoch": 2, "best_epoch_logs": {"loss": 9.0}}, "has loss 9.0 in epoch 2, the history another"),
+        ({"best_epoch": 9, "best_epoch_logs": {"val_loss": 9.0}}, "has val_loss 9.0 in epoch 9, the history another"),
     ],
 )
 def test_files_of_different_runs_in_one_directory_are_refused(metrics, said, make_run, tmp_path, capsys):
     run = make_run("a0", 0.7, config(), **metrics)
     (run / "config.json").write_text(json.dumps(config()))
     line, _ = both_ways([f"a={run}"], tmp_path, capsys)
-    assert f"{run}: {said}" in line
+    assert f"{run}/metrics.json: {said}" in line
 
 
 @pytest.mark.parametrize(
@@ -578,12 +590,34 @@ def test_the_same_run_twice_is_known_by_its_figures_whatever_its_path(kind, make
     assert f"is {run} again, figure by figure" in line
 
 
+def test_only_runs_that_start_alike_are_compared_figure_by_figure(make_run, monkeypatch):
+    runs = [histories.read(make_run(f"a{number}", 0.7)) for number in range(40)]
+    for number, run in enumerate(runs):
+        run.history["loss"][0] += number // 2  # two each have the same first epoch
+    compared, same_run = [], comparability.same_run
+    monkeypatch.setattr(comparability, "same_run", lambda *pair: compared.append(pair) or same_run(*pair))
+    assert comparability.faults(runs, RULES) == []
+    assert len(compared) == 40 * 2  # each with itself and with the one that starts alike
+    copy = runs[7]._replace(path="copy", history=runs[7].history | {"lr": [1.0]})  # a column more
+    assert comparability.faults([*runs, copy], RULES) == [f"copy is {runs[7].path} again, figure by figure"]
+
+
 def test_a_run_that_stands_in_two_groups_is_said(make_run, result, tmp_path):
     run = make_run("a", 0.7, config())
     shutil.copytree(run, tmp_path / "b")
     code, text, _ = result(f"a={run}", f"b={tmp_path / 'b'}", f"c={make_run('c', 0.7, config())}")
     assert code == 0
     assert text.startswith(f"The same figures in each epoch: {run} and {tmp_path / 'b'}.\n\n")
+
+
+def test_groups_that_share_a_run_get_no_verdict_even_if_they_share_but_a_part(make_run, result, tmp_path):
+    for seed in range(4):
+        make_run(f"t{seed}", 0.7 + seed / 1000, config(), seed=seed)
+    code, text, content = result(f"a={tmp_path}/t[0-2]", f"b={tmp_path}/t[1-3]")
+    assert code == 0
+    assert "Groups that share a run are not independent, so no difference is stated." in text
+    assert "Equivalent" not in text
+    assert content["difference"] is None
 
 
 def test_histories_without_a_column_in_common_are_not_one_run():
@@ -594,13 +628,13 @@ def test_histories_without_a_column_in_common_are_not_one_run():
 
 
 def test_the_stand_in_carries_its_name_and_is_not_pooled_with_real_data(make_run, result, tmp_path, capsys):
-    stand_in = data.describe("synthetic")
+    stand_in = sources.choose("synthetic").describe()
     assert comparability.STAND_IN in stand_in
     make_run("a0", 0.62, data="data from data/cifar10.npz")
     for number in (1, 2):
         make_run(f"a{number}", 0.99 - number / 100, data=stand_in)
     line, printed = both_ways([f"a={tmp_path}/a*"], tmp_path, capsys)
-    assert "a1 has other data than" in line
+    assert line == f"  other data in {tmp_path}/a1 than in {tmp_path}/a0"
     assert "a (NOT CIFAR-10)" in printed
     _, text, content = result(f"b={tmp_path}/a1")
     assert row(text, " ") == ["b", "(NOT", "CIFAR-10)"]
@@ -608,19 +642,80 @@ def test_the_stand_in_carries_its_name_and_is_not_pooled_with_real_data(make_run
 
 
 def test_the_stand_in_is_known_by_its_hash_from_a_file_too(make_run, result):
-    sha256 = data.fingerprint(data.synthetic())
+    sha256 = fingerprint(stand_in())
     reference = config(sha256) | {"model": "keras notebook", "data": "stand_in.npz"}
-    ours = config(sha256) | {"data": data.describe("synthetic")}
+    ours = config(sha256) | {"data": sources.choose("synthetic").describe()}
     code, text, _ = result(f"k={make_run('k', 0.7, reference)}", f"t={make_run('t', 0.7, ours)}")
     assert code == 0
-    assert row(text, " ") == ["k", "(NOT", "CIFAR-10)", "t", "(NOT", "CIFAR-10)"]
+    assert text.startswith("All runs use the stand-in data, NOT CIFAR-10.\n")  # once, and not with each group
+    assert row(text, " ") == ["k", "t"]
 
 
 def test_the_picture_of_the_stand_in_is_labelled_as_such(make_run, result, monkeypatch):
-    labels, draw = [], compare.plots.overlay
-    monkeypatch.setattr(compare.plots, "overlay", lambda groups, *names: labels.extend(groups) or draw(groups, *names))
-    result(f"a={make_run('a', 0.7, data=data.describe('synthetic'))}")
-    assert labels == ["a (NOT CIFAR-10)"]
+    drawn, draw = [], plots.overlay
+    monkeypatch.setattr(plots, "overlay", lambda *args: drawn.append(args) or draw(*args))
+    stand_in = sources.choose("synthetic").describe()
+    runs = [make_run(name, 0.7 + number / 10, data=stand_in) for number, name in enumerate("ab")]
+    result(f"a={runs[0]}")
+    result(*(f"{run.name}={run}" for run in runs))
+    assert [[*groups] for groups, *_ in drawn] == [["a (NOT CIFAR-10)"], ["a", "b"]]
+    assert drawn[1][-1] == "NOT CIFAR-10. Test accuracy: a 0.7000; b 0.8000"
+
+
+def test_the_picture_s_title_has_the_test_accuracies(make_run, bare, result, tmp_path, monkeypatch):
+    titles, draw = [], plots.overlay
+    monkeypatch.setattr(plots, "overlay", lambda *args: titles.append(args[-1]) or draw(*args))
+    first, second = groups_of(make_run, tmp_path, {})
+    result(first, second, f"bare={bare}")
+    shown = [intervals.estimate(values) for values in (FIRST, SECOND)]
+    spread = [f"{one.mean:.4f} ± {one.sd:.4f}" for one in shown]
+    assert titles == [f"Test accuracy: keras {spread[0]}; torch {spread[1]}"]
+
+
+def test_groups_without_a_label_are_headed_by_what_differs_of_their_paths(make_run, result, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        make_run(f"{name}/torch", 0.7, config())
+    _, text, content = result(tmp_path / "a" / "torch", tmp_path / "b" / "torch")
+    assert text.startswith(f"All are in {tmp_path}.\n")
+    assert row(text, " ") == ["a", "b"] == [*content["groups"]]
+    # A LABEL that is what differs stays the only one of its name.
+    _, text, content = result(f"a={tmp_path}/b/torch", tmp_path / "a" / "torch", tmp_path / "b" / "torch")
+    assert [*content["groups"]] == ["a", str(tmp_path / "a" / "torch"), str(tmp_path / "b" / "torch")]
+
+
+@pytest.mark.parametrize(
+    ("paths", "parts", "folder"),
+    [
+        (["runs/a", "runs/b"], ["a", "b"], "runs"),
+        (["a/history.csv", "b/history.csv"], ["a", "b"], ""),
+        (["/x/a/torch", "/x/b/torch"], ["a", "b"], "/x"),
+        (["r/a", "r/a/b"], ["a", "a/b"], "r"),
+        (["r/a/a", "r/a"], ["a/a", "a"], "r"),
+        (["./a", "a/../b"], ["a", "b"], ""),
+        (["runs/a", "/tmp/b"], ["runs/a", "/tmp/b"], ""),
+        (["runs/a", "./runs/a"], ["runs/a", "./runs/a"], ""),
+        (["runs/a"], ["runs/a"], ""),
+        (["a", "."], ["a", "."], ""),
+        ([".", "../b"], [".", "../b"], ""),
+        (["~/o/a", os.path.expanduser("~/o/b")], ["a", "b"], os.path.expanduser("~/o")),
+    ],
+)
+def test_the_part_of_paths_that_differs_is_what_lies_between_the_parts_that_all_share(
+    paths, parts, folder, monkeypatch
+):
+    monkeypatch.chdir("/")  # relative paths have nothing in common with absolute ones there
+    assert headings.differing_parts(paths) == (parts, folder)
+
+
+def test_a_table_of_more_than_120_columns_is_turned(make_run, result, tmp_path):
+    runs = [f"{'long' * 3}{number}={make_run(str(number), 0.7 + number / 100, seed=number)}" for number in range(9)]
+    narrow, wide = (result(*some)[1] for some in (runs[:5], runs))
+    assert row(narrow, "test accuracy") == ["0.7000", "0.7100", "0.7200", "0.7300", "0.7400"]
+    (line,) = [line for line in wide.splitlines() if line.startswith("longlonglong3  ")]
+    assert "0.7300" in line.split()
+    (heading,) = [line for line in wide.splitlines() if "test accuracy" in line and "minus" not in line][:1]
+    assert heading.split()[:3] == ["runs", "epochs", "best"]
 
 
 def two_groups(make_run, tmp_path, first, second, **metrics):
@@ -653,7 +748,10 @@ def test_groups_of_other_data_or_another_loss_are_not_comparable(
 
 
 def test_a_stand_in_without_config_is_not_comparable_with_other_data(make_run, result):
-    real, stand_in = make_run("a", 0.7, data="data/cifar10.npz"), make_run("b", 0.9, data=data.describe("synthetic"))
+    real, stand_in = (
+        make_run("a", 0.7, data="data/cifar10.npz"),
+        make_run("b", 0.9, data=sources.choose("synthetic").describe()),
+    )
     code, text, _ = result(f"a={real}", f"b={stand_in}")
     assert code == 3
     assert "The data differ between a and b (NOT CIFAR-10)." in text
@@ -661,7 +759,7 @@ def test_a_stand_in_without_config_is_not_comparable_with_other_data(make_run, r
 
 def test_settings_that_differ_between_groups_are_listed_in_a_line_and_no_refusal(make_run, result, tmp_path):
     groups = two_groups(make_run, tmp_path, config(lr=0.01, batch_size=32), config())
-    code, text, content = result(*groups, "--within", "0.01")
+    code, text, content = result(*groups)
     assert code == 0
     assert "Settings that differ: keras: batch_size 32, lr 0.01; torch: batch_size 64, lr 0.001." in text
     assert content["comparable"] is True
@@ -670,7 +768,7 @@ def test_settings_that_differ_between_groups_are_listed_in_a_line_and_no_refusal
 def test_the_flags_of_the_keras_reference_are_compared_with_the_notebook_s_defaults(make_run, result, tmp_path):
     flags = {"epochs": 50, "batch_size": 64, "lr": 1e-3, "dropout": 0.5, "patience": 5, "lr_patience": 3}
     flags |= {"min_lr": 1e-6, "no_shuffle": False, "seed": 0, "dtype": "float32", "data": "x.npz", "init_weights": None}
-    reference = {"model": "keras notebook", "data_sha256": "a", "flags": flags}
+    reference = {"model": "keras notebook", "data_sha256": "a", "flags": flags, "code_sha256": "c0de"}
     code, text, _ = result(*two_groups(make_run, tmp_path, reference, config()))
     assert code == 0
     assert "Settings that differ: keras: model keras notebook; torch: model baseline." in text
@@ -688,7 +786,41 @@ def test_what_the_files_do_not_tell_is_said_as_not_known(make_run, result, tmp_p
         "data (mine, 1 of the 2 runs of torch), settings (mine, 1 of the 2 runs of torch), whether it finished (mine)"
     )
     assert f"Not known from the files: {said}." in text
-    assert content["notes"] == [f"Not known from the files: {said}."]
+    assert content["notes"] == [f"Not known from the files: {said}.", "Data of torch: data from x.npz."]
+
+
+def test_where_some_data_are_unknown_the_others_are_described(make_run, bare, result, tmp_path):
+    described = config() | {"data": "CIFAR-10, recompressed"}
+    for number in range(2):
+        make_run(f"t{number}", 0.7 + number / 100, described, seed=number)
+    _, text, content = result(f"mine={bare}", f"port={tmp_path}/t*")
+    assert "Data of port: CIFAR-10, recompressed." in text
+    assert "Data of mine" not in text
+    assert "Data of port: CIFAR-10, recompressed." in content["notes"]
+    assert "Data of" not in result(f"port={tmp_path}/t*")[1]
+
+
+def test_data_that_only_a_hash_tells_of_are_not_described_as_none(make_run, bare, result):
+    run = make_run("k", 0.7, config())
+    metrics = json.loads((run / "metrics.json").read_text())
+    content = json.loads((run / "config.json").read_text())
+    for file, values in (("metrics.json", metrics), ("config.json", content)):
+        (run / file).write_text(json.dumps({name: value for name, value in values.items() if name != "data"}))
+    assert "Data of" not in result(f"mine={bare}", f"k={run}")[1]
+
+
+def test_a_group_of_which_a_part_is_of_the_stand_in_does_not_make_all_of_it(make_run, result, tmp_path):
+    stand_in = sources.choose("synthetic").describe()
+    make_run("a0", 0.7, data="data from data/cifar10.npz")
+    make_run("a1", 0.9, data=stand_in)
+    _, text, _ = result(f"a={tmp_path}/a*", f"b={make_run('b', 0.9, data=stand_in)}", "--mixed")
+    assert "All runs use the stand-in" not in text
+    assert row(text, " ") == ["a", "(NOT", "CIFAR-10)", "b", "(NOT", "CIFAR-10)"]
+
+
+def test_what_no_group_s_files_tell_is_said_once(make_run, result):
+    runs = [make_run(name, 0.7) for name in "abc"]
+    assert "Not known from the files: data (all), settings (all)." in result(*runs)[1]
 
 
 # --- one visitor's figure ---------------------------------------------------------------------------------------------
@@ -719,14 +851,14 @@ def test_a_bare_history_is_given_its_test_accuracy_and_placed_among_several_runs
     assert content["groups"]["mine"]["runs"][0]["test accuracy"] == 0.7236
     found = intervals.estimate(FIRST)
     assert (
-        f"mine is one run. Of the runs of torch, 4 of 4 lie below its 0.7236; "
-        f"mean {found.mean:.4f}, standard deviation {found.sd:.4f}." in text
+        f"mine is one run, at 0.7236: 4 of the 4 runs of torch score lower "
+        f"(mean {found.mean:.4f}, standard deviation {found.sd:.4f}).\n" in text
     )
-    at = 100 * stats.t.cdf((0.7236 - found.mean) / (found.sd * math.sqrt(1.25)), 3)
-    assert f"Among further ones it is at percentile {at:.1f}, by Student's t. One run can say no more." in text
+    lower = stats.t.cdf((0.7236 - found.mean) / (found.sd * math.sqrt(1.25)), 3)
+    assert f"About {100 * lower:.1f} % of further runs of torch would score lower (Student's t)" in text
     # The single run may come second as well, and without a label.
     text = result(f"torch={tmp_path}/t*", f"{bare}@0.7")[1]
-    assert f"{bare} is one run. Of the runs of torch, 1 of 4 lie below its 0.7000;" in text
+    assert f"{bare} is one run, at 0.7000: 1 of the 4 runs of torch score lower" in text
 
 
 def test_a_tilde_is_the_home_directory_wherever_a_path_begins(make_run, tmp_path, monkeypatch, capsys):
@@ -760,7 +892,7 @@ def test_without_a_test_accuracy_the_validation_accuracy_judges_and_that_is_said
     assert content["judged_by"] == "val_accuracy there"
     assert "Judged by validation accuracy at the best epoch, since not every run has a test accuracy." in text
     assert "Validation accuracy at the best epoch, torch minus mine: -0.1020" in text  # 0.6 - 0.702
-    assert "4 of 4 lie below its 0.7020" in text
+    assert "mine is one run, at 0.7020: 4 of the 4 runs of torch score lower" in text
 
 
 # --- exit codes and files ---------------------------------------------------------------------------------------------
@@ -777,7 +909,7 @@ def test_what_fails_by_itself_is_neither_shown_nor_not_shown(make_run, tmp_path,
         assert compare.main(arguments) == 4
     assert "RuntimeError: a fault of this program's" in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch.setattr(compare.plots, "overlay", lambda *_: b"")
+        patch.setattr(plots, "overlay", lambda *_: b"")
         patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         assert compare.main(arguments) == 4
     printed = capsys.readouterr()
@@ -785,11 +917,15 @@ def test_what_fails_by_itself_is_neither_shown_nor_not_shown(make_run, tmp_path,
     assert row(printed.out, "test accuracy") == ["0.7000"]
 
 
-def test_a_reader_that_has_gone_is_no_verdict(make_run, tmp_path):
-    command = f"{sys.executable} compare.py {make_run('run', 0.7)} --out {tmp_path} | true; exit ${{PIPESTATUS[0]}}"
-    process = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert process.returncode == 4
-    (how_read,) = process.stderr.splitlines()
+def test_a_reader_that_has_gone_is_no_verdict(make_run, tmp_path, monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with contextlib.suppress(OSError), open(writer, "w") as pipe:  # closing it fails as well
+        monkeypatch.setattr(sys, "stdout", pipe)
+        code = compare.main([str(make_run("run", 0.7)), "--out", str(tmp_path)])
+        monkeypatch.undo()
+    assert code == 4
+    (how_read,) = capsys.readouterr().err.splitlines()
     assert how_read.startswith(f"{tmp_path}/run: CSV: ")
 
 
@@ -800,7 +936,7 @@ def test_a_picture_that_cannot_be_drawn_is_one_line_and_none_of_another_comparis
     assert compare.main([str(run), "--out", str(out)]) == 0
     assert (out / "comparison.png").exists()
     capsys.readouterr()
-    monkeypatch.setattr(compare.plots, "overlay", lambda *_: {}["latex"])
+    monkeypatch.setattr(plots, "overlay", lambda *_: {}["latex"])
     assert compare.main([f"other={run}", "--out", str(out)]) == 0
     line = capsys.readouterr().err.splitlines()[-1]
     assert line == f"{out}/comparison.png: cannot be drawn (KeyError: 'latex'); all figures are written"
@@ -808,9 +944,13 @@ def test_a_picture_that_cannot_be_drawn_is_one_line_and_none_of_another_comparis
     assert [*json.loads((out / "comparison.json").read_text())["groups"]] == ["other"]
 
 
-def test_a_full_disk_behind_the_output_is_no_verdict(make_run, tmp_path):
-    command = f"{sys.executable} compare.py {make_run('run', 0.7)} --out {tmp_path} > /dev/full 2> /dev/full"
-    assert subprocess.run(["bash", "-c", command], cwd=ROOT, check=False).returncode == 4
+def test_a_full_disk_behind_the_output_is_no_verdict(make_run, tmp_path, monkeypatch):
+    with contextlib.suppress(OSError), open("/dev/full", "w") as out, open("/dev/full", "w") as errors:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", errors)
+        code = compare.main([str(make_run("run", 0.7)), "--out", str(tmp_path)])
+        monkeypatch.undo()
+    assert code == 4
 
 
 def test_the_table_is_printed_where_no_folder_can_be_made(make_run, capsys):
@@ -852,11 +992,11 @@ def test_its_own_comparison_is_overwritten(make_run, result):
     ids=["L2 known", "another without it", "not known", "a bare history"],
 )
 def test_pictures_name_what_is_known_of_loss_and_rate(configs, loss, rate, make_run, bare, result, monkeypatch):
-    names, draw = [], compare.plots.overlay
-    monkeypatch.setattr(compare.plots, "overlay", lambda groups, *said: names.extend(said) or draw(groups, *said))
+    names, draw = [], plots.overlay
+    monkeypatch.setattr(plots, "overlay", lambda groups, *said: names.extend(said) or draw(groups, *said))
     runs = [f"{number}={make_run(f'r{number}', 0.7, found)}" for number, found in enumerate(configs)]
     result(*runs, *([] if len(configs) > 1 else [f"bare={bare}"]))
-    assert names == [loss, rate]
+    assert names[:2] == [loss, rate]
 
 
 def test_the_first_cuts_of_several_runs_are_given_from_the_earliest_to_the_latest(make_run, result, tmp_path):
@@ -872,8 +1012,97 @@ def test_a_run_whose_path_looks_like_a_group_or_a_pattern_is_that_run(make_run, 
         assert [*result(run)[2]["groups"]] == [str(run)]
 
 
-def test_groups_without_any_spread_have_an_interval_of_one_point(make_run, result, tmp_path):
-    for name in ("k0", "k1", "t0", "t1"):
-        make_run(name, 0.75 if name[0] == "t" else 0.5)
-    difference = result(f"k={tmp_path}/k*", f"t={tmp_path}/t*")[2]["difference"]
-    assert difference["interval"] == [0.25, 0.25]
+@pytest.mark.parametrize("seeds", [(None, None), (0, 1)], ids=["Welch's method", "pairs"])
+def test_without_any_spread_there_is_no_interval_and_no_equivalence(seeds, make_run, result, tmp_path):
+    for number, seed in enumerate(seeds):
+        for name, accuracy in (("k", 0.5), ("t", 0.505)):
+            more = {} if seed is None else {"seed": seed, "initial_weights": f"w{seed}"}
+            make_run(f"{name}{number}", accuracy + number * 1e-8, **more)  # which float32 rounds away
+    code, text, content = result(f"k={tmp_path}/k*", f"t={tmp_path}/t*", "--within", "0.01")
+    assert code == 1
+    assert content["difference"]["interval"] is None
+    assert content["equivalent"] is False
+    assert "No interval: it takes two runs or pairs that differ" in text
+    assert "Equivalent within 1 point? Not shown: there is no interval." in text
+    assert row(text, "  its 95 % interval") == ["-", "-"]
+
+
+def test_runs_of_other_code_are_not_pooled_but_by_mixed(make_run, tmp_path, capsys):
+    other = config() | {"parts": [{"code_sha256": "c0de"}, {"code_sha256": "beef"}]}
+    line, printed = both_ways([group_of_two(make_run, tmp_path, second=other)], tmp_path, capsys)
+    fault = f"other code: c0de, then beef in {tmp_path}/a1, c0de in {tmp_path}/a0"
+    assert fault in line
+    assert fault in printed
+
+
+def test_code_that_differs_between_groups_is_named(make_run, result, tmp_path):
+    groups = two_groups(make_run, tmp_path, config() | {"code_sha256": "beef"}, config())
+    assert "code of train.py beef; torch: code of train.py c0de" in result(*groups)[1]
+
+
+def test_versions_devices_and_threads_that_differ_are_named_beside_the_table(make_run, result, tmp_path):
+    parts = [
+        {"code_sha256": "c0de", "torch": torch, "device": device, "threads": 1, "variables": "none"}
+        for torch, device in (("2.14.1", "cpu"), ("2.15.0", "cpu"), ("2.15.0", "cuda"))
+    ]
+    make_run("a0", 0.7, config() | {"parts": parts[:1]}, seed=0)
+    make_run("a1", 0.71, config() | {"parts": parts[:2]}, seed=1)
+    make_run("b0", 0.72, config() | {"parts": parts[2:]}, seed=2)
+    code, text, content = result(f"a={tmp_path}/a*", f"b={tmp_path}/b*")
+    assert code == 0
+    assert content["notes"] == [
+        "Not all have the same version of torch: a: 2.14.1 (1), 2.14.1, then 2.15.0 (1); b: 2.15.0.",
+        "Not all have the same kind of device: a: cpu; b: cuda.",
+    ]
+    assert content["notes"][0] in text
+
+
+def test_a_run_that_another_callback_has_ended_is_named(make_run, result, tmp_path):
+    make_run("a0", 0.7, config())
+    run = make_run("a1", 0.71, config(), stopped="good enough")
+    _, text, _ = result(f"a={tmp_path}/a*")
+    assert f"{run} was ended by a callback, after epoch 4: good enough." in text
+
+
+def test_the_best_epoch_is_early_stopping_s_where_losses_are_equal_in_float32(tmp_path):
+    losses = [1.5, 1.2000000001, 1.2, 1.3]
+    assert losses.index(min(losses)) == 2
+    stopping = callbacks.EarlyStopping(patience=9)
+    for epoch, loss in enumerate(losses):
+        stopping.after_epoch(epoch, {"val_loss": loss})
+    assert history.best_epoch(losses) == stopping.best_epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("rates", "schedule"),
+    [
+        ([1e-3] * 5 + [5e-4, 2.5e-4, 1.25e-4] + [1e-4] * 6, False),  # three cuts in a row, the last but one to a floor
+        ([1e-3 * 0.9**epoch for epoch in range(14)], True),  # exponential decay
+        ([1e-3, 9e-4, 7e-4, 4e-4] + [1e-4] * 9, True),  # a curve
+        ([1e-4, 1e-3, 1e-4], True),
+        ([1e-3] * 9, False),
+    ],
+)
+def test_three_cuts_in_a_row_are_no_schedule_unless_their_factors_differ(rates, schedule, tmp_path):
+    path = tmp_path / "h.json"
+    path.write_text(json.dumps({"loss": [1.0] * len(rates), "lr": rates}))
+    assert figures.scheduled(histories.read(path), []) is schedule
+
+
+def test_each_of_several_groups_is_set_against_the_first_with_intervals_for_as_many_comparisons(
+    make_run, result, tmp_path
+):
+    accuracies = {"a": [0.70, 0.72, 0.71], "b": [0.71, 0.74, 0.72], "c": [0.60, 0.63, 0.61]}
+    for label, values in accuracies.items():
+        for seed, accuracy in enumerate(values):
+            make_run(f"{label}{seed}", accuracy, config(), seed=seed, initial_weights=f"w{seed}")
+    code, text, content = result(*(f"{label}={tmp_path}/{label}*" for label in accuracies))
+    assert code == 0
+    assert (
+        "Each against a, test accuracy; the 95 % intervals allow for 2 comparisons (Bonferroni):\nb minus a: " in text
+    )
+    pairs = np.subtract(accuracies["b"], accuracies["a"])
+    half = stats.t.ppf(1 - 0.025 / 2, 2) * pairs.std(ddof=1) / 3**0.5
+    difference = content["differences from the first"]["b"]
+    assert difference["interval"] == pytest.approx([pairs.mean() - half, pairs.mean() + half])
+    assert difference["method"] == "3 pairs with the same initial weights"

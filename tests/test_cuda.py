@@ -1,28 +1,34 @@
 """What a GPU asks of the code: as much as can be seen on the CPU, and on a GPU the rest."""
 
+import argparse
 import collections
 import os
 import shutil
 
 import pytest
 import torch
+from conftest import SHAPE
 from torch.nn.modules.module import register_module_forward_hook
 
 import data
 import metrics
 import options
+import sources
 import train
-from callbacks import SCHEDULES
-from harness import histories
-from harness.run import CHECKPOINT, ERROR, HISTORY, WEIGHTS
+from callbacks import make_schedule
+from cli.errors import BadInput
+from comparing import histories
 from model import build_model, parameter_groups
 from optim import OPTIMIZERS
+from running import arithmetic, machine
+from running.outcome import CHECKPOINT, ERROR, HISTORY, WEIGHTS
+from sweeping import jobs
 
 # What makes the host wait for a GPU; bincount looks for the greatest value.
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "bincount", "__bool__", "__int__", "__float__", "__index__")
 WAITS += ("unique", "masked_select", "argwhere")  # as many values as there turn out to be
 
-needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch sees none here")
+needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, which tests see only by -m cuda")
 
 
 @pytest.fixture
@@ -39,27 +45,28 @@ def waits(monkeypatch):
 
     for owner in (torch, torch.Tensor):
         for name in WAITS:
-            if hasattr(owner, name):
+            if callable(getattr(owner, name, None)):  # torch.cpu is a module
                 monkeypatch.setattr(owner, name, counting(name, getattr(owner, name)))
     return counts
 
 
-@pytest.mark.parametrize("flags", ["", "--model improved --augment --optimizer sgd --schedule onecycle"])
+@pytest.mark.parametrize("flags", ["", "--model improved --augment --optimizer sgd --schedule onecycle --lookahead"])
 def test_the_host_waits_for_the_device_as_often_in_a_long_epoch_as_in_a_short_one(flags, npz, waits, monkeypatch):
-    given = options.parse(flags.split())
-    arrays = data.load(str(npz))
-    augmentation = data.Augmentation(32, 32, given.shift) if given.augment else None
+    given = options.parse(flags.split()).checked()
+    arrays = sources.choose(str(npz)).load()
+    augmentation = data.Augmentation(16, 16, given.shift) if given.augment else None
 
     def counted(images, every):
         monkeypatch.setitem(metrics.CHECK_EVERY, "cpu", every)
         part = data.as_split(arrays.x_train[:images], arrays.y_train[:images])
-        model = build_model(given.model)
+        model = build_model(given.model, SHAPE)
         optimizer = OPTIMIZERS[given.optimizer](parameter_groups(model, given.l2), given.lr)
-        schedule = SCHEDULES[given.schedule](optimizer, total_steps=99, min_lr=0.0, factor=0.5, patience=3)
+        schedule = make_schedule(given.schedule, optimizer, vars(given), epochs=9, steps_per_epoch=11)
+        callbacks = train.make_callbacks(given, model, schedule).values()
         draws = data.draw(images, seed=0, epoch=0, augmentation=augmentation)
         objective = metrics.Objective(given.l2)
         waits.clear()
-        train.train_epoch(model, data.batches(part, 16, *draws), objective, optimizer, schedule)
+        train.train_epoch(model, data.batches(part, 16, *draws), objective, optimizer, callbacks)
         train.evaluate(model, part, objective)
         return dict(waits)
 
@@ -68,6 +75,19 @@ def test_the_host_waits_for_the_device_as_often_in_a_long_epoch_as_in_a_short_on
     assert counted(320, every=100) == short
     # That many are seen where there are any: 20 steps, and the evaluation's two batches.
     assert counted(320, every=1)["tolist"] == short["tolist"] + 22
+
+
+def test_an_evaluation_s_figures_do_not_depend_on_its_batch(npz, monkeypatch):
+    arrays = sources.choose(str(npz)).load()
+    part = data.as_split(arrays.x_train, arrays.y_train)
+    network = build_model("improved", SHAPE).to(torch.float64)
+    figures = []
+    for size in (256, 7, train.EVALUATION_PIXELS // (16 * 16)):  # the last one is a GPU's
+        monkeypatch.setattr(train, "evaluation_batch", lambda _, size=size: size)
+        figures.append(train.evaluate(network, part, metrics.Objective(1e-3)))
+    for other in figures[1:]:
+        assert other.confusion == figures[0].confusion
+        assert other.loss == pytest.approx(figures[0].loss, rel=1e-13)  # float64 sums in another order
 
 
 @pytest.mark.parametrize(
@@ -94,11 +114,18 @@ def test_a_device_that_fails_ends_the_run_with_one_line_and_keeps_what_was_finis
     assert str(error).splitlines()[0] in (out / ERROR).read_text()
 
 
-def test_tf32_is_off_unless_asked_for(npz, tmp_path):
+def test_tf32_is_off_unless_asked_for(npz, tmp_path, monkeypatch):
+    seen, train_epoch = [], train.train_epoch
+
+    def looking(*arguments):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return train_epoch(*arguments)
+
+    monkeypatch.setattr(train, "train_epoch", looking)
     arguments = ["--data", str(npz), "--epochs", "1", "--out"]
     for number, flags in enumerate(([], ["--tf32"], [])):
         assert train.main([*arguments, str(tmp_path / str(number)), *flags]) == 0
-        assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is bool(flags)
+    assert seen == [(False, False), (True, True), (False, False)]
 
 
 def test_a_deterministic_run_on_the_cpu_is_the_usual_run_to_the_bit(npz, tmp_path):
@@ -131,13 +158,95 @@ def test_torch_compile_takes_the_compilers_that_torch_would(compiler, named, tmp
     monkeypatch.delenv("CXX", raising=False)
     if named:
         monkeypatch.setenv("CXX", named)
-    assert options.parse(["--compile"]).compile
+    assert options.parse(["--compile"]).checked().compile
 
 
-def test_a_compiled_run_gives_the_figures_of_the_usual_one(npz, tmp_path):
-    if not shutil.which(os.environ.get("CXX", "g++")):
-        pytest.skip("needs a C++ compiler: neither CXX nor g++ is there")
-    same_histories(npz, tmp_path, ["--epochs", "1"], ["--epochs", "1", "--compile"], 1e-4)  # other float32 kernels
+def test_torch_compile_without_python_s_headers_is_refused_in_one_line(npz, tmp_path, capsys, monkeypatch):
+    (tmp_path / "g++").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(options.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    assert train.main(["--data", str(npz), "--compile"]) == 2
+    assert f"--compile needs {tmp_path}/Python.h: install it (apt: python3-dev)" in capsys.readouterr().err
+
+
+WITHOUT_CUDA = {
+    "a torch for CPUs": ({"torch.version.cuda": None}, {}, "this torch is built for CPUs"),
+    "all hidden": ({}, {"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES hides all"),
+    "no driver": (
+        {"torch.cuda.init": RuntimeError("Found no NVIDIA driver on your system. Please")},
+        {},
+        "Found no NVIDIA",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "variables", "why"), WITHOUT_CUDA.values(), ids=WITHOUT_CUDA)
+def test_where_there_is_no_cuda_the_reason_is_said(changes, variables, why, npz, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for name, value in changes.items():
+        monkeypatch.setattr(name, raising(value) if isinstance(value, Exception) else value)
+    assert train.main(["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
+    assert f"No CUDA device: training on the CPU ({why}" in capsys.readouterr().out
+    assert train.main(["--data", str(npz), "--device", "cuda", "--out", str(tmp_path / "other")]) == 2
+    assert f"torch sees 0 CUDA devices of 1 that it takes ({why}" in capsys.readouterr().err
+
+
+def raising(error):
+    def call(*_, **__):
+        raise error
+
+    return call
+
+
+def test_a_gpu_that_this_torch_has_no_kernels_for_is_passed_over_by_auto_and_refused_by_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla V100")
+    monkeypatch.setattr(torch, "ones", raising(RuntimeError("CUDA error: no kernel image is available\nmore")))
+    assert machine.device("auto") == torch.device("cpu")
+    assert machine.why_no_cuda() == (
+        "Tesla V100 is there, but torch cannot compute on it: CUDA error: no kernel image is available"
+    )
+    with pytest.raises(argparse.ArgumentTypeError, match=r"'cuda' cannot be used \(Tesla V100 is there, but"):
+        machine.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({}, None),
+    ],
+)
+def test_a_container_s_quota_limits_threads_and_runs_at_once(files, quota, tmp_path, monkeypatch):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    assert machine.cores() == (quota or 64)
+    assert jobs.places(torch.device("cpu"), 1, None, 4)[1] == (quota or 64)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_gives_the_figures_of_the_usual_one(npz, tmp_path, monkeypatch):
+    # What was compiled with other ATEN_CPU_CAPABILITY corrupts memory: torch 2.14 does not tell the two apart.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    needs_a_compiler()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    flags = ["--epochs", "1", "--batch-size", "60"]  # 256 images: the last batch has 16
+    same_histories(npz, tmp_path, flags, [*flags, "--compile"], 1e-4)  # other float32 kernels
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # a graph for each size, none of dynamic shapes
 
 
 def same_histories(npz, tmp_path, flags, other_flags, tolerance):
@@ -150,21 +259,64 @@ def same_histories(npz, tmp_path, flags, other_flags, tolerance):
         assert other[column] == pytest.approx(one[column], rel=tolerance), column
 
 
-@pytest.mark.parametrize("model", ["baseline", "improved"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-3), ("float64", 1e-8)])
+def needs_a_compiler():
+    try:
+        options.parse(["--compile"]).checked()
+    except BadInput as error:
+        pytest.skip(f"needs what --compile needs: {error}")
+
+
+@pytest.mark.parametrize("model", ["baseline", "improved", "whitened"])
 @pytest.mark.cuda
 @needs_a_gpu
-def test_cuda_and_cpu_train_alike(model, dtype, tolerance, npz, tmp_path):
-    # float32 kernels of the two differ by some 1e-6 a product, which 12 steps of Adam multiply.
-    flags = ["--model", model, "--dtype", dtype, "--epochs", "3", "--device"]
-    same_histories(npz, tmp_path, [*flags, "cpu"], [*flags, "cuda"], tolerance)
+def test_whole_runs_in_float64_are_alike_on_cuda_and_on_the_cpu(model, npz, tmp_path):
+    # 256 images: the last batch has 16. Products of the two differ by some 1e-16, which 15 steps multiply.
+    flags = ["--model", model, "--dtype", "float64", "--epochs", "3", "--batch-size", "60", "--device"]
+    same_histories(npz, tmp_path, [*flags, "cpu"], [*flags, "cuda"], 1e-8)
+
+
+@pytest.mark.parametrize("model", ["baseline", "improved", "whitened"])
+@pytest.mark.cuda
+@needs_a_gpu
+def test_the_first_step_in_float32_is_alike_on_cuda_and_on_the_cpu(model, npz, tmp_path):
+    # Its loss and gradients alone: later steps multiply rounding, in `improved` up to 2e-2 within twelve of them.
+    arrays = sources.choose(str(npz)).load()
+    first = []
+    with arithmetic.of_run(torch.device("cuda"), None, False, False):
+        for device in ("cpu", "cuda"):
+            torch.manual_seed(0)
+            network = build_model(model, SHAPE, dropout=0.0).to(device, memory_format=torch.channels_last)
+            part = data.as_split(arrays.x_train[:60], arrays.y_train[:60]).to(torch.device(device))
+            (batch,) = data.batches(part, 60)
+            _, loss = metrics.Objective(1e-3)(network.train(), batch)
+            loss.backward()
+            weights = [weight for weight in network.parameters() if weight.requires_grad]
+            first.append((loss.item(), [weight.grad.cpu() for weight in weights]))
+    (loss, gradients), (other_loss, other_gradients) = first
+    assert other_loss == pytest.approx(loss, rel=1e-5)
+    for one, other in zip(gradients, other_gradients, strict=True):
+        # Relative to the largest: a sum of many products of both signs keeps the rounding of the largest of them.
+        assert (one - other).abs().max() <= 1e-3 * one.abs().max()
+
+
+@pytest.mark.cuda
+@needs_a_gpu
+def test_evaluation_on_cuda_gives_the_cpu_s_figures(npz):
+    arrays = sources.choose(str(npz)).load()
+    part = data.as_split(arrays.x_train, arrays.y_train)
+    network = build_model("improved", SHAPE).to(torch.float64)
+    on_cpu = train.evaluate(network, part, metrics.Objective(1e-3))
+    on_cuda = train.evaluate(network.to("cuda"), part.to(torch.device("cuda")), metrics.Objective(1e-3))
+    assert on_cuda.confusion == on_cpu.confusion
+    assert on_cuda.loss == pytest.approx(on_cpu.loss, rel=1e-12)  # float64, other batches and kernels
 
 
 @pytest.mark.cuda
 @needs_a_gpu
 def test_a_compiled_run_on_cuda_gives_the_figures_of_the_usual_one(npz, tmp_path):
-    flags = ["--epochs", "3", "--device", "cuda"]
-    same_histories(npz, tmp_path, flags, [*flags, "--compile"], 2e-3)
+    needs_a_compiler()
+    flags = ["--dtype", "float64", "--epochs", "3", "--batch-size", "60", "--device", "cuda"]
+    same_histories(npz, tmp_path, flags, [*flags, "--compile"], 1e-8)
 
 
 @pytest.mark.parametrize("model", ["baseline", "improved"])
@@ -187,6 +339,8 @@ def test_a_gpu_without_memory_is_named_in_one_line(cli, npz, tmp_path):
         env=os.environ | {"PYTORCH_CUDA_ALLOC_CONF": "per_process_memory_fraction:0.0001"},
     )  # fmt: skip
     assert process.returncode == 1
-    (line,) = process.stderr.splitlines()
+    # Some versions of torch warn that the variable has another name now.
+    (line,) = [line for line in process.stderr.splitlines() if line.startswith("train.py: ")]
     assert "out of memory" in line
     assert "--batch-size" in line
+    assert "Traceback" not in process.stderr

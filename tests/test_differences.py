@@ -10,25 +10,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import ROOT, stand_in
 
 import callbacks
 import metrics
 import model
 import train
 from callbacks import Plateau
-from data import synthetic
 from model import build_model
 from optim import SGD, Adam, AdamW, Stepping
 
 
 @pytest.fixture(scope="module")
 def data_file(tmp_path_factory):
-    arrays = synthetic()
+    arrays = stand_in()
     path = tmp_path_factory.mktemp("data") / "data.npz"
-    np.savez(
-        path, x_train=arrays.x_train[:800], y_train=arrays.y_train[:800], x_test=arrays.x_test, y_test=arrays.y_test
-    )
+    parts = {f"{x}_{part}": getattr(arrays, f"{x}_{part}") for x in "xy" for part in ("train", "test")}
+    np.savez(path, **{name: array[: 800 if "train" in name else 10] for name, array in parts.items()})
     return path
 
 
@@ -147,14 +145,14 @@ def epochs_of_cuts(plateau, losses):
 
 
 def test_left_out_the_shorter_patience_delays_the_first_cut():
-    ours = Plateau(torch.optim.SGD([torch.zeros(1)], lr=1e-3), factor=0.5, patience=3, min_lr=1e-6)
+    ours = Plateau(torch.optim.SGD([torch.zeros(1)], lr=1e-3), lr_factor=0.5, lr_patience=3, min_lr=1e-6)
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(ours.optimizer, factor=0.5, patience=3)
     assert epochs_of_cuts(theirs, [1.0] * 6)[0] - epochs_of_cuts(ours, [1.0] * 6)[0] == STATED[4]
 
 
 def test_left_out_the_absolute_threshold_makes_cuts_that_keras_does_not_make():
     losses = [2.0 - 0.00005 * epoch for epoch in range(20)]
-    ours = Plateau(torch.optim.SGD([torch.zeros(1)], lr=1e-3), factor=0.5, patience=3, min_lr=1e-6)
+    ours = Plateau(torch.optim.SGD([torch.zeros(1)], lr=1e-3), lr_factor=0.5, lr_patience=3, min_lr=1e-6)
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(ours.optimizer, factor=0.5, patience=2)
     assert epochs_of_cuts(ours, losses) == []
     assert len(epochs_of_cuts(theirs, losses)) == STATED[5]
@@ -163,7 +161,7 @@ def test_left_out_the_absolute_threshold_makes_cuts_that_keras_does_not_make():
 def test_left_out_the_order_of_flattening_makes_keras_s_weights_another_network(monkeypatch):
     torch.manual_seed(0)
     network = build_model(dropout=0.0)
-    images = torch.from_numpy(synthetic().x_test[:200]).permute(0, 3, 1, 2) / 255
+    images = torch.from_numpy(stand_in().x_test[:200]).permute(0, 3, 1, 2) / 255
     expected = network(images).softmax(1)
     monkeypatch.setattr(torch.Tensor, "permute", lambda tensor, *axes: tensor)
     found = (network(images).softmax(1) - expected).abs().max().item()
@@ -208,7 +206,7 @@ def test_left_out_the_comparison_in_float32_counts_gains_that_keras_does_not_see
     rates = []
     for comparison in (callbacks.less, operator.lt):
         monkeypatch.setattr(callbacks, "less", comparison)
-        plateau = Plateau(torch.optim.SGD([torch.zeros(1)], lr=1e-3), factor=0.5, patience=2, min_lr=1e-6)
+        plateau = Plateau(torch.optim.SGD([torch.zeros(1)], lr=1e-3), lr_factor=0.5, lr_patience=2, min_lr=1e-6)
         rates.append(len(epochs_of_cuts(plateau, losses)))
     ours, without = rates
     assert without - ours == STATED[13]

@@ -11,23 +11,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from matplotlib.figure import Figure
 from PIL import Image
 
 import compare
 import options
 import predict
 import train
-from harness.errors import BadInput
-from harness.run import CONFIG, CURVES, HISTORY
+from cli.errors import BadInput
 from options import Options
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Pictures of no bytes: to draw them takes longer than training does here."""
-    monkeypatch.setattr(Figure, "savefig", lambda *_, **options: None)
-
+from running import signals
+from running.lock import LOCK
+from running.outcome import CONFIG, CURVES, HISTORY
 
 DIRECTORIES = {
     "": "runs/baseline-seed0",
@@ -49,13 +43,13 @@ DIRECTORIES = {
 
 @pytest.mark.parametrize(("flags", "expected"), DIRECTORIES.items())
 def test_other_data_than_the_default_have_directories_of_their_own_name(flags, expected):
-    assert str(options.parse(shlex.split(flags)).out) == expected
+    assert str(options.parse(shlex.split(flags)).checked().out) == expected
 
 
 def test_the_default_folder_is_known_by_its_whole_path_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(options.parse(["--data", str(tmp_path / "data")]).out) == "runs/baseline-seed0"
-    assert str(options.parse(["--data", str(tmp_path)]).out) == f"runs/baseline-{tmp_path.name[:40]}-seed0"
+    assert str(options.parse(["--data", str(tmp_path / "data")]).checked().out) == "runs/baseline-seed0"
+    assert str(options.parse(["--data", str(tmp_path)]).checked().out) == f"runs/baseline-{tmp_path.name[:40]}-seed0"
 
 
 # --- make train -------------------------------------------------------------------------------------------------------
@@ -141,12 +135,19 @@ def test_resume_with_a_directory_goes_on_with_that_run_by_its_own_flags_from_any
     assert sorted(file.name for file in place.iterdir()) == ["elsewhere", "mine.npz", "runs"]
 
 
-def test_a_run_that_was_moved_with_its_data_finds_them(place, tmp_path_factory, monkeypatch, capsys):
+def test_a_run_that_was_moved_with_its_data_says_what_it_reached_and_goes_on_where_it_is_told_where_they_are(
+    place, tmp_path_factory, monkeypatch, capsys
+):
     there = tmp_path_factory.mktemp("moved") / "project"
     shutil.move(place, there)
     monkeypatch.chdir(there.parent)
+    capsys.readouterr()
     assert train.main(["--resume", "project/runs/first"]) == 0
-    assert "finished: 0." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith(f"Its data cannot be read any more from {place / 'mine.npz'}.\nfinished: 0.")
+    assert train.main(["--resume", "project/runs/first", "--data", "project/mine.npz", "--epochs", "2"]) == 0
+    assert "Resuming after epoch 1." in capsys.readouterr().out
+    assert flags_of(there / "runs" / "first")["data"] == str(there / "mine.npz")
 
 
 REFUSED = {
@@ -158,13 +159,13 @@ REFUSED = {
     "a run of Keras's": (
         "--resume runs/keras --data synthetic",
         None,
-        ["runs/keras/config.json: no flags in it that train.py wrote"],
+        ["runs/keras/config.json: not written by train.py"],
     ),
-    "no path": ("--resume=", None, ["--resume", "'' is no path"]),
-    "no name of a config": ("--config=", None, ["--config", "'' is no path"]),
+    "no path": ("--resume=", None, ["--resume", "'' is not a path"]),
+    "no name of a config": ("--config=", None, ["--config", "'' is not a path"]),
     "not JSON": ("--config c.json", "{", ["--config c.json: not JSON"]),
     "no object": ("--config c.json", "[1]", ["--config c.json: a JSON list"]),
-    "from elsewhere": ("--config c.json", '{"lr": 0.1}', ["--config c.json: no flags in it"]),
+    "from elsewhere": ("--config c.json", '{"lr": 0.1}', ["--config c.json: no options in it"]),
     "an option of another version": (
         "--config c.json",
         '{"flags": {"made_up": 0.5}}',
@@ -177,8 +178,7 @@ REFUSED = {
     "a fraction of epochs": ("--config c.json", '{"flags": {"epochs": 1.5}}', ["--epochs: '1.5' is not a whole"]),
     "a switch as a number": ("--config c.json", '{"flags": {"json": 1}}', ["--json: 1 is not True or False"]),
     "True for a number": ("--config c.json", '{"flags": {"seed": true}}', ["--seed: 'True' is not a whole number"]),
-    "no data": ("--config c.json", '{"flags": {"data": null}}', ["--data: None is no value of it"]),
-    "a path of two lines": ("--config c.json", '{"flags": {"data": "a\\nb"}}', [r"--data: 'a\nb' is no path"]),
+    "a path of two lines": ("--config c.json", '{"flags": {"data": "a\\nb"}}', [r"--data: 'a\nb' is not a path"]),
     "a device that is not here": ("--config c.json", '{"flags": {"device": "cuda:99"}}', ["'cuda:99' is not there"]),
     "what does not go together": (
         "--config c.json --dtype float64",
@@ -197,6 +197,7 @@ def first(finished, tmp_path_factory):
     (folder / "mine.npz").touch()
     (folder / "runs" / "keras").mkdir()
     (folder / "runs" / "keras" / CONFIG).write_text('{"model": "keras notebook", "backend": "jax", "flags": {}}')
+    (folder / "runs" / "keras" / LOCK).touch()
     return folder
 
 
@@ -216,23 +217,26 @@ def test_values_that_are_given_are_not_asked_of_the_config(tmp_path):
     flags = {"lr": "high", "data": None, "device": "cuda:99", "seed": 4, "out": "x", "made_up": 1}
     (tmp_path / "c.json").write_text(json.dumps({"flags": flags, "not_default": []}))
     given = ["--lr", "0.5", "--data", "synthetic", "--device", "cpu"]
-    parsed = options.parse(["--config", str(tmp_path / "c.json"), *given, "--recipe", "fast", "--epochs", "9"])
+    parsed = options.parse(
+        ["--config", str(tmp_path / "c.json"), *given, "--recipe", "fast", "--epochs", "9"]
+    ).checked()
     assert (parsed.lr, parsed.seed, parsed.epochs, parsed.batch_size) == (0.5, 4, 9, 256)
     assert str(parsed.out) == "runs/fast-synthetic-seed4"
 
 
 def config_of(folder, *words):
     """The config.json of a run that was told `words`, as train.py writes its part of it."""
-    told = options.parse(list(words))
-    (folder / "c.json").write_text(json.dumps({"flags": told.flags(), "not_default": told.not_default()}))
+    given = options.parse(list(words))
+    content = {"flags": given.checked().flags(), "given": given.flags(), "not_default": given.checked().not_default()}
+    (folder / "c.json").write_text(json.dumps(content))
     return str(folder / "c.json")
 
 
 def test_a_recipe_beside_a_run_s_config_brings_its_own_values_and_the_command_line_wins_over_it(tmp_path):
     config = config_of(tmp_path, "--data", "mine.npz", "--seed", "3", "--patience", "7", "--dropout", "0.2")
-    parsed = options.parse(["--config", config, "--recipe", "fast", "--epochs", "9"])
-    fast = options.parse(["--recipe", "fast", "--data", "mine.npz", "--seed", "3", "--epochs", "9"])
-    assert parsed == fast
+    parsed = options.parse(["--config", config, "--recipe", "fast", "--epochs", "9"]).checked()
+    fast = options.parse(["--recipe", "fast", "--data", "mine.npz", "--seed", "3", "--epochs", "9"]).checked()
+    assert parsed.flags() == fast.flags()
 
 
 def test_a_recipe_that_a_run_has_not_had_is_refused_where_that_run_is_to_go_on(first, monkeypatch, capsys):
@@ -247,25 +251,27 @@ def test_a_recipe_that_a_run_has_not_had_is_refused_where_that_run_is_to_go_on(f
     [([], ["--model", "improved"]), (["--model", "improved"], ["--model", "baseline"]), ([], ["--optimizer", "adamw"])],
 )
 def test_a_default_that_depends_on_another_option_follows_that_one(before, now, tmp_path):
-    assert options.parse(["--config", config_of(tmp_path, *before), *now]) == options.parse(now)
+    parsed = options.parse(["--config", config_of(tmp_path, *before), *now]).checked()
+    assert parsed.flags() == options.parse(now).checked().flags()
 
 
 def test_what_was_given_in_place_of_such_a_default_stays(tmp_path):
     config = config_of(tmp_path, "--augment", "--threads", "2")
-    parsed = options.parse(["--config", config, "--model", "improved", "--optimizer", "adamw"])
+    parsed = options.parse(["--config", config, "--model", "improved", "--optimizer", "adamw"]).checked()
     assert (parsed.augment, parsed.threads, parsed.weight_decay) == (True, 2, 0.004)
     config = config_of(tmp_path, "--model", "improved", "--no-augment", "--optimizer", "sgd", "--weight-decay", "0.1")
-    parsed = options.parse(["--config", config, "--model", "whitened", "--optimizer", "adamw"])
+    parsed = options.parse(["--config", config, "--model", "whitened", "--optimizer", "adamw"]).checked()
     assert (parsed.augment, parsed.weight_decay) == (False, 0.1)
 
 
 def test_one_of_several_processes_takes_its_own_gpu_and_not_the_first_one_s(tmp_path, monkeypatch):
-    (tmp_path / "c.json").write_text('{"flags": {"device": "cuda:0"}}')
+    # As the first process writes it.
+    (tmp_path / "c.json").write_text('{"given": {"device": "cuda"}, "flags": {"device": "cuda:0"}}')
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert options.parse(["--config", str(tmp_path / "c.json")]).device == torch.device("cuda:1")
+    assert options.parse(["--config", str(tmp_path / "c.json")]).checked().device == torch.device("cuda:1")
 
 
 # --- what is said at the end ------------------------------------------------------------------------------------------
@@ -276,14 +282,14 @@ def test_the_last_lines_name_the_files_and_commands_that_can_be_pasted(arrays, n
     Image.fromarray(arrays["x_test"][0]).save("image.png")
     arguments = ["--data", str(npz), "--epochs", "1", "--out=-my run's", "--json"]
     assert train.main(arguments) == 0
-    first = capsys.readouterr().out
+    first = capsys.readouterr()
     assert train.main([*arguments, "--resume"]) == 0
-    for printed in (first, capsys.readouterr().out):
-        accuracy, picture, metrics, comparing, predicting, figures = printed.splitlines()[-6:]
-        assert accuracy == f"Test accuracy: {json.loads(figures)['test_accuracy']:.4f}"
-        (_, curves), (_, numbers) = shlex.split(picture), shlex.split(metrics)
-        assert (curves, numbers) == ("-my run's/curves.png", "-my run's/metrics.json")
-        assert os.path.isfile(curves)
+    for printed in (first, capsys.readouterr()):
+        accuracy, *named, comparing, predicting = printed.err.splitlines()[-7:]
+        assert accuracy == f"Test accuracy: {json.loads(printed.out)['test_accuracy']:.4f}"
+        names = [shlex.split(line.partition(": ")[2])[0] for line in named]
+        assert names == [f"-my run's/{name}" for name in ("curves.png", "confusion.png", "metrics.json", "history.csv")]
+        assert all(map(os.path.isfile, names))
     for line, command, last in ((comparing, compare, str(tmp_path / "-my run's")), (predicting, predict, "image.png")):
         _, script, run, _ = shlex.split(line.partition(": ")[2])
         assert os.path.samefile(script, command.__file__)
@@ -297,10 +303,10 @@ def test_the_last_lines_name_the_files_and_commands_that_can_be_pasted(arrays, n
 
 
 def test_train_in_python_returns_what_the_files_hold_and_leaves_signals_alone(npz, tmp_path, capsys):
-    handlers = [signal.getsignal(signum) for signum in train.signals.SIGNALS]
+    handlers = [signal.getsignal(signum) for signum in signals.SIGNALS]
     given = Options(data=npz, epochs=np.int64(2), lr=np.float64(0.002), device="cpu", out=str(tmp_path / "<name>"))
     metrics, history = train.train(given)
-    assert [signal.getsignal(signum) for signum in train.signals.SIGNALS] == handlers
+    assert [signal.getsignal(signum) for signum in signals.SIGNALS] == handlers
     out = tmp_path / "baseline"
     assert metrics == json.loads((out / "metrics.json").read_text())
     assert history.logs[metrics["best_epoch"] - 1] == metrics["best_epoch_logs"]
@@ -311,7 +317,7 @@ def test_train_in_python_returns_what_the_files_hold_and_leaves_signals_alone(np
     with pytest.raises(BadInput, match="already holds a run"):
         train.train(given)
     again, read = train.train(Options(**vars(given) | {"resume": True}))
-    assert (again, vars(read)) == (metrics, vars(history))
+    assert (again, read.state_dict()) == (metrics, history.state_dict())
     (out / HISTORY).write_text("epoch,loss\n0,a\n1,b\n")
     capsys.readouterr()
     assert train.main([*command, "--out", str(out), "--resume"]) == 0
@@ -323,8 +329,8 @@ def test_a_finished_run_whose_files_are_those_of_two_runs_is_refused(finished, n
     shutil.copytree(finished, run)
     metrics = json.loads((run / "metrics.json").read_text())
     for changed, said in (
-        ({"seed": 5}, "metrics.json has seed 5, config.json 0"),
-        ({"best_epoch_logs": metrics["best_epoch_logs"] | {"val_loss": 9.5}}, "metrics.json has val_loss 9.5 in epoch"),
+        ({"seed": 5}, "has seed 5, config.json 0"),
+        ({"best_epoch_logs": metrics["best_epoch_logs"] | {"val_loss": 9.5}}, "has val_loss 9.5 in epoch"),
     ):
         (run / "metrics.json").write_text(json.dumps(metrics | changed))
         assert train.main(["--resume", str(run), "--data", str(npz)]) == 2
@@ -332,23 +338,23 @@ def test_a_finished_run_whose_files_are_those_of_two_runs_is_refused(finished, n
 
 
 WRONG = {
-    "epochs": (0, "--epochs: '0' is not a whole number in [1, "),
-    "lr": ("fast", "--lr: 'fast' is not a number"),
-    "batch_size": (64.0, "--batch-size: '64.0' is not a whole number"),
-    "model": ("resnet", "--model: 'resnet' is none of baseline"),
-    "recipe": ("slow", "--recipe: 'slow' is none of fast"),
-    "augment": ("yes", "--augment: 'yes' is not True or False"),
-    "resume": ("runs/x", "--resume: 'runs/x' is not True or False"),
-    "seed": (None, "--seed: None is no value of it"),
-    "device": ("gpu", "--device: 'gpu' is none of"),
-    "out": ("a\nb", "--out: 'a\\nb' is no path"),
-    "weight_decay": (0.25, "--weight-decay 0.25 is not for adam"),
-    "tensorboard": (True, "--tensorboard: no package tensorboard (No module named 'tensorboard'); install it by"),
+    "epochs": (0, "epochs: '0' is not a whole number in [1, "),
+    "lr": ("fast", "lr: 'fast' is not a number"),
+    "batch_size": (64.0, "batch_size: '64.0' is not a whole number"),
+    "model": ("resnet", "model: 'resnet' is none of baseline"),
+    "recipe": ("slow", "recipe: 'slow' is none of fast"),
+    "augment": ("yes", "augment: 'yes' is not True or False"),
+    "resume": ("runs/x", "resume: 'runs/x' is not True or False"),
+    "seed": (None, "seed: None is not a value of it"),
+    "device": ("gpu", "device: 'gpu' is none of"),
+    "out": ("a\nb", "out: 'a\\nb' is not a path"),
+    "weight_decay": (0.25, "weight_decay 0.25 is not for adam"),
+    "tensorboard": (True, "tensorboard: no package tensorboard (No module named 'tensorboard'); install it by"),
 }
 
 
 @pytest.mark.parametrize(("name", "value", "message"), [(name, *rest) for name, rest in WRONG.items()], ids=WRONG)
-def test_options_in_python_are_refused_as_flags_are_and_nothing_ends(name, value, message, tmp_path, monkeypatch):
+def test_options_in_python_are_refused_by_their_names_and_nothing_ends(name, value, message, tmp_path, monkeypatch):
     if name == "tensorboard":
         monkeypatch.setitem(train.sys.modules, "tensorboard", None)
         for module in [module for module in train.sys.modules if module.startswith("torch.utils.tensorboard")]:
@@ -367,8 +373,10 @@ def test_an_option_that_there_is_not_is_a_type_error():
 
 
 def test_a_recipe_in_python_is_the_recipe_and_what_is_given_wins():
-    assert Options(recipe="fast").checked() == options.parse(["--recipe", "fast"])
-    assert Options(recipe="fast", epochs=50).checked() == options.parse(["--recipe", "fast", "--epochs", "50"])
+    assert Options(recipe="fast").checked() == options.parse(["--recipe", "fast"]).checked()
+    assert (
+        Options(recipe="fast", epochs=50).checked() == options.parse(["--recipe", "fast", "--epochs", "50"]).checked()
+    )
     once = Options(recipe="fast", data="synthetic").checked()
     assert once.checked() == once
 
@@ -396,8 +404,34 @@ def test_a_notebook_runs_the_readme_s_lines_and_shows_the_picture(npz, tmp_path)
     fewer = f"epochs=2, threads=1, data={str(npz)!r}, out={str(tmp_path)!r}"
     less = code.replace('epochs=3, data="synthetic", seed=7', fewer)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(less)])
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": ROOT}}).execute()
+    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": ROOT}}).execute()
     *_, shown = notebook.cells[0].outputs
     assert shown.data["image/png"].startswith("iVBORw0KGgo")  # PNG, in base64
     assert len(shown.data["text/plain"]) < 100
     assert (tmp_path / CURVES).exists()
+
+
+def test_tensorboard_does_not_load_tensorflow(npz, tmp_path, cli):
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("import os; os._exit(139)  # as the true one may beside torch")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    process = cli(
+        "--data", npz, "--epochs", 1, "--out", tmp_path / "run", "--tensorboard", "--threads", 1, env=environment
+    )
+    assert process.returncode == 0, process.stderr
+    assert list((tmp_path / "run").glob("events*"))
+
+
+def test_a_finished_run_whose_best_weights_are_gone_makes_them_again(finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = {
+        name: (run / name).read_bytes() for name in ("best.pt", "history.csv", "metrics.json", "best_weights.npz")
+    }
+    (run / "best.pt").unlink()
+    assert train.main(["--resume", str(run)]) == 0
+    assert {name: (run / name).read_bytes() for name in before} == before
+    (run / "best.pt").unlink()
+    (run / "checkpoint.pt").unlink()
+    capsys.readouterr()
+    assert train.main(["--resume", str(run)]) == 0
+    assert "predict.py" not in capsys.readouterr().out  # which could not read it

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import compare
-from harness import histories
-from harness.errors import BadInput
+from cli.errors import BadInput
+from comparing import histories
 
 LOSS, ACCURACY = [1.71, 1.38, 1.22, 1.11, 1.02, 0.94], [0.38, 0.5, 0.56, 0.6, 0.64, 0.67]
 VAL_LOSS, VAL_ACCURACY = [1.42, 1.26, 1.17, 1.09, 1.12, 1.15], [0.49, 0.55, 0.58, 0.62, 0.61, 0.6]
@@ -182,7 +182,7 @@ HEADER, *ROWS = csv(BARE).splitlines(keepends=True)
         ("records.json", json.dumps(records({"epoch": [0, 1, 0], "loss": [3, 2, 1]})), ["goes from 1 to 0 in row 3"]),
         ("restarts.csv", "epoch,step,val_loss\n0,1,2.0\n1,2,1.5\n0,3,1.2\n", ["goes from 1 back to 0"]),
         ("tensorboard.csv", "Wall time,Step,Value\n1.7e9,0,1.42\n", ["found 'Wall time', 'Step', 'Value'", "pass the"]),
-        ("acc_twice.csv", csv(BARE | {"acc": ACCURACY}), ["'accuracy' and 'acc' would each be its accuracy; keep one"]),
+        ("acc_twice.csv", csv(BARE | {"acc": ACCURACY}), ["'accuracy' and 'acc' could each be its accuracy; keep one"]),
         ("loss_twice.json", json.dumps({"loss": LOSS, "train_loss": LOSS}), ["'loss' and 'train_loss'"]),
         ("rates.csv", csv(BARE | {"lr-Adam": RATE, "lr": RATE}), ["'lr-Adam' and 'lr'"]),
         ("same_name.csv", csv(BARE).replace("val_loss", "loss"), ["a name twice"]),
@@ -266,9 +266,9 @@ def test_a_directory_with_one_history_in_it_counts_as_that_file(tmp_path):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ([], "found are: none"),
-        (["a.csv", "b.csv"], "found are: a.csv, b.csv"),
-        (["metrics.json", "config.json"], "found are: none"),
+        ([], "no training history"),
+        (["a.csv", "b.csv"], r"several training histories \(a.csv, b.csv\)"),
+        (["metrics.json", "config.json"], "no training history"),
         (["a.pkl"], "a.pkl: a pickle, which is not opened"),
     ],
 )
@@ -307,9 +307,90 @@ def test_an_accuracy_beside_train_loss_is_nobody_s_but_in_fastai_s_form(tmp_path
 
 
 def test_a_run_s_directory_is_read_with_its_metrics_and_config(tmp_path):
-    (tmp_path / "metrics.json").write_text('{"test_accuracy": 0.5}')
-    (tmp_path / "config.json").write_text('{"data_sha256": "a"}')
+    own, config = {"test_accuracy": 0.5}, {"flags": {}, "data_sha256": "a"}
+    (tmp_path / "metrics.json").write_text(json.dumps(own))
+    (tmp_path / "config.json").write_text(json.dumps(config))
     run = read(tmp_path, "history.csv", csv(FULL))
     assert (run.metrics, run.config) == ({}, {})  # the bare file
     run = histories.read(tmp_path)
-    assert (run.metrics, run.config) == ({"test_accuracy": 0.5}, {"data_sha256": "a"})
+    assert (run.metrics, run.config) == (own, config)
+
+
+@pytest.mark.parametrize("metrics", [{"accuracy": 0.71, "epochs": 50}, {"seed": 42.0, "model": {"name": "x"}}])
+def test_another_program_s_metrics_beside_a_history_are_said_and_not_used(metrics, tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "config.json").write_text('{"data": "NOT CIFAR-10"}')
+    (tmp_path / "history.csv").write_text(csv(FULL))
+    run = histories.read(tmp_path)
+    assert (run.history, run.metrics, run.config) == (FULL, {}, {})
+    assert run.remarks == ["its metrics.json is another program's, and nothing of it is used"]
+
+
+def lines(columns):
+    return "".join(
+        json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in zip(*columns.values(), strict=True)
+    )
+
+
+def npz(columns):
+    buffer = io.BytesIO()
+    np.savez(buffer, **columns)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("lines.json", lines(FULL)),
+        ("log.jsonl", lines(FULL)),
+        ("log.txt", lines(FULL)),
+        ("nested.json", json.dumps({"params": {"epochs": 6}, "epoch": list(range(6)), "history": FULL})),
+        ("history.npz", npz(FULL)),
+        ("training.log", csv(FULL)),
+        ("wandb.csv", csv({f"epoch/{name}": cells for name, cells in FULL.items()})),
+    ],
+)
+def test_forms_that_people_have_are_read(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert histories.read(tmp_path).history == FULL
+
+
+def test_figures_called_test_stand_for_validation_where_there_is_none_and_that_is_said(tmp_path):
+    run = read(tmp_path, "log.txt", lines({"train_loss": LOSS, "test_loss": VAL_LOSS, "test_acc1": PER_CENT}))
+    assert run.history["val_loss"] == VAL_LOSS
+    assert run.history["val_accuracy"] == pytest.approx([value / 100 for value in PER_CENT])
+    assert run.remarks == ["'test_loss' is used as val_loss", "'test_acc1' is used as val_accuracy"]
+    both = read(tmp_path, "b.json", json.dumps({"loss": LOSS, "val_loss": VAL_LOSS, "test_loss": LOSS}))
+    assert both.history == {"loss": LOSS, "val_loss": VAL_LOSS}
+
+
+def test_timm_s_top1_is_per_cent_however_low(tmp_path):
+    run = read(
+        tmp_path, "summary.csv", "epoch,train_loss,eval_loss,eval_top1,lr\n0,6.9,6.8,0.3,0.1\n1,6.8,6.7,0.6,0.1\n"
+    )
+    assert run.history["val_accuracy"] == pytest.approx([0.003, 0.006])
+    assert "val_accuracy from 'eval_top1' in per cent" in run.form
+
+
+def test_float32_s_rounding_of_1_makes_no_per_cent(tmp_path):
+    run = read(tmp_path, "h.csv", "epoch,val_accuracy,val_loss\n0,0.99,1.6\n1,1.0000001192092896,1.3\n")
+    assert run.history["val_accuracy"] == [0.99, 1.0]
+
+
+def test_records_that_count_epochs_under_another_spelling_are_two_trainings_all_the_same(tmp_path):
+    rows = [{"Epoch": epoch, "loss": 1.0} for epoch in (1, 9, 1)]
+    with pytest.raises(BadInput, match="its epoch counter goes from 1 to 9"):
+        read(tmp_path, "h.json", json.dumps(rows))
+
+
+def test_a_loss_of_lightning_s_before_the_last_step_is_by_step_and_left_out(tmp_path):
+    text = "epoch,step,train_loss,val_acc,val_loss\n0,49,9.99,,\n0,62,,0.4,1.6\n1,99,8.88,,\n1,125,,0.5,1.3\n"
+    run = read(tmp_path, "metrics.csv", text)
+    assert run.history == {"val_loss": [1.6, 1.3], "val_accuracy": [0.4, 0.5]}
+    assert run.remarks == ["logged by step and so left out: 'train_loss'"]
+
+
+def test_hugging_face_s_evaluations_end_epochs_that_are_not_whole(tmp_path):
+    log = [{"eval_loss": loss, "epoch": epoch} for loss, epoch in ((1.5, 0.98), (1.2, 1.97), (1.1, 3.0))]
+    run = read(tmp_path, "trainer_state.json", json.dumps({"log_history": log}))
+    assert run.history == {"val_loss": [1.5, 1.2, 1.1]}

@@ -1,25 +1,31 @@
 """Input that is wrong or hostile: one line that names it and the remedy, exit code 2, and no file changed."""
 
+import functools
 import io
 import json
 import os
 import pickle
 import shutil
+import tempfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import SHAPE
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import data
 import options
+import sources
 import train
-from callbacks import EarlyStopping, History
-from harness import checkpoint, histories
-from harness.errors import BadInput
+from callbacks import EarlyStopping, History, Schedule
+from cli.errors import BadInput
+from comparing import histories
+from metrics import Figures
 from optim import Adam
+from running import checkpoint
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
@@ -57,14 +63,6 @@ class Payload:
         return os.mkdir, ("executed",)
 
 
-def bomb(path, entries=("x_train", "y_train", "x_test", "y_test")):
-    """An .npz of a few kilobytes that claims to hold 4 GiB in each of its arrays."""
-    with zipfile.ZipFile(path, "w") as members:
-        for name in entries:
-            members.writestr(f"{name}.npy", bytes(1000))
-            members.infolist()[-1].file_size = (4 << 30) - 2
-
-
 def change_arrays(path, **change):
     with np.load("good.npz") as file:
         arrays = dict(file) | change
@@ -95,7 +93,7 @@ INPUT = {
     "data: no name": ("--data=", None, ["--data", "''", "pass"]),
     "data: a name of two lines": ("--data=a\nb", None, ["--data", r"'a\nb'", "pass"]),
     "data: a name that is no text": ("--data=a\udcff.npz", None, ["--data", "pass"]),
-    "data: a long name": (f"--data={'n' * 300}", None, ["n" * 300, "no such folder", "pass"]),
+    "data: a long name": (f"--data={'n' * 300}", None, ["n" * 300, "File name too long", "pass another folder"]),
     "data: a long name of an .npz": (f"--data={'n' * 300}.npz", None, ["n" * 300, "read (File name too long)"]),
     "data: a folder that cannot be made": ("--data=/proc/none", None, ["/proc/none", "pass"]),
     "data: a folder for a file": ("--data=f.npz", lambda: os.mkdir("f.npz"), ["f.npz", "not a file", "np.savez"]),
@@ -107,17 +105,12 @@ INPUT = {
     "data: a network": (
         "--data=f.npz",
         lambda: shutil.copy("run/best.pt", "f.npz"),
-        ["f.npz: no array x_train, y_train, x_test, y_test in it", "np.savez"],
+        ["f.npz: is a PyTorch file", "np.savez"],
     ),
     "data: cut": (
         "--data=good.npz",
         lambda: os.truncate("good.npz", os.path.getsize("good.npz") // 2),
         ["good.npz", "np.savez"],
-    ),
-    "data: a zip bomb": (
-        "--data=f.npz",
-        lambda: bomb("f.npz"),
-        ["f.npz", "17,179,869,176 bytes, more than", "np.savez"],
     ),
     "data: a pickled object": (
         "--data=f.npz",
@@ -155,11 +148,6 @@ INPUT = {
         lambda: np.savez("w.npz", np.array([Payload()])),
         ["w.npz", "np.savez"],
     ),
-    "weights: a zip bomb": (
-        "--init-weights=w.npz",
-        lambda: np.savez_compressed("w.npz", np.zeros(300 << 20, np.uint8)),
-        ["w.npz", "314,572,928 bytes, more than 268,435,456", "np.savez"],
-    ),
     "weights: of another network": (
         "--init-weights=w.npz",
         lambda: weights(arr_0=np.zeros((5, 5, 3, 32))),
@@ -181,8 +169,12 @@ INPUT = {
         ["w.npz", "array 1 (conv1.bias) has a value that is not finite in float32", "np.savez"],
     ),
     # --out
-    "out: a file": ("--out=note.txt", None, ["note.txt is a file", "pass another --out"]),
-    "out: below a file": ("--out=note.txt/run", None, ["note.txt is a file", "pass another --out"]),
+    "out: a file": ("--out=note.txt", None, ["note.txt: cannot make that folder (File exists)", "pass another --out"]),
+    "out: below a file": (
+        "--out=note.txt/run",
+        None,
+        ["note.txt/run: cannot make that folder (Not a directory)", "pass another --out"],
+    ),
     "out: a run already": ("--out=run", None, ["--out run: already holds a run", "--resume"]),
     "out: in /proc": ("--out=/proc/none/run", None, ["/proc/none/run", "pass another --out"]),
     "out: no name": ("--out=", None, ["--out", "''", "pass"]),
@@ -236,14 +228,6 @@ def folder_for(name):
     return prepare
 
 
-def compressed(run):
-    with zipfile.ZipFile(run / "checkpoint.pt") as old:
-        members = {name: old.read(name) for name in old.namelist()}
-    with zipfile.ZipFile(run / "checkpoint.pt", "w", zipfile.ZIP_DEFLATED) as new:
-        for name, content in members.items():
-            new.writestr(name, content + bytes(10_000_000))
-
-
 def flipped(run):
     content = bytearray((run / "checkpoint.pt").read_bytes())
     content[len(content) // 2] ^= 1
@@ -262,13 +246,12 @@ ANOTHER = "pass another --out"
 RUN = {
     "checkpoint: empty": (replaced("checkpoint.pt", b""), ["run/checkpoint.pt: not a checkpoint", ANOTHER]),
     "checkpoint: a text": (replaced("checkpoint.pt", b"hello"), ["run/checkpoint.pt: not a checkpoint", ANOTHER]),
-    "checkpoint: a folder": (folder_for("checkpoint.pt"), ["run/checkpoint.pt", "not a file", ANOTHER]),
+    "checkpoint: a folder": (folder_for("checkpoint.pt"), ["run/checkpoint.pt: cannot be read (Is a directory)"]),
     "checkpoint: gone": (lambda run: (run / "checkpoint.pt").unlink(), ["no checkpoint.pt in it", ANOTHER]),
     "checkpoint: one bit changed": (flipped, ["run/checkpoint.pt", "is damaged", ANOTHER]),
-    "checkpoint: a zip bomb": (compressed, ["run/checkpoint.pt", "larger than the file", ANOTHER]),
     "checkpoint: the best weights": (
         lambda run: shutil.copy(run / "best.pt", run / "checkpoint.pt"),
-        ["run/checkpoint.pt", "its format is None", ANOTHER],
+        ["run/checkpoint.pt: not a checkpoint", ANOTHER],
     ),
     "checkpoint: from a future version": (
         damaged(lambda state: state.update(format=7)),
@@ -280,7 +263,7 @@ RUN = {
     ),
     "checkpoint: a pickled payload": (
         damaged(lambda state: state["run"].update(bits=Payload())),
-        ["run/checkpoint.pt", "holds more than plain data, nothing of it was run", ANOTHER],
+        ["run/checkpoint.pt", "a pickle of more than plain data and was not loaded", ANOTHER],
     ),
     "checkpoint: a bare pickled payload": (
         replaced("checkpoint.pt", pickle.dumps(Payload())),
@@ -288,63 +271,27 @@ RUN = {
     ),
     "checkpoint: another network's shapes": (
         damaged(lambda state: state["model"].update({"conv1.weight": torch.zeros(64, 3, 3, 3)})),
-        ["model.conv1.weight is (64, 3, 3, 3) torch.float32; it must be (32, 3, 3, 3) torch.float32", ANOTHER],
+        ["run/checkpoint.pt: not a checkpoint", ANOTHER],
     ),
     "checkpoint: another network's names": (
         damaged(lambda state: state["model"].pop("conv1.weight")),
-        ["it.model has", ANOTHER],
+        ["run/checkpoint.pt: not a checkpoint", ANOTHER],
     ),
-    "checkpoint: another dtype": (
-        damaged(lambda state: moments(state).update(exp_avg=moments(state)["exp_avg"].double())),
-        ["optimizer.state.0.exp_avg is (32, 3, 3, 3) torch.float64", ANOTHER],
+    "checkpoint: a part that is not known": (
+        damaged(lambda state: state.update(swarm={"best": 1.0})),
+        ["it has parts that this version lacks: swarm", ANOTHER],
     ),
-    "checkpoint: NaN weights": (
-        damaged(lambda state: state["best"]["conv1.bias"].fill_(float("nan"))),
-        ["best.conv1.bias is not finite", ANOTHER],
-    ),
-    "checkpoint: sparse weights": (
-        damaged(lambda state: state["model"].update({"conv1.bias": torch.zeros(32).to_sparse()})),
-        ["model.conv1.bias is a Tensor", ANOTHER],
-    ),
-    "checkpoint: a text for a number": (
-        damaged(lambda state: state["schedule"].update(best="low")),
-        ["schedule.best is 'low'", ANOTHER],
+    "checkpoint: a figure that is not known": (
+        damaged(lambda state: [logs.update(val_f1=0.5) for logs in state["history"]["logs"]]),
+        ["its history has figures that this version does not log: val_f1", ANOTHER],
     ),
     "checkpoint: fewer epochs than it says": (
         damaged(lambda state: state["history"]["logs"].pop()),
         ["its history has 1, 2 and 2 epochs", ANOTHER],
     ),
-    "checkpoint: an epoch of other figures": (
-        damaged(lambda state: state["history"]["logs"][1].pop("val_loss")),
-        ["its history has other figures in some epoch", ANOTHER],
-    ),
-    "checkpoint: a loss that is a text": (
-        damaged(lambda state: state["history"]["logs"][1].update(loss="low")),
-        ["its history has 'low'", ANOTHER],
-    ),
     "checkpoint: fewer times than epochs": (
         damaged(lambda state: state["history"]["seconds"].pop()),
         ["its history has 2, 2 and 1 epochs", ANOTHER],
-    ),
-    "checkpoint: a loss that is not finite": (
-        damaged(lambda state: state["history"]["logs"][1].update(loss=float("nan"))),
-        ["its history has nan, not a finite number", ANOTHER],
-    ),
-    "checkpoint: a rate that is a text": (
-        damaged(lambda state: state["history"].update(learning_rates=[0.001, "low"])),
-        ["its history has 'low'", ANOTHER],
-    ),
-    "checkpoint: a time that is a whole number": (
-        damaged(lambda state: state["history"].update(seconds=[1.0, 10**400])),
-        ["its history has 1000", ANOTHER],
-    ),
-    "checkpoint: a figure that is missing in each epoch": (
-        damaged(lambda state: [logs.pop("val_loss") for logs in state["history"]["logs"]]),
-        ["its history has only accuracy, loss", ANOTHER],
-    ),
-    "checkpoint: a schedule ahead of the optimizer": (
-        damaged(lambda state: state["schedule"].update(last_epoch=10**6)),
-        ["its counts do not agree", ANOTHER],
     ),
     "checkpoint: no epoch": (
         damaged(lambda state: state.update(history={"logs": [], "learning_rates": [], "seconds": []})),
@@ -352,43 +299,7 @@ RUN = {
     ),
     "checkpoint: a moment of another shape": (
         damaged(lambda state: moments(state).update(exp_avg=torch.zeros(7))),
-        ["optimizer.state.0.exp_avg is (7,) torch.float32; it must be (32, 3, 3, 3)", ANOTHER],
-    ),
-    "checkpoint: moments of other parameters": (
-        damaged(lambda state: state["optimizer"]["param_groups"][0].update(params=[5, 99])),
-        ["optimizer.param_groups[0].params is [5, 99]", ANOTHER],
-    ),
-    "checkpoint: a best epoch that is a text": (
-        damaged(lambda state: state["early_stopping"].update(best_epoch="first")),
-        ["early_stopping.best_epoch is 'first'", ANOTHER],
-    ),
-    "checkpoint: no best epoch": (
-        damaged(lambda state: state["early_stopping"].update(best_epoch=None)),
-        ["early_stopping.best_epoch is None", ANOTHER],
-    ),
-    "checkpoint: no best loss": (
-        damaged(lambda state: state["early_stopping"].update(best=None)),
-        ["early_stopping.best is None", ANOTHER],
-    ),
-    "checkpoint: stopped between two epochs": (
-        damaged(lambda state: state["early_stopping"].update(stopped_epoch=0.5)),
-        ["early_stopping.stopped_epoch is 0.5", ANOTHER],
-    ),
-    "checkpoint: a best epoch before the first": (
-        damaged(lambda state: state["early_stopping"].update(best_epoch=-1)),
-        ["its counts do not agree", ANOTHER],
-    ),
-    "checkpoint: a best loss of the schedule that is not finite": (
-        damaged(lambda state: state["schedule"].update(best=float("nan"))),
-        ["schedule.best is nan", ANOTHER],
-    ),
-    "checkpoint: a text where nothing was": (
-        damaged(lambda state: state["optimizer"]["param_groups"][0].update(foreach="yes")),
-        ["optimizer.param_groups[0].foreach is 'yes', it must be like None", ANOTHER],
-    ),
-    "checkpoint: a best epoch that never was": (
-        damaged(lambda state: state["early_stopping"].update(best_epoch=2)),
-        ["its counts do not agree", ANOTHER],
+        ["the optimizer's exp_avg of parameter 0 has shape (7,); it must be (32, 3, 3, 3)", ANOTHER],
     ),
     **{
         f"checkpoint: no step taken by parameter group {number}": (
@@ -410,8 +321,15 @@ RUN = {
     "config: nested without end": (replaced("config.json", b"[" * 100_000), ["run/config.json: not JSON"]),
     "config: no text": (replaced("config.json", b"\xff\xfe"), ["run/config.json: not a text file"]),
     "config: a folder": (folder_for("config.json"), ["run/config.json: cannot be read"]),
-    "config: gone": (lambda run: (run / "config.json").unlink(), ["run/config.json: cannot be read"]),
-    "config: no flags": (lambda run: change_json(run / "config.json", flags=None), ["no flags in it", ANOTHER]),
+    "config: gone": (lambda run: (run / "config.json").unlink(), ["run/config.json: not written by train.py", ANOTHER]),
+    "config: no flags": (
+        lambda run: change_json(run / "config.json", flags=None),
+        ["run/config.json: not written by train.py", ANOTHER],
+    ),
+    "config: Keras's side's": (
+        lambda run: change_json(run / "config.json", program="reference/keras_notebook.py"),
+        ["run/config.json: not written by train.py", ANOTHER],
+    ),
     "config: flags of nonsense": (other_flags(lr=[{}]), ["--lr 0.001 (was [{}])", ANOTHER]),
     "checkpoint: more epochs than asked for": (
         damaged(lambda state: [values.extend(values) for values in state["history"].values()]),
@@ -439,9 +357,8 @@ RUN = {
     ),
     "config: other images": (
         lambda run: change_json(run / "config.json", data_sha256=7),
-        ["--data good.npz (other images or labels", ANOTHER],
+        ["other images or labels than '", "small.npz' had", ANOTHER],
     ),
-    "metrics: nothing": (replaced("metrics.json", b"{}"), ["run/metrics.json: lacks test_accuracy", "--resume"]),
     "metrics: nonsense": (
         replaced("metrics.json", b'{"test_accuracy": 0.5, "epochs": 3}'),
         ["run/metrics.json: lacks", "stopped", "delete that file"],
@@ -464,17 +381,11 @@ def test_a_hostile_run_is_not_resumed(prepare, words, place, capsys):
     refuses(place, capsys, ["--out", "run", "--resume"], words)
 
 
-def test_what_torch_says_of_hostile_weights_is_not_said_twice(place, recwarn):
-    damaged(lambda state: state["model"].update({"conv1.bias": torch.zeros(32).to_sparse()}))(place / "run")
-    recwarn.clear()  # making them warns too
-    assert train.main(["--data", "good.npz", "--epochs", "3", "--out", "run", "--resume"]) == 2
-    assert [*recwarn] == []
-
-
 OTHER_FLAGS = {
     "--model": "improved",
     "--weight-decay": "0.1 --optimizer=sgd",
     "--optimizer": "sgd",
+    "--lookahead": None,
     "--label-smoothing": "0.1",
     "--augment": None,
     "--shift": "2 --augment",
@@ -503,7 +414,7 @@ OTHER_FLAGS = {
 def test_every_flag_that_changes_the_result_is_refused_on_resuming_with_both_values(place, capsys):
     for flag, value in OTHER_FLAGS.items():
         refuses(place, capsys, ["--out", "run", "--resume", flag, *(value or "").split()], [flag, "was ", ANOTHER])
-    deciding = options.parse([]).defaults()
+    deciding = options.parse([]).checked().defaults()
     assert {options.flag_of(name) for name in deciding} == set(OTHER_FLAGS)
 
 
@@ -528,7 +439,7 @@ def test_the_hash_of_initial_weights_decides_and_not_from_where_they_are_read(pl
     for epochs, name, said in (
         ("1", "moved.npz", "It was finished already, after epoch 1"),
         ("2", "moved.npz", "Resuming after epoch 1."),
-        ("3", "w.npz", "--init-weights w.npz is not there: the checkpoint has all that is needed."),
+        ("3", "w.npz", "--init-weights w.npz is not there: the run's directory has all that is needed."),
         ("3", "w.npz", "It was finished already, after epoch 3"),
     ):
         assert train.main([*start, epochs, "--init-weights", name]) == 0
@@ -545,12 +456,12 @@ def test_the_hash_of_initial_weights_decides_and_not_from_where_they_are_read(pl
 # --- data that are odd, but legal -------------------------------------------------------------------------------------
 
 ODD = {
-    "constant images": {"x_train": np.full((320, 32, 32, 3), 255, np.uint8)},
-    "black images": {"x_train": np.zeros((320, 32, 32, 3), np.uint8), "x_test": np.zeros((100, 32, 32, 3), np.uint8)},
+    "constant images": {"x_train": np.full((320, *SHAPE), 255, np.uint8)},
+    "black images": {"x_train": np.zeros((320, *SHAPE), np.uint8), "x_test": np.zeros((100, *SHAPE), np.uint8)},
     "a class that is missing": {"y_train": np.arange(320) % 9},
     "one class": {"y_train": np.full(320, 3)},
-    "fewer images than a batch": {"x_train": np.zeros((20, 32, 32, 3), np.uint8), "y_train": np.arange(20) % 10},
-    "one test image": {"x_test": np.zeros((1, 32, 32, 3), np.uint8), "y_test": np.zeros(1, np.uint8)},
+    "fewer images than a batch": {"x_train": np.zeros((20, *SHAPE), np.uint8), "y_train": np.arange(20) % 10},
+    "one test image": {"x_test": np.zeros((1, *SHAPE), np.uint8), "y_test": np.zeros(1, np.uint8)},
 }
 
 
@@ -623,7 +534,7 @@ def small_npz():
 def test_any_bytes_as_npz_are_read_or_refused(content, tmp_path):
     path = tmp_path / "fuzz.npz"
     path.write_bytes(content)
-    arrays = refused_in_one_line(path, lambda path: data.load(str(path)), BadInput)
+    arrays = refused_in_one_line(path, lambda path: sources.choose(str(path)).load(), BadInput)
     if arrays is None:
         return
     assert arrays.x_train.dtype == np.uint8
@@ -631,104 +542,68 @@ def test_any_bytes_as_npz_are_read_or_refused(content, tmp_path):
     assert len(arrays.y_train) == len(arrays.x_train)
 
 
-class Nothing:
+class Constant(Schedule):
     """A schedule without a state."""
+
+    rate = 0.001
 
     def state_dict(self):
         return {}
 
 
 def small_parts():
-    """The parts of a run of the smallest model, before its first epoch; the model, and its plain values."""
-    model = torch.nn.Linear(1, 1)
-    optimizer = Adam(model.parameters(), 1e-3)
-    state = {"model": model, "best": model, "optimizer": optimizer, "schedule": Nothing()}
-    state |= {"early_stopping": EarlyStopping(5), "history": History()}
-    return state, {"bits": {"device": "cpu", "threads": 1}, "bits_changed": [], "initial_weights": "x"}
+    """The parts of a run of the smallest model, before its first epoch."""
+    model, schedule = torch.nn.Linear(1, 1), Constant()
+    state = {"model": model, "best": model, "optimizer": Adam(model.parameters(), 1e-3), "schedule": schedule}
+    return state | {"early_stopping": EarlyStopping(5), "history": History(Figures.columns(), schedule)}
 
 
+@functools.cache
 def small_checkpoint():
-    """What is saved of such a run after an epoch of one step."""
-    state, plain = small_parts()
+    """The bytes of a checkpoint of such a run after an epoch of one step."""
+    state = small_parts()
     state["model"](torch.zeros(1, 1)).sum().backward()
     state["optimizer"].step()
-    state["early_stopping"].update(0, {"val_loss": 0.5})
-    figures = dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy"), 0.5)
-    state["history"].append(figures | {"learning_rate": 0.001}, 0.001, 1.0)
-    return {"format": checkpoint.FORMAT, "run": plain} | {name: part.state_dict() for name, part in state.items()}
+    for name in ("early_stopping", "history"):
+        state[name].after_epoch(0, dict.fromkeys(Figures.columns(), 0.5))
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.write(Path(folder, "checkpoint.pt"), state, {"parts": [], "flags": {}, "initial_weights": "x"})
+        return Path(folder, "checkpoint.pt").read_bytes()
 
 
-def checkpoint_bytes():
-    buffer = io.BytesIO()
-    torch.save(small_checkpoint(), buffer)
-    return buffer.getvalue()
-
-
-def load(path, state, plain):
+def load(path):
     """Read a checkpoint and load it, as a run does that is resumed."""
-    saved = checkpoint.read(path, state, plain)
-    with checkpoint.refusing_checkpoint(path):
-        for name in ("model", "optimizer", "early_stopping", "history"):
-            state[name].load_state_dict(saved[name])
+    state = small_parts()
+    saved = checkpoint.read(path, state)
+    checkpoint.load(path, saved, state)
     return saved
 
 
-def reads_or_refuses(path):
-    """Return what `path` holds if it is a checkpoint of the smallest model, None if it is refused."""
-    state, plain = small_parts()
-    saved = refused_in_one_line(path, lambda path: load(path, state, plain), BadInput)
-    if saved is None:
-        return None
-    assert saved.keys() == {"format", "run", *state}
-    assert saved["model"]["weight"].shape == (1, 1)
-    assert len(state["history"]) > 0
-    assert state["optimizer"].param_groups[0]["taken"] > 0
-    return saved
+def reads_or_refuses(path, content):
+    path.write_bytes(content)
+    return refused_in_one_line(path, load, BadInput)
 
 
 def test_a_checkpoint_is_refused_whichever_byte_it_is_cut_at(tmp_path):
-    whole = checkpoint_bytes()
-    path = tmp_path / "checkpoint.pt"
-    path.write_bytes(whole)
-    assert reads_or_refuses(path) is not None
+    path, whole = tmp_path / "checkpoint.pt", small_checkpoint()
+    assert reads_or_refuses(path, whole).keys() == {"format", "run", *small_parts()} - {"schedule"}
     for size in range(0, len(whole), 10):
-        path.write_bytes(whole[:size])
-        assert reads_or_refuses(path) is None
+        assert reads_or_refuses(path, whole[:size]) is None
 
 
 @FUZZ
-@given(content=mutated(checkpoint_bytes()) | mutated_inside(checkpoint_bytes(), "archive/data.pkl"))
-def test_any_bytes_as_checkpoint_are_read_or_refused(content, tmp_path):
+@given(content=mutated(small_checkpoint()))
+def test_a_damaged_checkpoint_is_read_as_it_was_or_refused(content, tmp_path):
     path = tmp_path / "checkpoint.pt"
-    path.write_bytes(content)
-    reads_or_refuses(path)
+    whole = reads_or_refuses(path, small_checkpoint())
+    assert repr(reads_or_refuses(path, content)) in (repr(whole), "None")
 
 
-PLAIN = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_subnormal=False)  # main flushes them to zero, which hypothesis looks at
-    | st.text(max_size=9)
-    | st.binary(max_size=9)
-    | st.sampled_from([torch.zeros(1), torch.zeros(1, 1), torch.zeros(1, 1).double(), torch.zeros(2, 0)]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9) | st.integers(), inner, max_size=3),
-    max_leaves=6,
-)
-
-
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
 @FUZZ
-@given(values=st.data())
-def test_any_plain_values_in_a_checkpoint_are_read_or_refused(values, tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    root = {"whole": small_checkpoint()}
-    branch, name = root, "whole"
-    while isinstance(branch[name], dict | list) and branch[name] and values.draw(st.booleans()):
-        branch = branch[name]
-        name = values.draw(st.sampled_from(list(branch) if isinstance(branch, dict) else range(len(branch))))
-    branch[name] = values.draw(PLAIN)
-    torch.save(root["whole"], path)
-    reads_or_refuses(path)
+@given(content=mutated_inside(small_checkpoint(), "archive/data.pkl"))
+def test_any_pickle_in_a_checkpoint_is_read_or_refused(content, tmp_path):
+    reads_or_refuses(tmp_path / "checkpoint.pt", content)
 
 
 HISTORY = (

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import ROOT, SHAPE, stand_in
 from keras.src.backend.common import dtypes
 from keras.src.backend.torch import core
 
@@ -27,14 +27,16 @@ import compare
 import model
 import optim
 import options
+import sources
 import train
 from batchnorm import BatchNorm2d
-from data import Batch, as_split, batches, fingerprint, load, synthetic
-from harness.lock import LOCK, Lock
+from data import Batch, as_split, batches
 from metrics import Objective, rounded
 from model import build_model, from_keras_weights, l2_penalty, parameter_groups, to_keras_weights
 from optim import Adam
 from reference import draws, keras_notebook, notebook
+from running.lock import DirectoryLock, refuse_in_use
+from sources.source import fingerprint
 
 
 @pytest.fixture
@@ -57,10 +59,10 @@ def float64(monkeypatch):
     keras.config.set_dtype_policy(before)
 
 
-def glorot_uniform(random):
+def glorot_uniform(random, image_shape=(32, 32, 3)):
     """Initial weights drawn by numpy, in Keras's layout: the same whatever the versions of Keras and torch."""
     arrays = []
-    for array in to_keras_weights(build_model()):
+    for array in to_keras_weights(build_model(image_shape=image_shape)):
         limit = np.sqrt(6 / (array[..., 0].size + array[..., 0, :].size)) if array.ndim > 1 else 0
         arrays.append(random.uniform(-limit, limit, array.shape).astype(np.float32))
     return arrays
@@ -78,9 +80,9 @@ def same_start(dtype, dropout=0.0):
     return reference, network
 
 
-def image_batches(dtype, count, size=32):
+def image_batches(dtype, count, size=16):
     """Batches of the stand-in: our images, our labels, Keras's images, Keras's one-hot labels."""
-    arrays = synthetic()
+    arrays = stand_in()
     split = as_split(arrays.x_train[: count * size], arrays.y_train[: count * size])
     for images, labels, _ in batches(split, size, dtype=dtype):
         yield images, labels, images.permute(0, 2, 3, 1).numpy(), keras.utils.to_categorical(labels, 10)
@@ -185,18 +187,19 @@ def test_fifty_steps_in_float32_follow_keras_as_far_as_rounding_lets_them():
 def start_file(tmp_path_factory):
     """The file that both sides start from."""
     path = tmp_path_factory.mktemp("start") / "weights.npz"
-    np.savez(path, *glorot_uniform(np.random.RandomState(0)))
+    np.savez(path, *glorot_uniform(np.random.RandomState(0), SHAPE))
     return path
 
 
-def stand_in(path, train_images):
-    arrays = synthetic()
+def data_file(path, train_images):
+    """Write so many images of the stand-in, every second pixel of them, to `path`, and return it."""
+    arrays = stand_in()
     np.savez(
         path,
-        x_train=arrays.x_train[:train_images],
+        x_train=arrays.x_train[:train_images, ::2, ::2],
         y_train=arrays.y_train[:train_images],
-        x_test=arrays.x_test[:300],
-        y_test=arrays.y_test[:300],
+        x_test=arrays.x_test[:100, ::2, ::2],
+        y_test=arrays.y_test[:100],
     )
     return path
 
@@ -222,8 +225,8 @@ def run_both(tmp_path, *flags):
 @pytest.mark.parametrize(
     ("images", "flags", "story"),
     [
-        (500, ["--lr", "0.003", "--patience", "2", "--lr-patience", "1", "--epochs", "15"], (11, 9, [8, 10, 11])),
-        (500, ["--lr", "0.002", "--epochs", "5"], (5, 4, [])),
+        (150, ["--lr", "0.006", "--patience", "2", "--lr-patience", "1", "--epochs", "20"], (12, 10, [8, 11, 12])),
+        (100, ["--lr", "0.002", "--epochs", "3"], (3, 1, [])),
         # Steps too small to change an output: val_loss is the same to the bit in each epoch.
         (100, ["--lr", "1e-30", "--min-lr", "0", "--patience", "3", "--lr-patience", "2"], (4, 1, [3])),
     ],
@@ -231,7 +234,7 @@ def run_both(tmp_path, *flags):
 )
 def test_whole_float64_runs_equal_keras_s_in_every_figure_to_1e_9(images, flags, story, float64, start_file, tmp_path):
     fixed = ["--no-shuffle", "--dropout", "0", "--dtype", "float64", "--init-weights", start_file]
-    data = ["--data", stand_in(tmp_path / "data.npz", images)]
+    data = ["--data", data_file(tmp_path / "data.npz", images)]
     theirs, ours = run_both(tmp_path, *data, *fixed, *flags)
 
     assert ours[0] == theirs[0] == ["epoch", "accuracy", "learning_rate", "loss", "val_accuracy", "val_loss"]
@@ -261,7 +264,7 @@ def test_a_run_with_the_draws_of_train_py_equals_keras_s_to_1e_9(
     images, both, ours_only, float64, start_file, tmp_path
 ):
     file, out = tmp_path / "draws.npz", {side: tmp_path / side for side in ("keras", "torch")}
-    both = [*both, "--data", stand_in(tmp_path / "data.npz", images), "--dtype", "float64", "--seed", 3]
+    both = [*both, "--data", data_file(tmp_path / "data.npz", images), "--dtype", "float64", "--seed", 3]
     assert draws.main([*map(str, (file, *both, *ours_only))]) == 0
     start = [] if "improved" in both else ["--init-weights", start_file]  # not Keras's own, so that the rate is cut
     in_keras([*map(str, (*both, *start, "--draws", file, "--out", out["keras"]))])
@@ -286,17 +289,17 @@ def in_keras(arguments):
         assert keras_notebook.main(arguments) == 0
         return
     command = [sys.executable, ROOT / "reference" / "keras_notebook.py", *arguments]
-    subprocess.run(command, env=os.environ | {"KERAS_BACKEND": "tensorflow"}, check=True, timeout=600)
+    subprocess.run(command, env=os.environ | {"KERAS_BACKEND": "tensorflow"}, check=True)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed: pip install jax")
 def test_keras_on_jax_computes_in_float64_if_told_to_and_parts_from_tensorflow_by_its_constants_only(
     start_file, tmp_path
 ):
-    common = ["--data", stand_in(tmp_path / "data.npz", 250), "--dtype", "float64", "--no-shuffle", "--dropout", 0]
+    common = ["--data", data_file(tmp_path / "data.npz", 250), "--dtype", "float64", "--no-shuffle", "--dropout", 0]
     common += ["--epochs", 2, "--init-weights", start_file]
     command = [sys.executable, ROOT / "reference" / "keras_notebook.py", *map(str, common), "--out", tmp_path / "keras"]
-    subprocess.run(command, env=os.environ | {"KERAS_BACKEND": "jax"}, check=True, timeout=600)
+    subprocess.run(command, env=os.environ | {"KERAS_BACKEND": "jax"}, check=True)
     # Of Python floats, which Keras on TensorFlow rounds to float32.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optim, "np", types.SimpleNamespace(float32=float))
@@ -325,7 +328,7 @@ def test_the_torch_backend_s_clipped_probabilities_are_where_a_loss_passes_16_or
 
 
 def test_with_dropout_and_shuffling_both_start_alike_and_log_the_same_things(start_file, tmp_path):
-    data = ["--data", stand_in(tmp_path / "data.npz", 500)]
+    data = ["--data", data_file(tmp_path / "data.npz", 100)]
     theirs, ours = run_both(tmp_path, *data, "--init-weights", start_file, "--epochs", 2, "--seed", 5)
     assert ours[0] == theirs[0]
     assert ours[1].shape == theirs[1].shape == (2, 6)
@@ -333,7 +336,8 @@ def test_with_dropout_and_shuffling_both_start_alike_and_log_the_same_things(sta
     assert ours[1][:, 2].tolist() == theirs[1][:, 2].tolist()  # the float32 learning rate
     # Logged figures are float32 values on both sides.
     assert all(np.array_equal(history, history.astype(np.float32)) for history in (ours[1], theirs[1]))
-    more = {"bits_changed", "schedule", "test_accuracy_mirrored", "test_per_class", "test_confusion", "best_epoch_logs"}
+    more = {"bits_changed", "final", "schedule", "test_accuracy_mirrored"}
+    more |= {"test_per_class", "test_confusion", "best_epoch_logs"}
     assert ours[2].keys() - more == theirs[2].keys()  # Keras's cannot be resumed, nor does it have these options
     same = ("seed", "initial_weights", "parameters", "epochs", "stopped", "learning_rate_after_epoch")
     assert {name: ours[2][name] for name in same} == {name: theirs[2][name] for name in same}
@@ -353,7 +357,10 @@ def test_the_reference_records_the_same_hash_of_the_same_data(npz, tmp_path):
     assert len(hashes) == 1
     assert compare.main([str(tmp_path / "keras"), str(tmp_path / "torch"), "--out", str(tmp_path)]) == 0
     notes = json.loads((tmp_path / "comparison.json").read_text())["notes"]
-    assert notes == [f"Settings that differ: {tmp_path}/keras: model keras notebook; {tmp_path}/torch: model baseline."]
+    assert notes == [
+        f"All are in {tmp_path}.",
+        "Settings that differ: keras: model keras notebook; torch: model baseline.",
+    ]
 
 
 def test_what_keras_computes_in_float32_all_the_same_is_said_on_a_backend_that_does(npz, tmp_path, capsys):
@@ -389,27 +396,27 @@ def test_train_py_takes_keras_s_options_but_not_its_run(npz, tmp_path, capsys):
     keras_run = str(tmp_path / "keras")
     flags = ["--data", str(npz), "--epochs", "1"]
     assert keras_notebook.main([*flags, "--dropout", "0.25", "--out", keras_run]) == 0
-    taken = options.parse(["--config", f"{keras_run}/config.json"])
+    taken = options.parse(["--config", f"{keras_run}/config.json"]).checked()
     assert (taken.dropout, taken.epochs, taken.data, taken.augment) == (0.25, 1, str(npz), False)
     config = json.loads((tmp_path / "keras/config.json").read_text())
     assert config["flags"]["augment"] is False  # else the second network's default would be taken
     config["flags"]["data"] = None  # Keras's own CIFAR-10
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert options.parse(["--config", f"{tmp_path}/config.json"]).data == options.DEFAULT
+    assert options.parse(["--config", f"{tmp_path}/config.json"]).checked().data == options.DEFAULT
     capsys.readouterr()
     assert train.main([*flags, "--dropout", "0.25", "--out", keras_run, "--resume"]) == 2
-    assert "config.json: no flags in it that train.py wrote" in capsys.readouterr().err
+    assert "config.json: not written by train.py; pass another --out" in capsys.readouterr().err
 
 
 def test_a_second_run_of_keras_in_one_directory_is_refused(npz, tmp_path, capsys):
     begin = functools.partial(keras_notebook.main, ["--data", str(npz), "--epochs", "1", "--out", str(tmp_path)])
-    first = Lock(tmp_path / LOCK)
+    first = DirectoryLock(tmp_path)
     first.claim()
     assert begin() == 2
     assert f"--out {tmp_path}: in use by process {os.getpid()} on " in capsys.readouterr().err
     first.release()
     assert begin() == 0
-    assert Lock(tmp_path / LOCK).holder() is None
+    refuse_in_use(tmp_path)
     assert begin() == 2
     assert "already holds a run" in capsys.readouterr().err
 
@@ -421,14 +428,14 @@ def test_a_full_disk_ends_keras_s_run_with_one_line(npz, tmp_path, monkeypatch, 
     monkeypatch.setattr(np, "savez", full)
     assert keras_notebook.main(["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "No space left on device; make room, delete" in line
-    assert Lock(tmp_path / "run" / LOCK).holder() is None
+    assert "No space left on device; mend that, delete" in line
+    refuse_in_use(tmp_path / "run")
 
 
 def test_keras_gets_a_run_s_test_figures_from_its_best_weights(start_file, tmp_path):
-    data = stand_in(tmp_path / "data.npz", 1000)
+    data = data_file(tmp_path / "data.npz", 100)
     assert train.main(["--data", str(data), "--epochs", "2", "--out", str(tmp_path / "run")]) == 0
-    reference = notebook.build_model()
+    reference = notebook.build_model(SHAPE)
     notebook.compile_model(reference)
     with np.load(tmp_path / "run" / "best_weights.npz") as file:
         reference.set_weights(list(file.values()))
@@ -463,7 +470,7 @@ def test_keras_gets_a_run_s_test_figures_from_its_best_weights(start_file, tmp_p
 )
 def test_the_reference_refuses_bad_input_in_one_line(flag, value, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    stand_in("data.npz", 100)
+    data_file("data.npz", 100)
     np.savez("weights.npz", np.zeros(3))
     with np.load("data.npz") as file:
         np.savez("negative.npz", **{name: array - (name == "y_train") for name, array in file.items()})
@@ -501,8 +508,8 @@ def test_the_reference_refuses_draws_of_another_run_in_one_line(npz, tmp_path, c
         (["--model", "improved"], "units 128, not 192"),
         (["--seed", "1"], "--seed 0, not 1"),
         (["--no-shuffle"], "--no-shuffle False, not True"),
-        (["--data", str(stand_in(tmp_path / "data.npz", 100))], "training images 256, not 80"),
-        (["--data", str(stand_in(tmp_path / "other.npz", 320))], "data with the hash "),
+        (["--data", str(data_file(tmp_path / "data.npz", 100))], "training images 256, not 80"),
+        (["--data", str(data_file(tmp_path / "other.npz", 320))], "data with the hash "),
         (["--draws", str(npz)], "no draws of this version in it"),
     ):
         out = tmp_path / "new"
@@ -541,7 +548,7 @@ def test_the_reference_shows_its_help_without_any_keras_and_else_says_in_one_lin
         assert keras_notebook.main([]) == 2
     error = capsys.readouterr().err
     assert error.startswith("keras_notebook.py: error: Keras cannot be used (")
-    assert error.endswith("); install it, or set KERAS_BACKEND to tensorflow, torch or jax\n")
+    assert error.endswith("); pip install keras torch, or set KERAS_BACKEND to tensorflow, torch, jax\n")
 
 
 def test_the_reference_sees_another_order_each_epoch_and_the_same_ones_with_the_same_seed(monkeypatch, tmp_path):
@@ -609,7 +616,7 @@ def test_both_sides_know_a_file_of_grey_images_by_the_same_hash(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8)
     np.savez(tmp_path / "grey.npz", x_train=images, y_train=np.arange(6)[:, None], x_test=images, y_test=np.arange(6))
     theirs = notebook.load_data(str(tmp_path / "grey.npz"))
-    assert notebook.fingerprint(theirs) == fingerprint(load(str(tmp_path / "grey.npz")))
+    assert notebook.fingerprint(theirs) == fingerprint(sources.choose(str(tmp_path / "grey.npz")).load())
     assert theirs[4] == 6
 
 
@@ -675,3 +682,14 @@ def test_labels_are_smoothed_as_keras_smooths_them():
     smoothing = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
     one_hot = np.eye(10)[labels]
     assert ours.item() / 20 == pytest.approx(float(smoothing(one_hot, logits.numpy())), rel=1e-6)  # Keras's is float32
+
+
+def test_the_reference_refuses_channels_first_and_sets_keras_s_epsilon(npz, tmp_path, monkeypatch, capsys):
+    arguments = ["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.config, "image_data_format", lambda: "channels_first")
+        assert keras_notebook.main(arguments) == 2
+        assert "Keras is set to channels_first" in capsys.readouterr().err
+    keras.config.set_epsilon(1e-3)
+    assert keras_notebook.main(arguments) == 0
+    assert keras.config.epsilon() == 1e-7

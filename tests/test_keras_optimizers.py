@@ -6,11 +6,12 @@ import keras
 import numpy as np
 import pytest
 import torch
-from test_keras import assert_close, float64, glorot_uniform
+from conftest import SHAPE
+from test_keras import assert_close, data_file, float64, glorot_uniform
 
+import optim
 import train
 from callbacks import Cosine
-from data import synthetic
 from reference import notebook
 
 __all__ = ["float64"]  # a fixture
@@ -19,20 +20,19 @@ MOMENTUM = float(np.float32(0.9))  # on TensorFlow Keras rounds it so; on torch 
 OPTIMIZERS = {  # with a learning rate that is too high, so that there are cuts
     "adam": (0.005, lambda lr, decay: keras.optimizers.Adam(lr)),
     "adamw": (0.005, lambda lr, decay: keras.optimizers.AdamW(lr, weight_decay=decay)),
-    "sgd": (0.1, lambda lr, decay: keras.optimizers.SGD(lr, momentum=MOMENTUM, nesterov=True, weight_decay=decay)),
+    "sgd": (0.2, lambda lr, decay: keras.optimizers.SGD(lr, momentum=MOMENTUM, nesterov=True, weight_decay=decay)),
 }
 FLAGS = dict.fromkeys(OPTIMIZERS, ("", "--l2 0", "--l2 0.01 --label-smoothing 0.1", "--schedule cosine"))
 FLAGS |= {name: (*FLAGS[name], "--weight-decay 0.5") for name in ("adamw", "sgd")}  # which adam has not
-EPOCHS, IMAGES = 5, 240  # 192 to train on: 3 steps an epoch
+EPOCHS, IMAGES, STEPS = 5, 100, 2  # 80 to train on: two steps an epoch
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """The file of images, and that of the initial weights with the weights."""
-    folder, arrays = tmp_path_factory.mktemp("optimizers"), synthetic()
-    parts = {f"{x}_train": getattr(arrays, f"{x}_train")[:IMAGES] for x in "xy"}
-    np.savez(folder / "data.npz", **parts, x_test=arrays.x_test[:20], y_test=arrays.y_test[:20])
-    weights = glorot_uniform(np.random.RandomState(1))
+    folder = tmp_path_factory.mktemp("optimizers")
+    data_file(folder / "data.npz", IMAGES)
+    weights = glorot_uniform(np.random.RandomState(1), SHAPE)
     np.savez(folder / "start.npz", *weights)
     return folder / "data.npz", folder / "start.npz", weights
 
@@ -59,7 +59,7 @@ def cosine_rates(lr, steps):
 
 def in_keras(data, weights, name, lr, decay, smoothing, schedule, l2):
     """Train as the flags say; returns the columns of the history, and the best weights."""
-    model = notebook.build_model(dropout=0.0)
+    model = notebook.build_model(SHAPE, dropout=0.0)
     for layer in model.layers:
         if isinstance(layer, keras.layers.Conv2D):
             layer.kernel.regularizer = keras.regularizers.L2(l2)
@@ -69,7 +69,7 @@ def in_keras(data, weights, name, lr, decay, smoothing, schedule, l2):
     x_train, y_train, _, _ = notebook.prepare(*notebook.load_data(data))
     callbacks = [keras.callbacks.EarlyStopping("val_loss", patience=EPOCHS, restore_best_weights=True)]
     if schedule == "cosine":
-        callbacks.append(Rates(cosine_rates(lr, EPOCHS * 3)))
+        callbacks.append(Rates(cosine_rates(lr, EPOCHS * STEPS)))
     else:
         callbacks.append(keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.5, patience=1))
     settings = {"batch_size": 64, "epochs": EPOCHS, "validation_split": 0.2, "shuffle": False, "verbose": 0}
@@ -98,3 +98,40 @@ def test_whole_runs_of_each_optimizer_equal_keras_s_in_every_figure_to_1e_9(name
         assert_close(list(file.values()), best, 1e-9)
     cuts = json.loads((tmp_path / "run" / "metrics.json").read_text())["learning_rate_cuts"]
     assert (schedule == "cosine") != any(cut["epoch"] < EPOCHS for cut in cuts)  # SGD's is felt from the next step on
+
+
+def assert_steps_are_keras_s(optimizer):
+    """Take five steps with gradients from far below epsilon to 1, with `optimizer` and with Keras's of its name."""
+    namesake = {name.lower(): one for name, one in vars(keras.optimizers).items()}[optimizer.__name__.lower()]
+    scales = np.array([1e-9, 1e-7, 1e-6, 1e-3, 1.0])
+    ours, theirs = torch.zeros(5, dtype=torch.float64), keras.Variable(np.zeros(5))
+    ours.requires_grad_()
+    step, reference = optimizer([ours], lr=0.01), namesake(0.01, **optimizer.keras_settings)
+    if optimizer.default_decay:
+        step.param_groups[0]["decoupled_decay"] = optimizer.default_decay
+    for factor in (1.0, -0.5, 2.0, 0.1, 1.5):
+        ours.grad = torch.from_numpy(factor * scales)
+        step.step()
+        reference.apply([torch.from_numpy(factor * scales)], [theirs])
+        # float64; but Keras keeps some constants in float32, and its decay too.
+        np.testing.assert_allclose(ours.detach().numpy(), theirs.numpy(), rtol=1e-7)
+
+
+WITH_NAMESAKE = [name for name, one in optim.OPTIMIZERS.items() if one.keras_settings is not None]
+
+
+@pytest.mark.parametrize("name", WITH_NAMESAKE)
+def test_every_optimizer_with_a_namesake_in_keras_takes_its_steps(name, float64):
+    assert_steps_are_keras_s(optim.OPTIMIZERS[name])
+
+
+def test_torch_s_own_rmsprop_would_be_caught(float64):
+    class RMSprop(optim.Stepping, torch.optim.RMSprop):
+        pass
+
+    with pytest.raises(AssertionError, match="Mismatched elements"):
+        assert_steps_are_keras_s(RMSprop)
+
+
+def test_only_muon_goes_without_a_namesake_in_keras():
+    assert set(optim.OPTIMIZERS) - set(WITH_NAMESAKE) == {"muon"}

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import stand_in
 
 import model
 import train
-from data import synthetic
-from harness import histories
+from comparing import histories
 from model import Network, build_model, from_keras_weights, l2_penalty, parameter_groups, to_keras_weights
 from reference import notebook
 
@@ -173,7 +173,7 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_copied(spoil, message,
 
 
 def test_the_whitening_layer_gives_patches_of_unit_variance_without_correlation_and_their_negatives():
-    images = torch.from_numpy(synthetic().x_train[:500])
+    images = torch.from_numpy(stand_in().x_train[:500])
     network = build_model("whitened").double()
     network.prepare(images)
     seen = F.conv2d(images.permute(0, 3, 1, 2).double() / 255, network.kernel, network.bias)

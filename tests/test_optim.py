@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import optim
 from callbacks import Plateau
 from optim import SGD, Adam, Muon, orthogonalised
 
@@ -97,7 +98,7 @@ def test_a_step_leaves_learning_rate_and_epsilon_as_they_were():
 def test_a_scheduler_s_cut_reaches_the_step():
     parameter = start(torch.float64)
     optimizer = Adam([parameter], lr=1e-3)
-    plateau = Plateau(optimizer, factor=0.5, patience=1, min_lr=0.0)
+    plateau = Plateau(optimizer, lr_factor=0.5, lr_patience=1, min_lr=0.0)
     plateau.step(1.0)
     plateau.step(1.0)
     assert optimizer.param_groups[0]["lr"] == 5e-4
@@ -180,6 +181,7 @@ def test_muon_moves_a_kernel_as_torch_s_muon_moves_a_matrix_but_for_its_norm():
     matrix = torch.nn.Parameter(kernel.detach().flatten(1).clone())
     theirs = torch.optim.Muon([matrix], lr=0.1, weight_decay=0.0, momentum=0.6, ns_steps=3, adjust_lr_fn="original")
     ours, random = Muon([{"params": [kernel, bias]}], lr=0.1), torch.Generator().manual_seed(1)
+    ours.mixed_precision = True  # torch's iteration is in bfloat16, always
     for _ in range(5):
         kernel.grad = torch.randn(kernel.shape, generator=random)
         bias.grad, matrix.grad = torch.zeros(8), kernel.grad.flatten(1).clone()
@@ -192,11 +194,32 @@ def test_muon_moves_a_kernel_as_torch_s_muon_moves_a_matrix_but_for_its_norm():
         torch.testing.assert_close(kernel.flatten(1), matrix, rtol=0, atol=2e-3)
 
 
-def test_muon_s_direction_has_singular_values_near_1_whichever_side_is_longer():
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32, torch.float64])
+def test_muon_s_direction_has_singular_values_near_1_whichever_side_is_longer(precision):
     random = torch.Generator().manual_seed(0)
     for shape in ((48, 216), (216, 48)):
-        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape, generator=random)))[:48]
+        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape, generator=random), precision))[:48]
         assert 0.5 < values.min() < values.max() < 1.3
+
+
+@pytest.mark.precision
+@pytest.mark.parametrize(
+    ("mixed", "dtype", "expected"),
+    [
+        (True, torch.float32, torch.bfloat16),
+        (False, torch.float32, torch.float32),
+        (False, torch.float64, torch.float64),
+    ],
+)
+def test_muon_multiplies_in_bfloat16_only_with_mixed_precision(mixed, dtype, expected, monkeypatch):
+    seen = []
+    monkeypatch.setattr(optim, "orthogonalised", lambda matrix, precision: seen.append(precision) or matrix)
+    kernel = torch.nn.Parameter(torch.ones(2, 1, 3, 3, dtype=dtype))
+    kernel.grad = torch.ones_like(kernel)
+    ours = Muon([{"params": [kernel]}], lr=0.1)
+    ours.mixed_precision = mixed
+    ours.step()
+    assert seen == [expected]
 
 
 def test_muon_leaves_all_else_to_sgd_at_two_thirds_of_its_rate():

@@ -16,20 +16,21 @@ import plots
 
 pytestmark = pytest.mark.pictures
 
+RATES = [1e-3] * 5 + [5e-4] * 4
 HISTORY = [
     {"accuracy": 0.4 + e / 20, "val_accuracy": 0.5 + e / 40, "loss": 2 - e / 8, "val_loss": 1.5 - e / 20}
-    for e in range(9)
+    | {"learning_rate": rate}
+    for e, rate in enumerate(RATES)
 ]
-RATES = [1e-3] * 5 + [5e-4] * 4
 
 
 def curves(**changes):
-    given = {"history": HISTORY, "learning_rates": RATES, "best_epoch": 4, "cuts": [6], "loss_name": "loss"}
+    given = {"history": HISTORY, "best_epoch": 4, "cuts": [6], "loss_name": "loss"}
     return plots.curves(**given | {"title": "a run"} | changes)
 
 
 def overlay(groups, loss_name="loss", rate_name="learning rate"):
-    return plots.overlay(groups, loss_name, rate_name)
+    return plots.overlay(groups, loss_name, rate_name, "a title")
 
 
 def draw(**changes):
@@ -49,6 +50,13 @@ def lines(axes):
     return {
         line.get_label(): ([*line.get_xdata()], [*line.get_ydata()], line.get_linestyle()) for line in axes.get_lines()
     }
+
+
+def steps(axes):
+    """The heights of each line of steps, which begin half an epoch before the first epoch."""
+    for line in axes.patches:
+        assert [*line.get_data().edges] == [number + 0.5 for number in range(len(line.get_data().values) + 1)]
+    return [[*line.get_data().values] for line in axes.patches]
 
 
 def upright(axes, style):
@@ -74,8 +82,7 @@ def test_the_curves_are_the_history_s_training_dashed_and_validation_drawn_throu
         found = lines(axes)
         assert found["training"] == (epochs, [logs[name] for logs in HISTORY], "--")
         assert found["validation"] == (epochs, [logs[f"val_{name}"] for logs in HISTORY], "-")
-        assert {"training", "validation"} < {text.get_text() for text in axes.get_legend().get_texts()}
-    assert lines(rate)["after the epoch"][:2] == (epochs, RATES)
+    assert steps(rate) == [RATES]
 
 
 def test_best_epoch_and_cuts_are_marked_where_they_were(drawn):
@@ -87,15 +94,16 @@ def test_best_epoch_and_cuts_are_marked_where_they_were(drawn):
             assert lines(axes)[f"best epoch ({best})"][0] == [best, best]
             assert upright(axes, ":") == [best]
             assert upright(axes, "-.") == cuts
-            named = [text.get_text() for text in axes.get_legend().get_texts()]
-            assert named.count("learning rate cut") == bool(cuts)
+        (legend,) = figure.legends
+        named = ["training", "validation", f"best epoch ({best})", *["learning rate cut"] * bool(cuts)]
+        assert [text.get_text() for text in legend.get_texts()] == named
 
 
 def test_one_epoch_is_enough_for_a_picture(drawn):
-    curves(history=HISTORY[:1], learning_rates=RATES[:1], best_epoch=1, cuts=[])
+    curves(history=HISTORY[:1], best_epoch=1, cuts=[])
     accuracy, _, rate = drawn[0].axes
     assert lines(accuracy)["training"][:2] == ([1], [0.4])
-    assert lines(rate)["after the epoch"][:2] == ([1], [1e-3])
+    assert steps(rate) == [[1e-3]]
 
 
 def test_training_and_validation_stay_apart_without_colour():
@@ -120,9 +128,8 @@ def test_nobody_s_settings_of_matplotlib_and_no_missing_glyph_change_a_picture()
 
 def test_drawing_leaves_pyplot_alone_and_needs_no_backend_of_the_environment():
     # In a process of its own: here another test may have imported it already.
-    drawn = f"plots.curves({HISTORY}, {RATES}, 4, [6], 'loss', 'a')"
-    code = f"import os, sys, plots; {drawn}; assert 'MPLBACKEND' in os.environ"
-    code += "; sys.exit('matplotlib.pyplot' in sys.modules)"
+    drawn = f"plots.curves({HISTORY}, 4, [6], 'loss', 'a')"
+    code = f"import sys, plots; {drawn}; sys.exit('matplotlib.pyplot' in sys.modules)"
     environment = os.environ | {"MPLBACKEND": "module://a_notebook.s_own"}
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False).returncode == 0
 
@@ -173,6 +180,25 @@ def test_an_overlay_s_line_is_the_mean_of_the_runs_and_its_band_from_the_least_t
                 assert (there.min(), there.max()) == pytest.approx((greatest / 2, greatest))
 
 
+def test_an_overlay_s_learning_rates_are_each_run_s_steps_and_a_single_run_lies_on_top(drawn):
+    one = {"loss": [3.0, 2.0, 1.0], "learning_rate": [0.1, 0.1, 0.05]}
+    cut = {"loss": [3.0, 2.0, 1.0], "learning_rate": [0.1, 0.05, 0.05]}
+    overlay({"one": [one], "two": [one, cut]})
+    _, loss, rate = drawn[0].axes
+    assert steps(rate) == [run["learning_rate"] for run in (one, one, cut)]
+    single, *group = rate.patches
+    assert all(single.get_zorder() > line.get_zorder() for line in group)
+    assert all(single.get_linewidth() > line.get_linewidth() for line in group)
+    single, mean = loss.get_lines()
+    assert single.get_zorder() > mean.get_zorder()
+
+
+def test_a_run_of_a_thousand_epochs_is_drawn(drawn):
+    history = [HISTORY[0] | {"learning_rate": 1e-3 * 0.99**epoch} for epoch in range(1000)]
+    curves(history=history, best_epoch=990, cuts=[])
+    assert len(steps(drawn[0].axes[2])[0]) == 1000
+
+
 def test_an_overlay_leaves_out_what_a_history_lacks(drawn):
     overlay({"one": [{"loss": [2.0, 1.0]}]})
     accuracy, loss, rate = drawn[0].axes
@@ -189,7 +215,7 @@ def test_a_mean_ends_with_the_shortest_run_and_longer_ones_go_on_as_thin_lines(l
     axes = drawn[0].axes[1]
     mean, *alone = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
     named = [text.get_text() for text in drawn[0].legends[0].get_texts()]
-    assert ("a run that is longer than another" in named) is (max(lengths) > end)
+    assert ("runs that went on longer" in named) is (max(lengths) > end)
     assert [*mean.get_xdata()] == [*range(1, end + 1)]
     np.testing.assert_allclose(mean.get_ydata(), np.mean([run["loss"][:end] for run in runs], axis=0))
     for band in axes.collections:
@@ -216,7 +242,8 @@ def test_epochs_without_a_figure_are_left_out_of_the_line_and_of_the_mean(drawn)
     [([1e-3, 1e-3, 5e-4], "linear"), ([1e-3, 1e-3 / 20], "linear"), ([1e-3, 1e-3 / 21], "log"), ([1e-3, 0], "linear")],
 )
 def test_learning_rates_are_on_a_logarithmic_axis_where_they_span_more_than_a_factor_of_20(rates, scale, drawn):
-    curves(history=HISTORY[: len(rates)], learning_rates=rates, best_epoch=1, cuts=[])
+    history = [logs | {"learning_rate": rate} for logs, rate in zip(HISTORY, rates, strict=False)]
+    curves(history=history, best_epoch=1, cuts=[])
     overlay({"g": [{"loss": rates, "learning_rate": rates}]})
     for figure in drawn:
         axes = figure.axes[2]
@@ -226,10 +253,12 @@ def test_learning_rates_are_on_a_logarithmic_axis_where_they_span_more_than_a_fa
 
 def test_pictures_state_which_rate_and_which_loss_they_show(drawn):
     curves(loss_name="loss with L2 penalty")
-    overlay({"g": [{"loss": [1.0], "learning_rate": [0.1]}]}, "loss", "learning rate before the epoch")
-    one, other = ([axes.get_ylabel() for axes in figure.axes[1:]] for figure in drawn)
-    assert one == ["loss with L2 penalty", "learning rate after the epoch"]
-    assert other == ["loss", "learning rate before the epoch"]
+    overlay({"g": [{"loss": [1.0], "learning_rate": [0.1]}]}, "loss", "learning rate as logged")
+    plots.confusion([[1]], ("a",), "t")
+    one, other, confusion = ([axes.get_ylabel() for axes in figure.axes[1:]] for figure in drawn)
+    assert one == ["loss with L2 penalty", plots.RATE_NAME]
+    assert other == ["loss", "learning rate as logged"]
+    assert confusion == ["share of the true class"]
 
 
 def test_one_colour_means_one_thing_in_all_pictures(drawn):
@@ -244,10 +273,10 @@ def test_one_colour_means_one_thing_in_all_pictures(drawn):
         for name, panels in {
             "training": [accuracy, loss],
             "validation": [accuracy, loss],
-            "after the epoch": [rate],
             "learning rate cut": [accuracy, loss, rate],
         }.items()
     }
+    meaning["learning rate"] = {to_rgb(line.get_edgecolor()) for line in rate.patches}
     assert [len(colours) for colours in meaning.values()] == [1, 1, 1, 1]
     found = [colour for colours in meaning.values() for colour in colours]
     assert len({*found}) == 4
@@ -266,6 +295,15 @@ def test_an_overlay_has_a_colour_for_each_of_many_groups(drawn):
     assert len({*colours}) == 12
     named = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert named[:12] == [str(number) for number in range(12)]
+
+
+def test_the_picture_of_many_groups_is_taller_and_has_no_title(drawn):
+    for count in (2, 40):
+        overlay({str(number): [falling(1.0 + number)] for number in range(count)})
+    few, many = drawn
+    assert few._suptitle.get_text() == "a title"
+    assert many._suptitle is None
+    assert many.get_figheight() > few.get_figheight() + 2
 
 
 def test_the_confusion_has_true_classes_down_and_what_they_were_taken_for_across(drawn):
@@ -316,7 +354,7 @@ def test_names_with_signs_of_mathematics_are_drawn_as_they_are(drawn):
 
 
 def test_rates_are_drawn_from_zero_and_epochs_are_whole_numbers(drawn):
-    curves(history=HISTORY[:2], learning_rates=RATES[:2], best_epoch=1, cuts=[])
+    curves(history=HISTORY[:2], best_epoch=1, cuts=[])
     overlay({"one": [{"loss": [2.0, 1.0], "learning_rate": [1e-3, 5e-4]}]})
     for figure in drawn:
         assert figure.axes[2].get_ylim()[0] == 0
@@ -328,3 +366,16 @@ def test_counts_can_be_read_on_dark_and_on_light_ground(drawn):
     plots.confusion([[9, 1], [1, 9]], ("a", "b"), "t")
     found = {text.get_position(): text.get_color() for text in drawn[0].axes[0].texts}
     assert found == {(0, 0): "white", (1, 1): "white", (0, 1): "black", (1, 0): "black"}
+
+
+@pytest.mark.pictures
+def test_one_epoch_is_a_point_and_its_axis_has_whole_epochs(drawn):
+    logs = {"accuracy": 0.4, "val_accuracy": 0.5, "loss": 1.8, "val_loss": 1.4, "learning_rate": 1e-3}
+    plots.curves([logs], 1)
+    for axes in drawn[0].axes[:2]:
+        curves = [
+            line for line in axes.get_lines() if line.get_linestyle() in ("-", "--") and len(line.get_xdata()) == 1
+        ]
+        assert curves
+        assert all(line.get_marker() == "o" for line in curves)
+        assert [tick for tick in axes.get_xticks() if 0.5 <= tick <= 1.5] == [1]

@@ -14,8 +14,8 @@ from test_callbacks import in_keras, in_ours
 
 import compare
 import options
-from data import CLASSES
-from harness import histories
+from comparing import histories
+from sources.cifar10 import CLASSES
 
 DOCS = ROOT / "docs"
 NOTEBOOK = {"lr": 1e-3, "patience": 5, "lr_patience": 3, "factor": 0.5, "min_lr": 1e-6}
@@ -44,7 +44,11 @@ def test_the_documentation_shows_what_compare_prints_for_the_kept_runs(tmp_path,
     groups = ["keras=results/keras-seed*", "torch=results/baseline-seed*"]
     assert compare.main([*groups, "--within", "0.01", "--markdown", "--out", str(tmp_path)]) == 0
     document = unwrapped((DOCS / "keras.md").read_text())
-    for line in capsys.readouterr().out.splitlines():
+    *printed, _, picture, figures = capsys.readouterr().out.splitlines()
+    assert not any("Not known" in line for line in printed)
+    assert picture == f"Picture: {tmp_path}/comparison.png"
+    assert figures == f"Figures: {tmp_path}/comparison.json"
+    for line in printed:
         assert unwrapped(line) in document
     kept = json.loads((ROOT / "results" / "comparison.json").read_text())
     assert kept == json.loads((tmp_path / "comparison.json").read_text())
@@ -56,14 +60,17 @@ def test_the_documentation_answers_where_a_run_at_72_per_cent_lies(tmp_path, cap
     monkeypatch.chdir(tmp_path)
     document, readme = ((ROOT / name).read_text() for name in ("docs/keras.md", "README.md"))
     (command,) = re.findall(r"^    python compare.py (mine=.*)$", document, re.M)
-    assert f"python compare.py {command}" in readme
+    assert (
+        f"python compare.py {command.replace('history.csv@0.72', 'results/keras-seed0/history.csv@0.6995')}" in readme
+    )
     assert compare.main(shlex.split(command)) == 0
-    printed = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()[:-3]
+    assert "Data of port: CIFAR-10, its pixels recompressed as JPEG, which costs about two points." in printed
     assert [line for line in printed[-2:] if f"    {line}\n" not in document] == []
     accuracies = [histories.read(folder).metrics["test_accuracy"] for folder in ROOT.glob("results/baseline-seed*")]
     spread = statistics.stdev(accuracies) * (1 + 1 / len(accuracies)) ** 0.5
-    percentile = 100 * stats.t.cdf((0.72 - statistics.mean(accuracies)) / spread, len(accuracies) - 1)
-    assert f"at percentile {percentile:.1f}," in printed[-1]
+    lower = stats.t.cdf((0.72 - statistics.mean(accuracies)) / spread, len(accuracies) - 1)
+    assert f"About {100 * lower:.1f} % of further runs" in printed[-1]
 
 
 def unwrapped(text):
@@ -73,7 +80,7 @@ def unwrapped(text):
 def test_the_table_of_what_it_reaches_is_of_the_kept_runs():
     kept = [histories.read(folder).metrics for folder in sorted((ROOT / "results").glob("fast-seed*"))]
     (row,) = re.findall(
-        r"^\| `python train.py --recipe fast` \| (\d) \| (\S+) ± (\S+) \| (\S+) ± (\S+) \|",
+        r"^\| `python train.py --recipe fast` \|[^|]*\| bfloat16 \| (\d) \| (\S+) ± (\S+) \| (\S+) ± (\S+) \|",
         (DOCS / "results.md").read_text(),
         re.M,
     )
@@ -88,7 +95,9 @@ def test_the_table_of_what_it_reaches_is_of_the_kept_runs():
 
 def test_what_is_said_of_the_second_experiment_is_of_the_kept_run():
     metrics, text = histories.read(ROOT / "results" / "improved-seed0").metrics, (DOCS / "results.md").read_text()
-    (row,) = re.findall(r"^\| `python train.py --model improved [^|]*\| 1 \| (.*) \|$", text, re.M)
+    (row,) = re.findall(
+        r"^\| `python train.py --model improved [^|]*\| 1 core, Xeon \| bfloat16 \| 1 \| (.*) \|$", text, re.M
+    )
     named = [f"{metrics[name]:.4f}" for name in ("test_accuracy", "test_accuracy_mirrored")]
     minutes = f"{sum(metrics['seconds_per_epoch']) / 60:.0f}"
     assert row.split(" | ") == [*named, str(metrics["epochs"]), minutes, f"{metrics['images_per_second']:,.0f}"]

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import subprocess
+import types
 
 import keras
 import numpy as np
@@ -12,15 +13,15 @@ import torch
 
 import report
 from callbacks import History
-from harness import checkpoint, environment, files, histories
-from harness.errors import BadInput, CannotWrite
-from harness.run import ALL_EPOCHS, EARLY_STOPPING, Run
-from model import to_keras_weights
+from cli.errors import BadInput, CannotWrite
 from options import Options
+from running import checkpoint, files, history, machine
+from running.directory import Run
+from running.outcome import ALL_EPOCHS, EARLY_STOPPING, FILES
 
 
 def at(out):
-    return Run(Options(out=out), to_keras_weights, data_stamp=None)
+    return Run(Options(out=out)).claimed()
 
 
 def logs(epoch, learning_rate=1e-3):
@@ -42,13 +43,15 @@ def test_history_csv_is_byte_for_byte_what_keras_s_csv_logger_writes_in_a_real_f
     random = np.random.default_rng(0)
     x, y = random.standard_normal((40, 3)), random.integers(0, 2, 40)
     fitted = model.fit(x, y, validation_split=0.2, epochs=4, verbose=0, callbacks=[plateau, logger])
-    history = [dict(zip(fitted.history, values, strict=True)) for values in zip(*fitted.history.values(), strict=True)]
-    histories.write(tmp_path / "ours.csv", history)
+    columns = fitted.history
+    history.write(
+        tmp_path / "ours.csv", [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    )
     assert (tmp_path / "ours.csv").read_bytes() == (tmp_path / "keras.csv").read_bytes()
 
 
 def test_history_csv_has_keras_s_header_line_ends_and_float32_values(tmp_path):
-    histories.write(tmp_path / "history.csv", [logs(0)])
+    history.write(tmp_path / "history.csv", [logs(0)])
     header, row, rest = (tmp_path / "history.csv").read_bytes().split(b"\r\n")
     assert header == b"epoch,accuracy,learning_rate,loss,val_accuracy,val_loss"
     assert row.startswith(b"0,0.30000001192092896,0.0010000000474974513,2.0,0.5,")
@@ -97,9 +100,8 @@ def test_what_cannot_be_read_is_named_with_the_reason_and_no_advice_to_do_away_w
     monkeypatch.setattr("builtins.open", denied)
     for read, named in (
         (files.read_json, ""),
-        (lambda path: files.read_npz("--data", path, 1), "--data "),
-        (lambda path: checkpoint.read(path, {}, {}), ""),
-        (lambda path: checkpoint.read_weights(path, {}), ""),
+        (lambda path: files.read_npz("--data", path), "--data "),
+        (lambda path: checkpoint.read(path, {}), ""),
     ):
         with pytest.raises(BadInput) as refused:
             read(tmp_path / "file")
@@ -135,41 +137,64 @@ def test_the_same_weights_make_the_same_file_whatever_their_memory_layout(tmp_pa
         "error.txt",
     ],
 )
-def test_a_directory_with_any_file_of_a_run_is_refused(tmp_path, file):
+def test_a_directory_with_any_file_of_a_run_is_refused_and_left_as_it_is(tmp_path, file):
     (tmp_path / file).touch()
-    with pytest.raises(BadInput, match="already holds a run") as error:
-        at(tmp_path).look()
+    with pytest.raises(BadInput, match="already holds a run") as error, at(tmp_path):
+        pass
     for way in (str(tmp_path), file, "--resume", "another --out", "--seed", "delete"):
         assert way in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == [file]
 
 
-def test_a_directory_without_a_run_is_accepted_and_nothing_is_made_yet(tmp_path):
+def test_a_directory_without_a_run_is_accepted_and_made_where_there_is_none(tmp_path):
     (tmp_path / "notes.txt").touch()
-    at(tmp_path).look()
-    at(tmp_path / "a" / "b").look()
-    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+    for out in (tmp_path, tmp_path / "a" / "b"):
+        with at(out):
+            assert not [name for name in FILES if (out / name).exists()]
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_what_a_killed_process_had_begun_to_write_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / f".history.csv.{os.getpid()}.partial").touch()
+    (tmp_path / ".mine.partial").touch()
+    with at(tmp_path):
+        assert not [*tmp_path.glob(".history.csv.*")]
+        assert (tmp_path / ".mine.partial").exists()
 
 
 def test_a_file_in_the_way_of_the_directory_is_named(tmp_path):
     file = tmp_path / "file"
     file.touch()
-    for out in (file, file / "run"):
-        with pytest.raises(BadInput, match="is a file"):
-            at(out).look()
+    for out, reason in ((file, "File exists"), (file / "run", "Not a directory")):
+        with (
+            pytest.raises(BadInput, match=rf"{out}: cannot make that folder \({reason}\); pass another --out"),
+            at(out),
+        ):
+            pass
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_the_data_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # the tests may run as root
-    with pytest.raises(BadInput, match=f"no permission to write in {tmp_path}; pass another --out"):
-        at(tmp_path / "a" / "b").look()
+def test_a_folder_that_cannot_be_written_is_refused_and_nothing_is_made(tmp_path, monkeypatch):
+    def denied(*_, **__):  # the tests may run as root
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    for call, out, fault in (
+        ("pathlib.Path.mkdir", tmp_path / "a" / "b", "cannot make that folder"),
+        ("filelock.FileLock.acquire", tmp_path, "cannot write there"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(call, denied)
+            with pytest.raises(BadInput, match=rf"{fault} \(Permission denied\); pass another --out"), at(out):
+                pass
+    assert not [*tmp_path.iterdir()]
 
 
 def test_cuts_are_the_epochs_whose_next_rate_is_another():
     history = [logs(0), logs(1), logs(2, 5e-4), logs(3, 5e-4)]
     after = [logs(0)["learning_rate"], *[logs(2, 5e-4)["learning_rate"]] * 2, logs(3, 2.5e-4)["learning_rate"]]
-    log = History()
-    for figures, rate in zip(history, after, strict=True):
-        log.append(figures, rate, 1.0)
+    schedule = types.SimpleNamespace()
+    log = History(history[0], schedule)
+    for epoch, (figures, schedule.rate) in enumerate(zip(history, after, strict=True)):
+        log.after_epoch(epoch, figures)
     assert log.cuts == [
         {"epoch": 2, "learning_rate": after[1]},
         {"epoch": 4, "learning_rate": after[3]},
@@ -186,6 +211,7 @@ def test_the_reading_says_what_the_curves_show():
         "best_epoch": 2,
         "learning_rate_cuts": [{"epoch": 3, "learning_rate": 5e-4}],
         "stopped": EARLY_STOPPING,
+        "final": True,
     }
     assert report.reading(history, metrics, 50, cutting=True).splitlines() == [
         "Accuracy          training  validation",
@@ -199,14 +225,25 @@ def test_the_reading_says_what_the_curves_show():
     ]
 
 
-def test_the_reading_of_a_run_that_was_still_improving():
-    history = [{"accuracy": 0.4, "val_accuracy": 0.5, "loss": 1.8, "val_loss": 1.4}]
-    metrics = {"best_epoch": 1, "learning_rate_cuts": [], "stopped": ALL_EPOCHS}
-    assert report.reading(history, metrics, 1, cutting=True).splitlines()[4:] == [
+def test_the_reading_of_a_run_whose_last_epoch_was_the_best_says_no_more_than_one_epoch_can():
+    history = [{"accuracy": 0.4, "val_accuracy": 0.5, "loss": 1.8, "val_loss": 1.4}] * 2
+    metrics = {"learning_rate_cuts": [], "stopped": ALL_EPOCHS, "final": True}
+    assert report.reading(history, metrics | {"best_epoch": 2}, 2, cutting=True).splitlines()[4:] == [
         "At the best epoch training accuracy is 10.0 points below validation.",
         "The learning rate was never cut.",
-        "Validation loss was still improving in the last epoch (1.4000).",
-        "Training ended after epoch 1 of 1: all epochs used.",
+        "Validation loss was lowest in the last epoch (1.4000).",
+        "Training ended after epoch 2 of 2: all epochs used.",
+    ]
+    of_one = report.reading(history[:1], metrics | {"best_epoch": 1}, 1, cutting=True).splitlines()
+    assert of_one[6] == "One epoch tells nothing of where validation loss goes."
+
+
+def test_the_reading_of_a_run_that_is_to_be_continued_says_so():
+    history = [{"accuracy": 0.4, "val_accuracy": 0.5, "loss": 1.8, "val_loss": 1.4}]
+    metrics = {"best_epoch": 1, "learning_rate_cuts": [], "stopped": "out of time", "final": False}
+    assert report.reading(history, metrics, 9, cutting=True).splitlines()[-2:] == [
+        "Training ended after epoch 1 of 9: out of time.",
+        "It is to be continued: --resume goes on with it.",
     ]
 
 
@@ -214,7 +251,7 @@ def test_confused_pairs_are_counted_either_way_and_classes_without_images_have_n
     names = ("cat", "dog", "ship", "frog")
     confusion = [[5, 3, 1, 0], [2, 6, 0, 0], [0, 0, 9, 0], [0, 0, 0, 0]]
     assert report.most_confused(confusion, names) == "Most confused: cat and dog (5), cat and ship (1)."
-    assert report.most_confused([[3, 0], [0, 4]], names[:2]) == "No image was taken for another class."
+    assert report.most_confused([[3, 0], [0, 4]], names[:2]) == "No image was predicted as another class."
     assert report.per_class(confusion, names) == {
         "cat": {"images": 9, "accuracy": 5 / 9},
         "dog": {"images": 8, "accuracy": 6 / 8},
@@ -228,18 +265,26 @@ def repository(folder, *commands):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], cwd=folder, check=True)
 
 
-def test_the_commit_is_the_code_s_own_with_a_hash_of_what_was_changed_since(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "ROOT", tmp_path / "code")
+def test_the_commit_is_the_code_s_own_and_says_whether_a_file_has_changed_since(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "ROOT", tmp_path / "code")
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "a.py").write_text("1")
     repository(tmp_path, ["add", "."], ["commit", "-qm", "around it"])
-    assert environment._git_commit() is None  # the commit of a repository around the code says nothing of it
+    assert machine._git_commit() is None  # the commit of a repository around the code says nothing of it
     repository(tmp_path / "code", ["add", "."], ["commit", "-qm", "its own"])
-    commit = environment._git_commit()
+    commit = machine._git_commit()
     assert re.fullmatch("[0-9a-f]{40}", commit)
-    found = []
-    for text in ("2", "3", "2"):
-        (tmp_path / "code" / "a.py").write_text(text)
-        found.append(environment._git_commit())
-    assert all(re.fullmatch(f"{commit}-dirty-[0-9a-f]{{8}}", name) for name in found)
-    assert found[0] == found[2] != found[1]
+    (tmp_path / "code" / "a.py").write_text("2")
+    assert machine._git_commit() == f"{commit}-dirty"
+
+
+@pytest.mark.parametrize("setting", ["diff.external=true", "diff.external=echo x", "color.ui=always", "diff.context=0"])
+def test_the_commit_does_not_depend_on_the_user_s_git_settings(setting, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    (tmp_path / "a.py").write_text("1")
+    repository(tmp_path, ["add", "."], ["commit", "-qm", "a"])
+    clean = machine._git_commit()
+    repository(tmp_path, ["config", *setting.split("=")])
+    assert machine._git_commit() == clean
+    (tmp_path / "a.py").write_text("2")
+    assert machine._git_commit() == f"{clean}-dirty"

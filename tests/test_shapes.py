@@ -8,7 +8,8 @@ from PIL import Image
 
 import predict
 import train
-from harness.run import CONFIG, METRICS
+from model import MODELS
+from running.outcome import CONFIG, METRICS
 
 
 def save(path, shape, labels, **more):
@@ -41,12 +42,12 @@ def test_grey_digits_with_names_are_trained_on_drawn_and_predicted_by_name(tmp_p
     assert sum(name in line for name in names) == 3
 
 
-@pytest.mark.parametrize("name", ["baseline", "improved", "whitened"])
+@pytest.mark.parametrize("name", MODELS)
 def test_every_network_is_trained_on_oblong_images_of_two_classes(name, tmp_path, capsys):
     source = save(tmp_path / "two.npz", (17, 12, 3), np.arange(40) % 2)
     assert train.main(["--data", source, "--model", name, "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
-    assert ("mirrored or not, and shifted" in said) == (name != "baseline")
+    assert ("mirrored or not, and shifted" in said) == MODELS[name].augmented
     Image.new("L", (5, 9)).save(tmp_path / "small.png")
     assert predict.main([str(tmp_path / "run"), str(tmp_path / "small.png")]) == 0
     assert capsys.readouterr().out.count("class ") == 2
@@ -63,9 +64,9 @@ def test_images_that_pooling_would_leave_nothing_of_are_refused(name, least, tmp
 
 
 def test_a_shift_that_is_as_large_as_the_images_is_refused_before_anything_is_written(npz, tmp_path, capsys):
-    flags = ["--augment", "--shift", "32", "--epochs", "1", "--out", str(tmp_path / "run")]
+    flags = ["--augment", "--shift", "16", "--epochs", "1", "--out", str(tmp_path / "run")]
     assert train.main(["--data", str(npz), *flags]) == 2
-    assert "--shift 32: images are 32x32; pass 31 at most" in capsys.readouterr().err
+    assert "--shift 16: images are 16x16; pass 15 at most" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -80,6 +81,6 @@ def test_a_hundred_classes_are_trained_on_drawn_and_told(tmp_path, capsys):
 def test_labels_that_count_from_1_are_said_to(tmp_path, capsys):
     source = save(tmp_path / "one.npz", (8, 8), 1 + np.arange(40) % 3)
     assert train.main(["--data", source, "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
-    assert "No training image is labelled class 0, and no other either: labels count from 0." in (
+    assert "No training image is labelled class 0, nor is any other image: labels count from 0." in (
         capsys.readouterr().out
     )

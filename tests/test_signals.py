@@ -1,4 +1,4 @@
-"""Signals while a run trains: between two steps, between two files, ignored ones, and what is left when it is over.
+"""Signals while a run trains: in a step, between two files, ignored ones, and what is left when it is over.
 
 In this process, whose own handlers stand for those of whoever calls `train.main`.
 """
@@ -6,17 +6,15 @@ In this process, whose own handlers stand for those of whoever calls `train.main
 import contextlib
 import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from torch.nn.modules.module import register_module_forward_hook
 
 import train
-from harness import signals
+from running import signals
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -73,107 +71,77 @@ def send(*signums):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
-def test_a_signal_in_a_step_waits_for_its_end_and_no_other_step_is_begun(
+def test_a_signal_in_a_step_ends_the_run_there_and_the_epochs_before_are_kept(
     signum, code, begin, reached, tmp_path, capsys
 ):
     with at_step(11, send(signum)) as seen:  # the third step of the second epoch
         assert begin() == code
-    assert seen == ["begun", "through"] * 11
-    assert f"interrupted by {signum.name}" in capsys.readouterr().err
+    assert seen == ["begun", "through"] * 10 + ["begun"]
+    assert f"interrupted by {signum.name}; to go on: " in capsys.readouterr().err
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 2  # the header, the first epoch
+    assert signum.name in (tmp_path / "run" / "error.txt").read_text()
     assert reached == []
 
 
-def test_a_second_signal_does_not_wait(begin, reached, capsys):
-    with at_step(3, send(signal.SIGTERM, signal.SIGINT)) as seen:
-        assert begin() == 130
-    assert seen == ["begun", "through"] * 2 + ["begun"]
-    assert "interrupted by SIGINT" in capsys.readouterr().err
+def interrupted_at(moment, name, patch):
+    """Send SIGTERM just before or just after the file of some name comes into its place."""
+    replace = os.replace
 
-
-@pytest.fixture
-def interrupted_by(monkeypatch):
-    """Send SIGTERM as soon as the file of some name is in its place."""
-
-    def arrange(name):
-        replace = os.replace
-
-        def interrupting(source, target, **options):
+    def interrupting(source, target, **options):
+        if moment == "after":
             replace(source, target, **options)
-            if Path(target).name == name:
-                os.kill(os.getpid(), signal.SIGTERM)
+        if Path(target).name == name:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if moment == "before":
+            replace(source, target, **options)
 
-        monkeypatch.setattr(os, "replace", interrupting)
-
-    return arrange
-
-
-def test_a_signal_between_two_files_of_an_epoch_waits_for_all_of_them(begin, reached, interrupted_by, tmp_path):
-    assert begin("--epochs", "1", "--out", str(tmp_path / "undisturbed")) == 0
-    interrupted_by("checkpoint.pt")
-    assert begin() == 143
-    for name in ("history.csv", "best.pt", "best_weights.npz"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
-    assert "SIGTERM" in (tmp_path / "run" / "error.txt").read_text()
+    patch.setattr(os, "replace", interrupting)
 
 
-def test_a_signal_after_the_last_epoch_does_not_wait(begin, reached, interrupted_by, tmp_path):
-    interrupted_by("metrics.json")
+@pytest.mark.parametrize(
+    ("moment", "name"),
+    [("before", "checkpoint.pt"), ("after", "checkpoint.pt"), ("before", "best.pt"), ("after", "history.csv")],
+)
+def test_a_signal_while_files_are_written_leaves_each_whole_and_the_run_goes_on_as_if_undisturbed(
+    moment, name, begin, reached, tmp_path, monkeypatch
+):
+    run, whole = tmp_path / "run", tmp_path / "undisturbed"
+    assert begin("--epochs", "2", "--out", str(whole)) == 0
+    assert begin("--epochs", "1") == 0
+    # Not before the first step: going on writes files too.
+    with monkeypatch.context() as patch, at_step(1, lambda: interrupted_at(moment, name, patch)):
+        assert begin("--epochs", "2", "--resume") == 143
+    assert "SIGTERM" in (run / "error.txt").read_text()
+    assert [*run.glob(".*.partial")] == []
+    kept = torch.load(run / "checkpoint.pt", weights_only=True)["history"]["logs"]
+    assert len(kept) == (1 if (moment, name) == ("before", "checkpoint.pt") else 2)
+    assert len((run / "history.csv").read_text().splitlines()) == (3 if name != "checkpoint.pt" else 2)
+    assert begin("--epochs", "2", "--resume") == 0
+    for file in ("history.csv", "best.pt", "best_weights.npz"):
+        assert (run / file).read_bytes() == (whole / file).read_bytes()
+    assert not (run / "error.txt").exists()
+
+
+def test_a_signal_after_the_last_epoch_does_not_wait_for_the_pictures(begin, reached, tmp_path, monkeypatch):
+    interrupted_at("after", "metrics.json", monkeypatch)
     assert begin("--epochs", "1") == 143
     assert not (tmp_path / "run" / "curves.png").exists()
 
 
-@pytest.mark.parametrize(
-    ("command", "signum", "code"),
-    [
-        ("train.py", signal.SIGINT, 130),
-        ("train.py", signal.SIGUSR1, 143),
-        ("train.py", signal.SIGTERM, 143),
-        ("predict.py", signal.SIGINT, 130),
-        ("compare.py", signal.SIGINT, 130),
-        ("sweep.py", signal.SIGINT, 130),
-    ],
-)
-def test_a_signal_while_torch_is_imported_ends_the_command_with_one_line(command, signum, code, tmp_path):
-    (tmp_path / "torch.py").write_text(f"import os, time; os.kill(os.getpid(), {int(signum)}); time.sleep(60)")
-    process = subprocess.run(
-        [sys.executable, ROOT / command, "--help"],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == code
-    assert process.stderr == f"{command}: error: interrupted by {signum.name}\n"
+def test_a_process_whose_torchrun_has_gone_ends_as_after_sigterm(begin, tmp_path, monkeypatch, capsys):
+    def orphan():
+        monkeypatch.setattr(os, "getppid", lambda: -1)
+        while True:  # until it is noticed
+            time.sleep(0.01)
 
-
-def test_a_command_that_is_imported_leaves_the_handlers_alone(tmp_path):
-    (tmp_path / "torch.py").write_text("raise ImportError")
-    code = "import contextlib, signal\n"
-    for name in ("train", "predict", "compare", "sweep"):
-        code += f"with contextlib.suppress(ImportError): import {name}\n"
-    code += "assert {*map(signal.getsignal, (signal.SIGTERM, signal.SIGUSR1))} == {signal.SIG_DFL}"
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False).returncode == 0
-
-
-def test_a_process_whose_torchrun_has_gone_ends_after_the_step_as_after_sigterm(begin, tmp_path, monkeypatch, capsys):
-    with at_step(11, lambda: monkeypatch.setattr(signals, "_parent", -1)) as seen:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(signals, "PAUSE", 0.01)
+    with at_step(11, orphan) as seen:
         assert begin() == 143
-    assert seen == ["begun", "through"] * 11
-    assert "error: torchrun has ended; the epochs that were finished are kept" in capsys.readouterr().err
+    assert seen == ["begun", "through"] * 10 + ["begun"]
+    assert "interrupted by SIGTERM; to go on: " in capsys.readouterr().err
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 2
-
-
-def test_a_process_that_waits_for_others_does_not_outlive_torchrun(monkeypatch, capfd):
-    ended = []
-    monkeypatch.setattr(signals, "PAUSE", 0)
-    monkeypatch.setattr(signals, "GRACE", 0)
-    monkeypatch.setattr(signals, "_parent", -1)
-    monkeypatch.setattr(os, "_exit", ended.append)
-    signals._watch()
-    assert ended == [143]
-    assert capfd.readouterr().err == "error: torchrun has ended\n"
 
 
 @pytest.mark.parametrize("signum", SIGNALS)

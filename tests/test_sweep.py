@@ -14,33 +14,49 @@ import sys
 import threading
 import time
 
-import numpy as np
 import pytest
 import torch
 
-import data
+import plots
+import sources
 import sweep
-from harness import jobs, keras_side
-from harness.lock import Lock
+from cli.errors import BadInput
+from cli.flags import flag_of
+from options import Options
+from running.lock import DirectoryLock
+from sources.source import fingerprint
+from sweeping import jobs, keras_side
+from sweeping.keras_side import KerasSide
 
-# It does the seed's action of this attempt: an exit code, a signal to itself (negative), or to wait.
+# It does the seed's action of this attempt: an exit code, a signal to itself (negative), or to wait. As the programs
+# do, it is alone in its directory, and says of a run that has finished just that.
 STAND_IN = """
 import json, os, pathlib, shutil, signal, sys, time
+from filelock import FileLock, Timeout
 words = sys.argv[1:]
 seed, out = (words[len(words) - words[::-1].index(flag)] for flag in ("--seed", "--out"))
 out, template = pathlib.Path(out.replace("<seed>", seed)), pathlib.Path(os.environ["TEMPLATE"])
 attempts = (out / "sweep.log").read_text().count("$ ")
+try:
+    lock = FileLock(out / ".lock", timeout=0).acquire()
+except Timeout:
+    print("in use by another process")
+    sys.exit(2)
 actions = json.loads(os.environ["ACTIONS"]).get(out.name, [0])
 action = actions[min(attempts, len(actions)) - 1]
-print("on", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+if action == 0 and (out / "metrics.json").exists():
+    print("finished already")
+    sys.exit(0)
+print("on", os.environ.get("CUDA_VISIBLE_DEVICES") or "no GPU", flush=True)
 if action in ("wait", "deaf"):
-    def ended(*_):
-        print("asked to end", flush=True)
+    def ended(number, _):
+        print("asked to end by", signal.Signals(number).name, flush=True)
         if action == "wait" or asked:
-            sys.exit(143)
+            os._exit(143)
         asked.append(1)
     asked = []
-    signal.signal(signal.SIGTERM, ended)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, ended)
     (out / "ready").touch()
     while not (template.parent / "go").exists():
         time.sleep(0.01)
@@ -55,7 +71,9 @@ for file in template.iterdir():
     shutil.copy(file, out)
 config, metrics = (json.loads((out / name).read_text()) for name in ("config.json", "metrics.json"))
 if "keras" in out.name:
-    config |= {"model": "keras notebook", "flags": {"epochs": 2, "seed": int(seed)}}
+    config |= {"program": "reference/keras_notebook.py", "model": "keras notebook"}
+    del config["code_sha256"], config["parts"]  # train.py's
+    config["flags"] = {"epochs": 2, "seed": int(seed)}
     config["flags"]["dropout"] = float(words[words.index("--dropout") + 1]) if "--dropout" in words else 0.5
     config["backend"] = os.environ["KERAS_BACKEND"]
     metrics["model"] = "keras notebook"
@@ -76,14 +94,15 @@ for row in rows[1:]:
 @pytest.fixture
 def begin(finished, npz, tmp_path, monkeypatch):
     """Run `sweep.main` on stand-ins of runs of 2 epochs; `actions` are by the name of the run's directory."""
-    script = tmp_path / "stand_in.py"
-    script.write_text(STAND_IN)
+    project = tmp_path / "project"
+    (project / "reference").mkdir(parents=True)
+    for program in ("train.py", "reference/keras_notebook.py"):
+        (project / program).write_text(STAND_IN)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep, "TRAIN", script)
-    monkeypatch.setattr(sweep, "KERAS", script)
+    monkeypatch.setattr(sweep, "ROOT", project)
     monkeypatch.setattr(jobs, "PAUSE", 0.01)
-    monkeypatch.setattr(keras_side, "refuse_without", lambda *_, **__: None)
-    monkeypatch.setattr(sweep.compare.plots, "overlay", lambda *_: b"")
+    monkeypatch.setattr(KerasSide, "refuse_without", lambda *_, **__: None)
+    monkeypatch.setattr(plots, "overlay", lambda *_: b"")
     template = tmp_path / "template"
     template.mkdir()
     for name in ("config.json", "metrics.json", "history.csv", "curves.png"):
@@ -106,7 +125,7 @@ def starts(tmp_path):
 def test_all_seeds_are_trained_once_and_what_they_reached_is_said_together(begin, tmp_path, capsys):
     assert begin("--seeds", "0,2-3,2") == 0
     said = capsys.readouterr().out
-    assert {"seed 0: 0.7000, r/s0", "seed 2: 0.7020, r/s2", "seed 3: 0.7030, r/s3"} <= {
+    assert {f"seed {seed}: test accuracy 0.70{seed}0, r/s{seed}" for seed in (0, 2, 3)} <= {
         line.partition("] ")[2] for line in said.splitlines()
     }
     assert re.search(r"test accuracy +0.7017 ± 0.0015", said)
@@ -114,7 +133,6 @@ def test_all_seeds_are_trained_once_and_what_they_reached_is_said_together(begin
     assert begin("--seeds", "0-3") == 0  # one more
     assert re.search(r"^runs +4$", capsys.readouterr().out, re.MULTILINE)
     assert starts(tmp_path) == {"s0": 1, "s1": 1, "s2": 1, "s3": 1}
-    assert re.search(r"^process \d+$", (tmp_path / "r/s0/sweep.log").read_text(), re.MULTILINE)
 
 
 def test_a_killed_run_is_started_again_three_times_a_failed_one_is_named_with_its_reason(begin, tmp_path, capsys):
@@ -125,9 +143,9 @@ def test_a_killed_run_is_started_again_three_times_a_failed_one_is_named_with_it
     assert re.search(r"^runs +2$", said, re.MULTILINE)
     failed = said[said.index("5 of 7 runs failed") :].splitlines()[1:]
     assert [line.split(" (r/")[0] for line in failed] == [
-        "seed 1: exit code 137: on None",
+        "seed 1: exit code 137: on no GPU",
         *(f"seed {seed}: exit code {code}: the reason of {code}" for seed, code in ((2, 1), (3, 2), (4, 3))),
-        "seed 5: exit code 139: on None",
+        "seed 5: exit code 139: on no GPU",
     ]
     assert begin("--seeds", "0-6") == 0  # tries the failed ones again
     assert starts(tmp_path) == {"s0": 4, "s1": 5, "s2": 2, "s3": 2, "s4": 2, "s5": 2, "s6": 1}
@@ -137,8 +155,7 @@ def when(condition, act):
     """Call `act` in a thread of its own as soon as `condition` holds."""
 
     def watch():
-        end = time.monotonic() + 30
-        while not condition() and time.monotonic() < end:
+        while not condition():
             time.sleep(0.01)
         act()
 
@@ -151,12 +168,15 @@ def ready(tmp_path, count):
     return lambda: len([*tmp_path.glob("r/*/ready")]) >= count
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)], ids=lambda x: str(int(x))
+)
 def test_a_signal_reaches_every_run_and_is_waited_for(signum, code, begin, tmp_path, capsys):
     when(ready(tmp_path, 2), lambda: os.kill(os.getpid(), signum))
     assert begin("--seeds", "0-3", "--jobs", "2", s0=["wait"], s1=["wait"]) == code
     logs = [log.read_text() for log in tmp_path.glob("r/*/sweep.log")]
-    assert [log.splitlines()[-1] for log in logs] == ["asked to end"] * 2  # seeds 2 and 3 were not begun
+    ends = [log.splitlines()[-1] for log in logs]
+    assert ends == [f"asked to end by {signum.name}"] * 2  # seeds 2 and 3 were not begun
     error = capsys.readouterr().err
     assert f"interrupted by {signum.name}; the same command goes on" in error
     assert begin("--seeds", "0-3") == 0
@@ -170,57 +190,129 @@ def test_a_second_signal_does_not_wait_and_is_handed_on_too(begin, tmp_path):
 
     when(ready(tmp_path, 1), act)
     assert begin("--seeds", "0", s0=["deaf"]) == 130
-    end = time.monotonic() + 10
     while (tmp_path / "r/s0/sweep.log").read_text().count("asked to end") < 2:
-        assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def other_sweep(words, log, script):
-    sweep.TRAIN = script
-    os.dup2(os.open(log, os.O_CREAT | os.O_WRONLY), 1)
+def other_sweep(words, log):
+    sys.stdout = log.open("w")
     os._exit(sweep.main(words))
 
 
-def test_what_runs_on_after_a_sweep_was_killed_is_found_again_and_waited_for(begin, tmp_path, npz, monkeypatch, capsys):
+def trainings(tmp_path):
+    """How often each run was begun, not counting who found that it had finished."""
+    logs = {log.parent.name: log.read_text() for log in sorted(tmp_path.glob("r/*/sweep.log"))}
+    return {name: len(re.findall("^on ", log, re.MULTILINE)) for name, log in logs.items()}
+
+
+def test_what_runs_on_after_a_sweep_was_killed_is_waited_for_and_not_trained_again(
+    begin, tmp_path, npz, monkeypatch, capsys
+):
     monkeypatch.setenv("ACTIONS", json.dumps({"s0": ["wait"], "s1": ["wait"]}))
     words = ["--seeds", "0-1", "--jobs", "2", "--", "--data", str(npz), "--epochs", "2", "--out", "r/s<seed>"]
-    script = tmp_path / "stand_in.py"
-    killed = multiprocessing.get_context("fork").Process(target=other_sweep, args=(words, tmp_path / "log", script))
+    killed = multiprocessing.get_context("fork").Process(target=other_sweep, args=(words, tmp_path / "log"))
     killed.start()
     when(ready(tmp_path, 2), killed.kill).join()
     killed.join()
     when(lambda: "in use" in capsys.readouterr().out, (tmp_path / "go").touch)
-    assert begin("--seeds", "0-2", s0=["wait"], s1=["wait"]) == 0
-    assert starts(tmp_path) == {"s0": 1, "s1": 1, "s2": 1}
+    assert begin("--seeds", "0-2") == 0
+    assert trainings(tmp_path) == {"s0": 1, "s1": 1, "s2": 1}
 
 
-def test_a_seed_on_which_another_process_is_at_work_has_its_turn_when_that_is_done(begin, tmp_path, capsys):
+def test_two_sweeps_over_the_same_seeds_share_the_work_and_both_have_the_answer(
+    begin, tmp_path, npz, monkeypatch, capsys
+):
+    monkeypatch.setenv("ACTIONS", json.dumps({"s0": ["wait"], "s1": ["wait"]}))
+    words = ["--seeds", "0-1", "--jobs", "2", "--", "--data", str(npz), "--epochs", "2", "--out", "r/s<seed>"]
+    other = multiprocessing.get_context("fork").Process(target=other_sweep, args=(words, tmp_path / "log"))
+    other.start()
+    when(ready(tmp_path, 2), lambda: None).join()
+    said = []
+    when(lambda: said.append(capsys.readouterr().out) or "".join(said).count("in use") == 2, (tmp_path / "go").touch)
+    assert begin("--seeds", "0-2") == 0
+    other.join()
+    assert other.exitcode == 0
+    said.append(capsys.readouterr().out)
+    assert re.search(r"^runs +3$", "".join(said), re.MULTILINE)
+    assert re.search(r"^runs +2$", (tmp_path / "log").read_text(), re.MULTILINE)
+    assert trainings(tmp_path) == {"s0": 1, "s1": 1, "s2": 1}
+
+
+def occupy(folder):
+    lock = DirectoryLock(folder)
+    lock.claim()
+    (folder / "occupied").touch()
+    signal.pause()
+
+
+@pytest.fixture
+def occupied():
+    """Start a process that is at work in a directory until it is killed; returns it."""
+    started = []
+
+    def run(folder):
+        started.append(multiprocessing.get_context("fork").Process(target=occupy, args=(folder,)))
+        started[-1].start()
+        while not (folder / "occupied").exists():
+            time.sleep(0.01)
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def test_a_seed_on_which_another_process_is_at_work_has_its_turn_when_that_is_done(begin, occupied, tmp_path, capsys):
     (tmp_path / "r" / "s0").mkdir(parents=True)
-    other = Lock(tmp_path / "r" / "s0" / ".lock")
-    other.claim()
-    when(lambda: (tmp_path / "r/s1/metrics.json").exists(), lambda: (time.sleep(0.1), other.release()))
+    other = occupied(tmp_path / "r" / "s0")
+    when(lambda: (tmp_path / "r/s1/metrics.json").exists(), lambda: (time.sleep(0.1), other.kill()))
     assert begin("--seeds", "0-1", "--jobs", "1") == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[1] == f"seed 0: r/s0 is in use by process {os.getpid()} on {os.uname().nodename}; waiting for its end"
-    assert [line.partition(",")[0] for line in said[2:4]] == ["[1/2] seed 1: 0.7010", "[2/2] seed 0: 0.7000"]
+    assert said[1] == f"seed 0: r/s0 is in use by process {other.pid} on {os.uname().nodename}; waiting for its end"
+    assert [line.partition(",")[0] for line in said[2:4]] == [
+        "[1/2] seed 1: test accuracy 0.7010",
+        "[2/2] seed 0: test accuracy 0.7000",
+    ]
 
 
-def test_a_run_of_keras_that_somebody_began_by_hand_is_waited_for_and_nothing_of_it_taken_away(begin, tmp_path, capsys):
+def test_a_process_that_was_refused_where_another_one_was_faster_has_not_failed(occupied, tmp_path):
+    (tmp_path / "run").mkdir()
+    job = jobs.Job("seed 0", tmp_path / "run", [sys.executable, "-c", "raise SystemExit('the reason')"], {}, 1)
+    job.start()
+    other = occupied(tmp_path / "run")
+    job.process.wait()
+    job.poll()
+    assert (job.done, job.process) == (False, None)  # it has its turn again
+    other.kill()
+    other.join()
+    job.start()
+    job.process.wait()
+    job.poll()
+    assert job.fault == "exit code 1: the reason"
+
+
+@pytest.mark.parametrize("log", [True, False], ids=["a sweep was there before", "no sweep was there"])
+def test_a_run_of_keras_that_somebody_began_by_hand_is_waited_for_and_nothing_of_it_taken_away(
+    log, begin, occupied, tmp_path, capsys
+):
     assert begin("--seeds", "0", "--keras") == 0
     by_hand = tmp_path / "r" / "keras-small-seed0"
     metrics = (by_hand / "metrics.json").read_bytes()
-    (by_hand / "metrics.json").unlink()  # and the log of a sweep lies there
-    other = Lock(by_hand / ".lock")
-    other.claim()
+    (by_hand / "metrics.json").unlink()
+    if not log:
+        (by_hand / "sweep.log").unlink()
+    before = {path: path.read_bytes() for path in by_hand.iterdir() if path.suffix in (".json", ".csv", ".npz")}
+    other = occupied(by_hand)
 
     def end():
         (by_hand / "metrics.json").write_bytes(metrics)
-        other.release()
+        other.kill()
 
     when(lambda: "keras-small-seed0 is in use by process" in capsys.readouterr().out, end)
     assert begin("--seeds", "0", "--keras") == 0
-    assert starts(tmp_path) == {"keras-small-seed0": 1, "s0": 1}
+    assert trainings(tmp_path) == {"keras-small-seed0": int(log), "s0": 1}
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_run_that_cannot_be_started_fails_and_the_others_go_on(begin, monkeypatch, capsys):
@@ -245,7 +337,7 @@ def test_keras_comes_first_and_the_exit_code_tells_if_the_two_are_equivalent(wit
     assert begin("--seeds", "0-2", "--keras", "--within", within, behind=flags, **killed) == code
     said = capsys.readouterr().out
     ended = re.findall(r"^\[./6\] (seed .*?):", said, re.MULTILINE)
-    assert sorted(ended, key=lambda name: name[:6]) == [f"seed {n}{side}" for n in range(3) for side in (", Keras", "")]
+    assert sorted(ended, key=lambda name: name[:6]) == [f"seed {n}{side}" for n in range(3) for side in (", keras", "")]
     assert "(3 pairs with the same initial weights)" in said
     log = (tmp_path / "r/keras-small-seed1/sweep.log").read_text()
     assert log.count("--dropout 0.25 ") == log.count("KERAS_BACKEND=torch ") == 2
@@ -260,17 +352,17 @@ def test_where_keras_failed_its_pair_is_not_started_and_the_others_are_compared(
     assert begin("--seeds", "0-2", "--keras", behind=("--dropout", "0.25"), **{"keras-small-seed1": [2]}) == 1
     said = capsys.readouterr().out
     assert "(2 pairs" in said
-    assert "seed 1: not started, since seed 1, Keras failed" in said
+    assert "seed 1: not started, since seed 1, keras failed" in said
     assert not (tmp_path / "r/s1").exists()
     assert begin("--seeds", "0-2", "--keras", behind=("--dropout", "0")) == 2  # another recipe than Keras's had
-    assert "r/keras-small-seed0: Keras's run there had --dropout 0.25; delete it" in capsys.readouterr().err
+    assert "r/keras-small-seed0: the run there had --dropout 0.25; delete it" in capsys.readouterr().err
 
 
 def test_a_run_of_keras_on_another_backend_is_not_taken_for_a_finished_one(begin, monkeypatch, capsys):
     assert begin("--seeds", "0", "--keras") == 0
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     assert begin("--seeds", "0", "--keras") == 2
-    said = "r/keras-small-seed0: Keras's run there was on torch, not tensorflow; set KERAS_BACKEND=torch"
+    said = "r/keras-small-seed0: the run there had the backend torch (set KERAS_BACKEND=torch)"
     assert said in capsys.readouterr().err
 
 
@@ -284,20 +376,26 @@ def test_a_run_that_did_not_begin_with_keras_s_weights_is_refused_before_keras_b
 def test_after_more_epochs_were_asked_for_a_run_of_keras_that_stopped_early_is_still_finished(begin, tmp_path, capsys):
     assert begin("--seeds", "0", "--keras") == 0  # 2 epochs
     assert begin("--seeds", "0", "--keras", behind=("--epochs", "3")) == 2
-    assert "Keras's run there had --epochs 2" in capsys.readouterr().err
+    assert "the run there had --epochs 2" in capsys.readouterr().err
     for metrics in tmp_path.glob("r/*/metrics.json"):
         metrics.write_text(metrics.read_text().replace("all epochs used", "early stopping"))
     assert begin("--seeds", "0", "--keras", behind=("--epochs", "3")) == 0
     assert starts(tmp_path) == {"keras-small-seed0": 1, "s0": 1}
 
 
-def test_a_run_that_began_with_other_weights_than_keras_s_has_now_is_no_pair_of_it(begin, tmp_path, capsys):
+def test_a_run_is_asked_again_if_it_goes_with_a_run_of_keras_that_was_made_anew(begin, tmp_path, capsys):
     assert begin("--seeds", "0", "--keras") == 0
     shutil.rmtree(tmp_path / "r/keras-small-seed0")
-    np.savez(tmp_path / "template/initial_weights.npz", np.zeros(3))  # of Keras's next run
-    assert begin("--seeds", "0", "--keras") == 1
-    assert "not the weights that the run in r/s0 started from" in capsys.readouterr().out
-    assert starts(tmp_path) == {"keras-small-seed0": 1, "s0": 1}
+    assert begin("--seeds", "0", "--keras", s0=[0, 2]) == 1  # as train.py refuses other weights than it began with
+    assert "seed 0: exit code 2: the reason of 2" in capsys.readouterr().out
+    assert starts(tmp_path) == {"keras-small-seed0": 1, "s0": 2}
+
+
+def test_a_run_of_keras_that_broke_off_in_the_middle_of_a_file_is_begun_anew_by_the_same_command(begin, tmp_path):
+    assert begin("--seeds", "0", "--keras", **{"keras-small-seed0": [1]}) == 1
+    (tmp_path / "r/keras-small-seed0/config.json").write_text('{"model": ')
+    assert begin("--seeds", "0", "--keras") == 0
+    assert starts(tmp_path) == {"keras-small-seed0": 2, "s0": 1}
 
 
 def test_the_second_network_has_pairs_too_without_augmentation(begin, tmp_path):
@@ -305,12 +403,6 @@ def test_the_second_network_has_pairs_too_without_augmentation(begin, tmp_path):
     log = (tmp_path / "r/keras-small-seed0/sweep.log").read_text()
     assert "--model improved" in log
     assert "augment" not in log
-
-
-def test_the_number_of_a_process_is_no_reason_of_its_end(tmp_path):
-    job = jobs.Job("seed 0", tmp_path, [], dict, 2, {})
-    job.log.write_text("$ train.py\nout of memory\n$ train.py\nprocess 7\n")
-    assert job._last_line() == "$ train.py"
 
 
 def test_no_picture_is_named_where_none_was_written(begin, tmp_path, capsys):
@@ -325,16 +417,17 @@ def test_no_picture_is_named_where_none_was_written(begin, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"seed": 55}, "Keras's run there had --seed 55"),
-        ({"draws": "draws.npz"}, "Keras's run there had --draws; move it"),
-        (None, "no flags in its config.json"),
+        ({"seed": 55}, "the run there had --seed 55; delete it"),
+        ({"draws": "draws.npz"}, "the run there had --draws; delete it"),
+        (None, "the run there is not one of reference/keras_notebook.py; pass another --out"),
     ],
 )
 def test_a_run_of_keras_that_is_not_the_seed_s_own_is_refused(flags, said, begin, tmp_path, capsys):
     assert begin("--seeds", "0", "--keras") == 0
-    config = tmp_path / "r/keras-small-seed0/config.json"
+    config, metrics = (tmp_path / "r/keras-small-seed0" / name for name in ("config.json", "metrics.json"))
     before = json.loads(config.read_text())
     config.write_text(json.dumps(before | {"flags": flags and before["flags"] | flags}))
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"seed": (flags or {}).get("seed", 0)}))
     assert begin("--seeds", "0", "--keras") == 2
     assert f"r/keras-small-seed0: {said}" in capsys.readouterr().err
 
@@ -344,7 +437,11 @@ def test_a_run_of_keras_that_is_not_the_seed_s_own_is_refused(flags, said, begin
     [
         (["--out", "file"], [], "--out file: cannot make that folder"),
         (["--out", "others"], [], "--out others: has a comparison.json or comparison.png that is not compare.py's own"),
-        (["--keras"], ["--out", "r/keras-small-seed<seed>"], "--out r/keras-small-seed0 behind --: is Keras's own"),
+        (
+            ["--keras"],
+            ["--out", "r/keras-small-seed<seed>"],
+            "--out r/keras-small-seed0 after --: is the one of --keras",
+        ),
         ([], ["--init-weights", "gone.npz"], "--init-weights gone.npz: no such file"),
     ],
 )
@@ -362,10 +459,10 @@ def test_a_run_of_keras_on_other_data_is_refused_before_any_run_starts(begin, np
     config = tmp_path / "r/keras-small-seed0/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"data_sha256": "another"}))
     assert begin("--seeds", "0-1", "--keras") == 2
-    assert "r/keras-small-seed0: Keras's run there had other images or labels; delete" in capsys.readouterr().err
+    assert "r/keras-small-seed0: the run there had other images or labels; delete" in capsys.readouterr().err
     assert not (tmp_path / "r/s1").exists()
     config.write_text(
-        json.dumps(json.loads(config.read_text()) | {"data_sha256": data.fingerprint(data.load(str(npz)))})
+        json.dumps(json.loads(config.read_text()) | {"data_sha256": fingerprint(sources.choose(str(npz)).load())})
     )
     assert begin("--seeds", "0-1", "--keras") == 0
 
@@ -374,7 +471,10 @@ def test_a_run_of_keras_that_no_sweep_began_is_not_begun_anew(begin, tmp_path, c
     (tmp_path / "r/keras-small-seed0").mkdir(parents=True)
     (tmp_path / "r/keras-small-seed0/history.csv").write_text("epoch,loss\n")
     assert begin("--seeds", "0", "--keras") == 2
-    assert "r/keras-small-seed0: Keras's run there broke off, and no sweep began it" in capsys.readouterr().err
+    assert (
+        "r/keras-small-seed0: the run there broke off (no metrics.json), and no sweep began it"
+        in capsys.readouterr().err
+    )
     assert [path.name for path in tmp_path.glob("r/*/*")] == ["history.csv"]
 
 
@@ -386,20 +486,21 @@ def test_a_run_of_keras_that_no_sweep_began_is_not_begun_anew(begin, tmp_path, c
         ("--seeds 0-99999999999", "'0-99999999999' is neither"),
         ("--seeds 18446744073709551616", "argument --seed: '18446744073709551616'"),
         ("--seeds 0 --jobs 0", "argument --jobs: '0'"),
-        ("--seeds 0 --epochs 3", "--epochs 3: not an option of sweep.py; those of train.py go behind --"),
+        ("--seeds 0 --epochs 3", "--epochs 3: not an option of sweep.py; put train.py's options after --"),
         ("--seeds 0 -- --epochs x", "train.py: error: argument --epochs: 'x'"),
-        ("--seeds 0 -- --seed=1", "--seed behind --: sweep.py gives it to each run; leave it out"),
-        ("--seeds 0 -- --resume runs/a", "--resume behind --"),
-        ("--seeds 0,1 -- --out run", "--out run behind --: is the same for each seed; put <seed> into it"),
+        ("--seeds 0 -- --seed=1", "--seed after --: sweep.py gives it to each run; leave it out"),
+        ("--seeds 0 -- --resume runs/a", "--resume after --"),
+        ("--seeds 0,1 -- --out run", "--out run after --: is the same for two runs; put <seed> into it"),
         ("--seeds 0 -- --data gone.npz", "--data gone.npz: no such file"),
         ("--seeds 0 --within 0.01", "--within: needs --keras"),
+        ("--seeds 0 --keras -- --model improved", "augments no images; add --no-augment, or leave --keras out"),
         (
-            "--seeds 0 --keras -- --model improved --l2 0.1",
-            "has no --l2 0.1, augmentation (--no-augment turns it off); leave that or --keras out",
+            "--seeds 0 --keras -- --l2 0.1 --lr-factor 0.1",
+            "has no --l2 0.1, --lr-factor 0.1; leave that or --keras out",
         ),
         ("--seeds 0 --keras -- --model whitened --no-augment", "has no --model whitened; leave"),
         ("--seeds 0,4294967296 --keras -- --data small.npz", "--seeds 4294967296: Keras's side takes none above 4294"),
-        ("--seeds 0 --keras -- --data synthetic", "--keras: Keras does not read --data synthetic; pass an .npz file"),
+        ("--seeds 0 --keras -- --data synthetic", "--keras: it does not read --data synthetic; pass an .npz file"),
         ("--seeds 0 --keras -- --data small.npz", "Keras on nobody does not start (ValueError: "),
     ],
 )
@@ -414,7 +515,7 @@ def test_bad_input_is_one_line_before_anything_starts(words, message, npz, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.npz"]
 
 
-def test_a_dry_run_starts_nothing_and_prints_lines_for_a_shell(begin, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_starts_nothing_and_prints_lines_for_a_shell(begin, tmp_path, capsys):
     assert begin("--seeds", "1") == 0
     capsys.readouterr()
     assert begin("--seeds", "0-1", "--dry-run") == 0
@@ -424,10 +525,9 @@ def test_a_dry_run_starts_nothing_and_prints_lines_for_a_shell(begin, tmp_path, 
     assert not (tmp_path / "r/s0").exists()
     assert begin("--seeds", "0", "--keras", "--dry-run") == 0
     line = capsys.readouterr().out.splitlines()[0]
-    monkeypatch.setattr(sweep, "TRAIN", None)
     (tmp_path / "r/keras-small-seed0").mkdir()
     (tmp_path / "r/keras-small-seed0/sweep.log").touch()
-    assert subprocess.run(line, shell=True, check=True, capture_output=True, text=True).stdout == "on \n"  # no GPU
+    assert subprocess.run(line, shell=True, check=True, capture_output=True, text=True).stdout == "on no GPU\n"
     assert (tmp_path / "r/keras-small-seed0/metrics.json").exists()
 
 
@@ -457,8 +557,62 @@ def test_on_gpus_so_many_on_each_in_turn(device, named, gpus, slots, begin, tmp_
     when(ready(tmp_path, 6), (tmp_path / "go").touch)
     assert begin("--seeds", "0-5", "--jobs-per-gpu", "6", behind=["--device", device], **waits) == 0
     used = [re.search("^on (.*)", log.read_text(), re.MULTILINE)[1] for log in tmp_path.glob("r/s*/sweep.log")]
-    assert sorted(used) == sorted((gpus or ["None"] * 3) * 2)
-    assert not any("--threads" in log.read_text() for log in tmp_path.glob("r/s*/sweep.log"))
+    assert sorted(used) == sorted((gpus or ["no GPU"] * 3) * 2)
+    for log in tmp_path.glob("r/s*/sweep.log"):
+        words = log.read_text().splitlines()[0].split()
+        assert words[words.index("--threads") + 1] == "1"  # the cores are divided among the runs at once
+        assert words[-3:] == (["--device", "cuda", "--resume"] if device == "cuda" else words[-3:])
+
+
+@pytest.mark.parametrize(
+    ("listed", "gpus"),
+    [
+        ("0,1,", ["0", "1"]),
+        ("0,-1,1", ["0"]),
+        ("", []),
+        (" 2 , GPU-8932f937-d72c,MIG-1/2", ["2", "GPU-8932f937-d72c", "MIG-1/2"]),
+    ],
+)
+def test_the_list_of_gpus_is_read_as_cuda_reads_it(listed, gpus):
+    assert jobs.visible(listed) == gpus
+
+
+def test_no_more_runs_are_at_work_than_jobs_says(begin, monkeypatch):
+    started, at_once, popen = [], [], subprocess.Popen
+
+    def counting(*words, **options):
+        started.append(popen(*words, **options))
+        at_once.append(sum(process.poll() is None for process in started))
+        return started[-1]
+
+    monkeypatch.setattr(jobs.subprocess, "Popen", counting)
+    assert begin("--seeds", "0-5", "--jobs", "2") == 0
+    assert (len(started), max(at_once)) == (6, 2)
+
+
+def test_a_terminal_s_ctrl_c_does_not_reach_the_runs_but_through_the_sweep(tmp_path):
+    job = jobs.Job("j", tmp_path / "j", [sys.executable, "-c", "import time; time.sleep(99)"], {}, 1)
+    job.start()
+    try:
+        assert os.getpgid(job.process.pid) == job.process.pid != os.getpgid(0)
+    finally:
+        job.process.kill()
+        job.process.wait()
+
+
+def test_a_run_of_keras_that_trained_longer_than_is_asked_for_is_no_partner(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"backend": "torch", "flags": {"epochs": 50, "seed": 0}}))
+    metrics = {"test_accuracy": 0.7, "stopped": "early stopping", "epochs": 20}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    assert KerasSide().finished(tmp_path, Options(epochs=20).resolved().flags()) == metrics
+    with pytest.raises(BadInput, match="had --epochs 50"):
+        KerasSide().finished(tmp_path, Options(epochs=10).resolved().flags())
+
+
+def test_threads_reach_keras_too(tmp_path):
+    flags, usual = (Options(threads=threads).resolved().flags() for threads in (3, None))
+    job = KerasSide().job("k", ["k.py"], tmp_path, flags, usual, "", torch.device("cpu"))
+    assert {job.environment[name] for name in keras_side.THREADS} == {"3"}
 
 
 def test_on_a_cpu_a_core_each_or_as_many_as_threads_were_asked_for(monkeypatch):
@@ -480,13 +634,13 @@ def test_a_terminal_has_a_bar_over_the_epochs_of_all_runs(begin, monkeypatch):
 
 
 def test_every_option_that_is_handed_to_keras_is_one_of_its_side_s():
-    text = (sweep.KERAS).read_text()
-    assert [flag for flag in map(keras_side.flag_of, keras_side.OPTIONS) if f'"{flag}"' not in text] == []
+    text = (sweep.ROOT / KerasSide.program).read_text()
+    assert [name for name in (*KerasSide.options, "resume") if f'"{flag_of(name)}"' not in text] == []
 
 
 def test_two_true_runs_of_a_thread_each(npz, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep.compare.plots, "overlay", lambda *_: b"")
+    monkeypatch.setattr(plots, "overlay", lambda *_: b"")
     assert sweep.main(["--seeds", "0-1", "--jobs", "2", "--", "--data", str(npz), "--epochs", "1"]) == 0
     assert re.search(r"^runs +2$", capsys.readouterr().out, re.MULTILINE)
     for seed in (0, 1):

@@ -1,0 +1,105 @@
+"""A command: whatever ends it becomes an exit code and, if it failed, one line on standard error."""
+
+import functools
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+
+import torch
+
+from cli.errors import CannotWrite, DeviceFailed, Failure, Interrupted, OutOfMemory, first_line, out_of_memory
+from cli.messages import complain
+from running import distributed, signals
+
+DEVICE_ERRORS = (
+    "CUBLAS",
+    "cuDNN",
+    "CUDNN",
+    "CUDA",
+    "NCCL",
+    "nvrtc",
+    "riton",
+    "unable to find an engine",
+    "InductorError",
+)
+Main = Callable[[list[str] | None], int | None]
+
+
+def command(prog: str, resumes: bool = False, failed: int = Failure.code) -> Callable[[Main], Main]:
+    """Turn `main(argv)` into a command.
+
+    `resumes` tells that `--resume` goes on with what the command was doing. `failed` is the exit code for failures
+    that are nobody's mistake, such as a full disk; where it is not Python's own 1, a crash has it too.
+    """
+
+    def decorate(main: Main) -> Main:
+        @functools.wraps(main)
+        def run(argv: list[str] | None = None) -> int:
+            for stream in (sys.stdout, sys.stderr):
+                if hasattr(stream, "reconfigure"):
+                    stream.reconfigure(errors="backslashreplace")
+            try:
+                with signals.handled():
+                    return main(argv) or 0
+            except SystemExit as stop:  # argparse's, after --help or one line on stderr
+                return stop.code
+            except BrokenPipeError as error:  # the reader of standard output has gone, as behind `| head`
+                if not resumes:
+                    return failed
+                failure = CannotWrite("to standard output", error)
+            except (Exception, Interrupted) as error:
+                failure = _failure(error)
+                if failure is None:
+                    if failed == Failure.code:
+                        raise
+                    traceback.print_exc()
+                    return failed
+            _explain(prog, failure, _again(prog, argv, resumes), resumes)
+            return failed if failure.code == Failure.code else failure.code
+
+        return run
+
+    return decorate
+
+
+def _failure(error: BaseException) -> Failure | Interrupted | None:
+    """Return what to report of `error`; None for a bug."""
+    if isinstance(error, Failure | Interrupted):
+        return error
+    if isinstance(error, OSError):
+        return Failure(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return OutOfMemory(first_line(error))
+    if isinstance(error, torch.AcceleratorError) or _of_a_library_on_the_device(error):
+        return DeviceFailed(f"the device failed ({first_line(error):.200})")
+    if out_of_memory(error):
+        return OutOfMemory(f"out of memory ({first_line(error).rpartition('Allocator: ')[2]})")
+    return None
+
+
+def _of_a_library_on_the_device(error: BaseException) -> bool:
+    """Tell an error of cuBLAS, cuDNN, NCCL, nvrtc or Triton, for which torch has no exception class."""
+    return isinstance(error, RuntimeError) and any(word in f"{type(error).__name__} {error}" for word in DEVICE_ERRORS)
+
+
+def _explain(prog: str, failure: Failure | Interrupted, again: str, resumes: bool) -> None:
+    """Print the one line; a failure that is shared is the first process's to report."""
+    rank = distributed.rank()
+    if rank and failure.shared:
+        return
+    message = f"process {rank}: {failure}" if rank else str(failure)
+    if failure.advice and (resumes or isinstance(failure, CannotWrite)):  # other advice is about training
+        message += f"; {failure.advice.format(again=again)}"
+    complain(f"{prog}: error: {message}")
+
+
+def _again(prog: str, argv: list[str] | None, resumes: bool) -> str:
+    """Return the command line that goes on."""
+    if distributed.launched():
+        return "the same torchrun command with --resume"
+    # Within a notebook the process was started by another program.
+    own = argv is None and sys.argv[0] in sys.orig_argv
+    words = sys.orig_argv if own else [prog, *(sys.argv[1:] if argv is None else argv)]
+    resuming = any(word.partition("=")[0] == "--resume" for word in words)
+    return shlex.join([*words, "--resume"] if resumes and not resuming else words)

@@ -1,0 +1,73 @@
+"""Lines that a command prints: to standard output, to standard error, and tables."""
+
+import contextlib
+import sys
+import unicodedata
+from collections.abc import Iterator
+
+from cli.errors import CannotWrite
+from running import distributed
+
+_aside: list[bool] = []  # within to_standard_error()
+
+
+@contextlib.contextmanager
+def to_standard_error() -> Iterator[None]:
+    """Let `say` print to standard error within the block."""
+    _aside.append(True)
+    try:
+        yield
+    finally:
+        _aside.pop()
+
+
+def say(*lines: object) -> None:
+    """Print `lines`, in the first process only. Raises CannotWrite, BrokenPipeError."""
+    if distributed.rank() == 0:
+        say_everywhere(*lines)
+
+
+def say_everywhere(*lines: object) -> None:
+    """Print `lines`, in every process. Raises CannotWrite, BrokenPipeError."""
+    if _aside:
+        complain("\n".join(map(str, lines)))
+    else:
+        _print(*lines)
+
+
+def to_standard_output(line: str) -> None:
+    """Print `line` to standard output, in the first process only, wherever `say` prints."""
+    if distributed.rank() == 0:
+        _print(line)
+
+
+def _print(*lines: object) -> None:
+    try:
+        print(*lines, sep="\n", flush=True)  # flushed, so that a log file shows each epoch as it ends
+    except OSError as error:
+        sys.stdout = None  # else the interpreter tries again at exit
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise CannotWrite("to standard output", error) from None
+
+
+def complain(line: str) -> None:
+    """Print `line` to standard error."""
+    print(line, file=sys.stderr)
+
+
+def in_one_line(text: str) -> str:
+    """Escape what would end a line or is not text: control characters, line separators, bytes that are not UTF-8."""
+    unfit = {character for character in text if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")}
+    return "".join(ascii(character)[1:-1] if character in unfit else character for character in text)
+
+
+def table(columns: dict[str, dict[str, str]], markdown: bool) -> str:
+    """Lay out the cells, figures down and groups across."""
+    names = next(iter(columns.values()))
+    rows = [["", *columns], *([name, *(column[name] for column in columns.values())] for name in names)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if markdown:
+        rows.insert(1, ["-" * max(width, 3) for width in widths])
+    lines = [(" | " if markdown else "  ").join(map(str.ljust, row, widths)) for row in rows]
+    return "\n".join(f"| {line} |" if markdown else line.rstrip() for line in lines)

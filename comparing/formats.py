@@ -1,0 +1,242 @@
+"""Histories of trainings in the forms that public programs write, told by their form and never by guess."""
+
+import csv
+import io
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from cli.errors import BadInput
+from running import files
+
+WANTED = "pass the loss of each epoch as Keras, Lightning, timm, fastai, Hugging Face or pandas write it, CSV or JSON"
+MISSING = ("", "na", "n/a", "nan", "null", "none")
+TRAINING, VALIDATION = "(?:train|training)_", "(?:val|valid|validation|eval)_"
+INSTEAD_OF_VALIDATION = "test_"  # where nothing is called validation, as in DeiT's logs
+ACCURACY = "acc|accuracy|categorical_accuracy|sparse_categorical_accuracy|top1|top_1|acc1"
+ROLES = {
+    "loss": rf"(?:{TRAINING})?loss",
+    "accuracy": rf"(?:{TRAINING})?(?:{ACCURACY})",
+    "val_loss": f"{VALIDATION}loss",
+    "val_accuracy": f"{VALIDATION}(?:{ACCURACY})",
+    "learning_rate": r"(?:train_)?(?:lr|learning_rate)|lr-\w+",
+}
+IN_PER_CENT = ("eval_top1",)  # timm's, always
+
+
+class Table(NamedTuple):
+    """A file as it was found: its form in words, its columns by name with cells as they stand there, remarks."""
+
+    form: str
+    columns: dict[str, list]
+    remarks: list[str]
+
+
+def read_table(path: Path) -> Table:
+    """Read a JSON, CSV or .npz file, with as many cells in each column. Raises BadInput."""
+    if path.suffix.lower() == ".npz":
+        columns = {name: array.tolist() for name, array in files.read_npz("", path).items()}
+        if not all(isinstance(cells, list) for cells in columns.values()):
+            raise BadInput(f"{path}: {listed(columns)}, not a list for each; {WANTED}")
+        return _checked(path, _spread_validation(Table("Keras's history in .npz", columns, [])))
+    text = files.read_text(path).removeprefix("\ufeff")  # Excel's
+    if path.suffix.lower() in (".json", ".jsonl") or text.lstrip().startswith("{"):
+        return _json_table(path, text)
+    return _csv_table(path, text)
+
+
+def listed(names: Iterable[str]) -> str:
+    return f"found {', '.join(map(repr, names)) or 'nothing':.200}"
+
+
+def _csv_table(path: Path, text: str) -> Table:
+    start = next((line for line in text.splitlines() if line.strip()), "")
+    separators = [separator for separator in ",;\t" if separator in start] or [","]
+    if len(separators) > 1:
+        raise BadInput(f"{path}: found {start!r:.80}, with more than one kind of separator; {WANTED}")
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separators[0], skipinitialspace=True))
+    except csv.Error as error:
+        raise BadInput(f"{path}: not a CSV file ({error}); {WANTED}") from None
+    rows = [row for row in ([cell.strip() for cell in row] for row in rows) if any(row)]
+    header, rows, remarks = rows[0] if rows else [], rows[1:], []
+    if rows and not text.endswith(("\n", "\r")):
+        if len(rows[-1]) < len(header):
+            rows, remarks = rows[:-1], ["its last row is cut off and left out"]
+        else:
+            remarks = ["its last row has no line end: its last figure may be cut off"]
+    if header in rows:
+        raise BadInput(f"{path}: its header comes twice, so two trainings are in it; save each in a file of its own")
+    if any(len(row) != len(header) for row in rows):
+        raise BadInput(f"{path}: its rows differ in length; {WANTED}")
+    if header and not header[0] and "epoch" not in header:
+        header[0] = "epoch"  # the index that pandas writes without a name
+    if len({*header}) < len(header):
+        raise BadInput(f"{path}: {listed(header)}, a name twice; name each column once")
+    header = _with_counter(header)
+    form = "CSV" if separators == [","] else f"CSV separated by {separators[0]!r}"
+    if {"epoch", "step"} <= {*header}:
+        return _by_epoch(path, "Lightning's CSV", [dict(zip(header, row, strict=True)) for row in rows], remarks)
+    columns = {name: [row[number] for row in rows] for number, name in enumerate(header)}
+    return _checked(path, Table(form, columns, remarks))
+
+
+def _json_table(path: Path, text: str) -> Table:
+    form = "JSON records"
+    try:
+        value = json.loads(text, object_pairs_hook=_named_once)
+    except (ValueError, RecursionError) as error:
+        try:
+            value = [json.loads(line, object_pairs_hook=_named_once) for line in text.splitlines() if line.strip()]
+            form = "JSON lines"
+        except (ValueError, RecursionError):
+            raise BadInput(f"{path}: not JSON ({error}); {WANTED}") from None
+    if isinstance(value, dict) and isinstance(value.get("history"), dict):
+        value = value["history"]  # a History object by its attributes
+    if isinstance(value, dict) and isinstance(value.get("log_history"), list):
+        rows = [row for row in value["log_history"] if isinstance(row, dict) and "train_runtime" not in row]
+        return _by_epoch(path, "Hugging Face's log_history", rows, [])
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        names = dict.fromkeys(name for row in value for name in row)
+        columns = {name: [row.get(name) for row in value] for name in names}
+        columns = dict(zip(_with_counter([*columns]), columns.values(), strict=True))
+        return _checked(path, Table(form, columns, []))
+    columns = list(value.values()) if isinstance(value, dict) else []
+    if columns and all(isinstance(column, list) for column in columns):
+        return _checked(path, _spread_validation(Table("Keras's history in JSON", value, [])))
+    # DataFrame.to_json(): each column an object from row number to value.
+    if columns and all(isinstance(column, dict) and [*column] == [*map(str, range(len(column)))] for column in columns):
+        columns = {name: list(column.values()) for name, column in value.items()}
+        return _checked(path, Table("pandas's to_json()", columns, []))
+    what = f"an object: {', '.join(map(repr, value))}" if isinstance(value, dict) else f"a {type(value).__name__}"
+    raise BadInput(f"{path}: found {what:.200}; {WANTED}")
+
+
+def _with_counter(names: list[str]) -> list[str]:
+    """Return the names of columns, the one that counts epochs by the name of `epoch`."""
+    counters = [name for name in names if name.lower() in ("epoch", "epochs")]
+    return ["epoch" if [name] == counters else name for name in names]
+
+
+def _named_once(pairs: list[tuple]) -> dict:
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a name twice in one object")
+    return dict(pairs)
+
+
+def _checked(path: Path, table: Table) -> Table:
+    """Raise BadInput unless all columns are equally long, and `epoch`, if it is there, counts up by one."""
+    if len({len(cells) for cells in table.columns.values()}) > 1 or not all(table.columns.values()):
+        raise BadInput(f"{path}: it needs one row or more, and as many values in each column; {WANTED}")
+    if "epoch" not in table.columns:
+        return table
+    epochs = numbers(path, "epoch", table.columns["epoch"])
+    for row, (before, after) in enumerate(itertools.pairwise(epochs), start=2):
+        if after != before + 1:
+            raise BadInput(
+                f"{path}: its epoch counter goes from {before:g} to {after:g} in row {row}; "
+                "save each training in a file of its own, with a row for each epoch"
+            )
+    if epochs[0] in (0, 1):
+        return table
+    return table._replace(
+        remarks=[*table.remarks, f"it starts with epoch {epochs[0]:g}, which is counted as the first"]
+    )
+
+
+def _by_epoch(path: Path, form: str, rows: list[dict], remarks: list[str]) -> Table:
+    """Merge the rows that Lightning and Hugging Face write of an epoch; what is logged by step is left out, and said.
+
+    Of several learning rates in an epoch the first is taken: the one that it began with.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    counter = _whole(numbers(path, "epoch", [row.get("epoch") for row in rows]), rows)
+    steps = numbers(path, "step", [row.get("step") for row in rows])
+    last_step = {}
+    for epoch, step in zip(counter, steps, strict=True):
+        last_step[epoch] = max(step, last_step.get(epoch, step))
+    epochs: dict[float, dict[str, list]] = {}
+    by_step = set()
+    following = math.nan
+    for row, epoch, step in zip(reversed(rows), reversed(counter), reversed(steps), strict=True):
+        before_the_end = step < last_step[epoch]
+        # Lightning's LearningRateMonitor leaves the epoch out: it is that of the next row which has one.
+        epoch = following if math.isnan(epoch) else epoch
+        if epoch > following:
+            raise BadInput(
+                f"{path}: its epoch counter goes from {epoch:g} back to {following:g}, so two trainings are in it; "
+                "save each in a file of its own"
+            )
+        following = epoch
+        logged = {name: cell for name, cell in row.items() if role(name) and str(cell).strip().lower() not in MISSING}
+        if logged and not math.isnan(epoch):
+            if epoch % 1:
+                by_step |= logged.keys()
+                continue
+            if before_the_end:  # Lightning logs an epoch's own figures at its last step
+                by_step |= {name for name in logged if role(name) != "learning_rate"}
+            for name, cell in logged.items():
+                epochs.setdefault(epoch, {}).setdefault(name, []).insert(0, cell)
+    for figures in epochs.values():
+        by_step |= {name for name, cells in figures.items() if len(cells) > 1 and role(name) != "learning_rate"}
+    if by_step:
+        remarks = [*remarks, f"logged by step and so left out: {', '.join(map(repr, sorted(by_step))):.200}"]
+    columns = {"epoch": sorted(epochs)}
+    for name in names:
+        by_epoch = name not in by_step and any(name in figures for figures in epochs.values())
+        if role(name) and by_epoch:
+            columns[name] = [epochs[epoch].get(name, [None])[0] for epoch in columns["epoch"]]
+    if not epochs:
+        raise BadInput(f"{path}: {listed(names)}, and nothing by whole epochs; {WANTED}")
+    return _checked(path, Table(form, columns, remarks))
+
+
+def _whole(counter: list[float], rows: list[dict]) -> list[float]:
+    """Return the epochs of `rows`, those of Hugging Face's evaluations whole: with accumulated gradients they are not.
+
+    One evaluation an epoch is what tells them: 0.98, 1.97, 3.0 are the ends of epochs 1, 2, 3.
+    """
+    evaluated = sorted({epoch for epoch, row in zip(counter, rows, strict=True) if row.get("eval_loss") is not None})
+    if not evaluated or any(round(epoch) != number for number, epoch in enumerate(evaluated, start=1)):
+        return counter
+    return [float(round(epoch)) if epoch in evaluated else epoch for epoch in counter]
+
+
+def _spread_validation(table: Table) -> Table:
+    """Give the shorter val_ columns of `fit(validation_freq=k)` a value per epoch, where one k alone fits."""
+    longest = max(map(len, table.columns.values()))
+    short = {name: cells for name, cells in table.columns.items() if len(cells) < longest}
+    counts = {len(cells) for cells in short.values()}
+    fitting = [every for every in range(2, longest + 1) if counts == {longest // every}]
+    if len(fitting) != 1 or not all(name.startswith("val_") for name in short):
+        return table
+    (every,) = fitting
+    spread = {}
+    for name, cells in short.items():
+        spread[name] = [None] * longest
+        spread[name][every - 1 :: every] = cells
+    remark = f"validated every {every} epochs, as the lengths of its lists tell"
+    return table._replace(columns=table.columns | spread, remarks=[remark])
+
+
+def role(name: str) -> str | None:
+    """What a column of this name holds: one of ROLES, whatever the program that wrote it; None for anything else."""
+    plain = re.sub(r"[ /]", "_", name.strip().lower().removeprefix("epoch/")).removesuffix("_epoch")
+    return next((name for name, pattern in ROLES.items() if re.fullmatch(pattern, plain)), None)
+
+
+def numbers(path: Path, name: str, cells: list) -> list[float]:
+    """Return the cells as numbers, NaN for one that is missing. Raises BadInput."""
+    values = []
+    for cell in cells:
+        try:
+            if isinstance(cell, bool | list | dict):
+                raise ValueError(f"{cell!r:.40} is none")
+            values.append(math.nan if str(cell).strip().lower() in MISSING else float(cell))
+        except (ValueError, OverflowError) as error:
+            raise BadInput(f"{path}: column {name!r:.60} is not all numbers ({error!s:.80}); {WANTED}") from None
+    return values

@@ -1,0 +1,92 @@
+"""Settings trained with the same seeds: what each reached, and how far it is from the default by pairs of seeds."""
+
+import statistics
+from typing import NamedTuple
+
+from comparing.figures import metric, run_figures
+from comparing.histories import Training
+from comparing.intervals import Estimate, estimate
+
+VALIDATION = "val_accuracy there"
+
+
+class Setting(NamedTuple):
+    """What the runs of a setting reached; accuracies and epochs over its seeds, minutes of a run.
+
+    `difference` is its validation accuracy minus the default's, over the seeds that both have, with an interval that
+    allows for the number of settings; None for the default itself, and where no setting is the default.
+    """
+
+    label: str
+    validation: Estimate | None
+    test: Estimate | None
+    epochs: Estimate
+    minutes: float | None
+    difference: Estimate | None
+
+
+def settings(groups: dict[str, list[Training]], default: str | None) -> list[Setting]:
+    """Return the settings by mean validation accuracy at the best epoch, the greatest first."""
+    of_seed = {
+        label: {run.config["flags"]["seed"]: run_figures(run, ())[VALIDATION] for run in group}
+        for label, group in groups.items()
+    }
+    compared = len(groups) - 1
+    rows = []
+    for label, group in groups.items():
+        figures = [run_figures(run, ()) for run in group]
+        seconds = [60 * minutes for minutes in map(_minutes, group) if minutes is not None]
+        difference = None
+        if default is not None and label != default:
+            shared = of_seed[label].keys() & of_seed[default].keys()
+            values = [of_seed[label][seed] - of_seed[default][seed] for seed in sorted(shared)]
+            difference = estimate(values, comparisons=compared)
+        rows.append(
+            Setting(
+                label,
+                estimate([one[VALIDATION] for one in figures], 0, 1),
+                estimate([one["test accuracy"] for one in figures], 0, 1),
+                estimate([one["epochs"] for one in figures]),
+                statistics.fmean(seconds) / 60 if seconds else None,
+                difference,
+            )
+        )
+    return sorted(rows, key=lambda row: -row.validation.mean)
+
+
+def as_columns(rows: list[Setting], default: str | None) -> dict[str, dict[str, str]]:
+    """Return the table's cells: a column of cells by setting for each heading."""
+    headings = {
+        "val_accuracy": lambda row: row.validation.spread(),
+        "n": lambda row: str(row.validation.n),
+        "test": lambda row: row.test.spread(),
+        "epochs": lambda row: f"{row.epochs.mean:.1f}",
+        "minutes": lambda row: "-" if row.minutes is None else f"{row.minutes:.1f}",
+    }
+    if default is not None:
+        headings["minus the default"] = lambda row: _difference(row.difference)
+    return {heading: {row.label: cell(row) for row in rows} for heading, cell in headings.items()}
+
+
+def in_words(rows: list[Setting], default: str | None) -> list[str]:
+    """Say which setting is the best by validation, and what the table's intervals allow for."""
+    lines = [f"Best by validation of {len(rows)} settings: {rows[0].label} ({rows[0].validation.spread()})."]
+    if default is not None and len(rows) > 1:
+        lines.append(
+            f"Differences from the default, {default}, are by pairs of seeds; their 95 % intervals allow for "
+            f"{len(rows) - 1} comparisons (Bonferroni)."
+        )
+    return lines
+
+
+def _minutes(run: Training) -> float | None:
+    seconds = metric(run, "seconds_per_epoch")
+    return None if seconds is None else seconds * run.epochs / 60
+
+
+def _difference(one: Estimate | None) -> str:
+    if one is None:
+        return "-"
+    if one.interval is None:
+        return f"{one.mean:+.4f}"
+    return f"{one.mean:+.4f} ({one.interval[0]:+.4f} to {one.interval[1]:+.4f})"

@@ -1,0 +1,190 @@
+"""Histories of trainings, this project's and other people's, read from where they are."""
+
+import contextlib
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from cli.errors import BadInput
+from comparing import formats
+from running import files
+from running.outcome import CONFIG, HISTORY, METRICS, program_of
+
+SUFFIXES = (".csv", ".tsv", ".txt", ".log", ".json", ".jsonl", ".npz", ".pkl", ".pickle", ".npy")
+ROUNDING = 1e-6  # of an accuracy of 1 in float32
+OWN_METRICS = {"test_accuracy", "learning_rate_after_epoch"}  # by which a metrics.json without config.json is known
+PICKLES = {
+    ".npy": "json.dump(numpy.load({0!r}, allow_pickle=True).item(), open({1!r}, 'w'), default=float)",
+    ".pkl": "json.dump(pickle.load(open({0!r}, 'rb')), open({1!r}, 'w'), default=float)",
+}
+
+
+class Training(NamedTuple):
+    """A training as read back: its history by column, metrics.json, config.json, and how the history was read.
+
+    `form` says it in words; `remarks` are what a reader of its figures must know.
+    """
+
+    path: str
+    history: dict[str, list[float]]
+    metrics: dict
+    config: dict
+    form: str
+    remarks: list[str]
+
+    @property
+    def epochs(self) -> int:
+        return len(next(iter(self.history.values())))
+
+
+def read(path: Path) -> Training:
+    """Read a run's directory, one with a single history of any form in it, or such a file itself.
+
+    `learning_rate` is as logged. metrics and config are empty but for a run's directory. Raises BadInput.
+    """
+    metrics, config, others, file = {}, {}, [], path
+    if (path / HISTORY).exists():
+        file = path / HISTORY
+        metrics, config = (files.read_json(path / name) if (path / name).exists() else {} for name in (METRICS, CONFIG))
+        config = config if program_of(config) else {}
+        if metrics and not config and not metrics.keys() >= OWN_METRICS:
+            metrics, others = {}, [f"its {METRICS} is another program's, and nothing of it is used"]
+    elif path.is_dir():
+        file = _only_history(path)
+    for name, kinds in {"seed": int | str | None, "initial_weights": str | None, "model": str | None}.items():
+        if not isinstance(metrics.get(name), kinds):
+            raise BadInput(f"{path / METRICS}: {metrics[name]!r:.60} for {name}; mend it, or delete the file")
+    history, form, remarks = _read_history(file)
+    return Training(str(path), history, metrics, config, form, remarks + others)
+
+
+def how_read(groups: dict[str, list[Training]]) -> list[str]:
+    """Say how each group's histories were read, once for all that were read alike, and the remarks on each."""
+    runs = [run for group in groups.values() for run in group]
+    if len(runs) > 2 and len({run.form for run in runs}) == 1:
+        forms = {f"All {len(runs)} files": Counter([runs[0].form])}
+    else:
+        forms = {label: Counter(run.form for run in group) for label, group in groups.items()}
+    lines = []
+    for label, of_label in forms.items():
+        for form, count in of_label.items():
+            lines.append(f"{label}: {form}" if count == 1 else f"{label}, {count} files: {form}")
+    return [*lines, *(f"{run.path}: {remark}" for run in runs for remark in run.remarks)]
+
+
+def _only_history(folder: Path) -> Path:
+    """Return the one training history in `folder`. Raises BadInput if there is none, or more than one."""
+    candidates = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    candidates = [file for file in candidates if file.name not in (METRICS, CONFIG)]
+    if len(candidates) > 1:
+        readable = []
+        for file in candidates:
+            with contextlib.suppress(BadInput):
+                _read_history(file)
+                readable.append(file)
+        candidates = readable
+    if len(candidates) != 1:
+        names = ", ".join(file.name for file in candidates)
+        fault = f"several training histories ({names:.200})" if candidates else "no training history"
+        raise BadInput(f"{folder}: {fault} in that folder; pass the file")
+    return candidates[0]
+
+
+def _read_history(path: Path) -> tuple[dict[str, list[float]], str, list[str]]:
+    """Return the columns of formats.ROLES that a file has, how it was read in words, and remarks on it.
+
+    Each column has a value per epoch, NaN where there is none.
+    """
+    _refuse_pickle(path)
+    table = formats.read_table(path)
+    names = _names_of_roles(path, table)
+    history = {role: formats.numbers(path, name, table.columns[name]) for role, name in names.items()}
+    history = {role: values for role, values in history.items() if role == "loss" or not all(map(math.isnan, values))}
+    if not {"loss", "val_loss"} & history.keys():
+        raise BadInput(f"{path}: {formats.listed(table.columns)}, no loss and no val_loss; {formats.WANTED}")
+    remarks, losses = list(table.remarks), history.get("loss", history.get("val_loss"))
+    finite = [epoch for epoch, value in enumerate(losses, start=1) if math.isfinite(value)]
+    if finite[-1:] != [len(losses)]:
+        remarks.append(f"no finite loss after epoch {(finite or [0])[-1]}: it diverged, or its figures are missing")
+    per_cent = _as_fractions(path, history, names)
+    remarks += [f"{names[role]!r:.60} is used as {role}" for role in names if _instead(names[role])]
+    columns = []
+    for role in history:
+        column = role if role == names[role] else f"{role} from {names[role]!r:.60}"
+        columns.append(f"{column} in per cent" if role in per_cent else column)
+    form = f"{table.form}: {', '.join(columns)}"
+    used = ["epoch", "step", *(names[role] for role in history)]
+    left_out = ", ".join(f"{name!r:.60}" for name in table.columns if name not in used)
+    return history, f"{form}; left out: {left_out:.200}" if left_out else form, remarks
+
+
+def _refuse_pickle(path: Path) -> None:
+    """Raise BadInput for what only unpickling could read, which can run any code."""
+    start = b""
+    if path.is_file():  # a pipe can be read but once
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            start = file.read(6)
+    suffix = ".npy" if start.startswith(b"\x93NUMPY") else path.suffix.lower().replace("pickle", "pkl")
+    if suffix not in PICKLES and start[:1] != b"\x80":
+        return
+    line = PICKLES.get(suffix, PICKLES[".pkl"]).format(str(path), str(path.with_suffix(".json")))
+    module = "numpy" if suffix == ".npy" else "pickle"
+    raise BadInput(
+        f"{path}: a pickle, which is not opened; if you trust it, make JSON of it: import json, {module}; {line}"
+    )
+
+
+def _names_of_roles(path: Path, table: formats.Table) -> dict[str, str]:
+    """Return which column is taken for what. Raises BadInput where two would be the same."""
+    claims: dict[str, list[str]] = {role: [] for role in formats.ROLES}
+    for name in table.columns:
+        role = formats.role(name)
+        if role:
+            claims[role].append(name)
+    if claims["loss"] == ["train_loss"] and not claims["val_accuracy"]:
+        # Beside train_loss a name without a part says nothing of whose it is; in fastai's own form it is validation's.
+        plain = [name for name in claims["accuracy"] if re.fullmatch(formats.ACCURACY, name)]
+        claims["accuracy"] = [name for name in claims["accuracy"] if name not in plain]
+        if claims["val_loss"] == ["valid_loss"]:
+            claims["val_accuracy"] = plain
+    if not claims["val_loss"] and not claims["val_accuracy"]:
+        for name in filter(_instead, table.columns):
+            claims[formats.role(_instead(name))].append(name)
+    for role, names in claims.items():
+        if len(names) > 1:
+            raise BadInput(f"{path}: {' and '.join(map(repr, names)):.200} could each be its {role}; keep one of them")
+    return {role: names[0] for role, names in claims.items() if names}
+
+
+def _instead(name: str) -> str | None:
+    """Return the name as validation's of a column that may stand for it; None if it may not."""
+    if not name.lower().startswith(formats.INSTEAD_OF_VALIDATION):
+        return None
+    as_validation = f"val_{name[len(formats.INSTEAD_OF_VALIDATION) :]}"
+    return as_validation if formats.role(as_validation) else None
+
+
+def _as_fractions(path: Path, history: dict[str, list[float]], names: dict[str, str]) -> set[str]:
+    """Make fractions of accuracies in per cent, which a name or some value above 1 tells; return whose they were."""
+    by_name = [role for role in history if names[role] in formats.IN_PER_CENT]
+    for role in by_name:
+        history[role] = [value / 100 for value in history[role]]
+    highest = {}
+    for role in ("accuracy", "val_accuracy"):
+        finite = [value for value in history.get(role, []) if not math.isnan(value)]
+        if finite and not 0 <= min(finite) <= max(finite) <= 100:
+            raise BadInput(f"{path}: its {role} goes from {min(finite):g} to {max(finite):g}; {formats.WANTED}")
+        if finite:
+            highest[role] = max(finite)
+    in_per_cent = [role for role, value in highest.items() if value > 1 + ROUNDING]
+    for role in highest.keys() - in_per_cent:
+        history[role] = [min(value, 1.0) for value in history[role]]
+    if not in_per_cent:
+        return set(by_name)
+    if len(in_per_cent) < len(highest):
+        raise BadInput(f"{path}: one of its accuracies is in per cent and the other is not; write both alike")
+    for role in highest:
+        history[role] = [value / 100 for value in history[role]]
+    return set(highest)

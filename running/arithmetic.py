@@ -1,0 +1,132 @@
+"""How this process computes while a run lasts, whatever was set before: torch's settings, and variables."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import backends
+
+from cli.errors import BadInput
+from running import machine
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+# Environment variables by which libraries choose their arithmetic; the number of threads is recorded by itself.
+VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    WORKSPACE,
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_CPU_ISA_HINTS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
+SHORTER = {  # those that shorten float32's products, unless they have this value
+    "DNNL_DEFAULT_FPMATH_MODE": "STRICT",
+    "NVIDIA_TF32_OVERRIDE": "0",
+    "ONEDNN_DEFAULT_FPMATH_MODE": "STRICT",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "0",
+}
+_PRECISIONS = (
+    backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn,
+    backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn,
+)  # fmt: skip
+_at_work = threading.Lock()
+
+
+def variables() -> str:
+    """Return those of VARIABLES that are set, as a shell would set them; "none" if none is."""
+    return " ".join(f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ) or "none"
+
+
+def shortening() -> list[str]:
+    """Return the variables that shorten float32's products, as a shell would set them."""
+    return [
+        f"{name}={os.environ[name]}"
+        for name, harmless in SHORTER.items()
+        if os.environ.get(name, harmless).upper() != harmless
+    ]
+
+
+@contextlib.contextmanager
+def of_run(device: torch.device, threads: int | None, tf32: bool, deterministic: bool) -> Iterator[None]:
+    """Compute as a run does within the block, whatever the caller has set; afterwards all is as it was.
+
+    Raises BadInput if another run is at work in this process, or tensors are not made on the CPU by default. Two things
+    stay, which cannot be asked or taken back: denormal numbers are flushed to zero, and freed memory is kept.
+    """
+    default = torch.get_default_device()
+    if default.type != "cpu":
+        raise BadInput(f"torch makes tensors on {default} by default; undo that before train(), and pass --device")
+    if not _at_work.acquire(blocking=False):
+        raise BadInput("another run is at work in this process, and both would draw from one generator; wait for it")
+    try:
+        torch.set_flush_denormal(True)  # denormal numbers slow Adam down late in training; worker threads inherit it
+        machine.keep_freed_memory()
+        cuda = [device] if device.type == "cuda" else []
+        with (
+            _kept(),
+            torch.random.fork_rng(cuda),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            torch.set_default_dtype(torch.float32)
+            # In a container with a quota torch would take a thread for each core of the machine.
+            torch.set_num_threads(threads or min(torch.get_num_threads(), machine.cores()))
+            torch.use_deterministic_algorithms(deterministic)
+            if deterministic:
+                os.environ[WORKSPACE] = ":4096:8"  # read when cuBLAS starts
+            backends.cudnn.benchmark, backends.mkldnn.enabled = False, True
+            backends.fp32_precision = "none"
+            torch.set_float32_matmul_precision("highest")
+            backends.mkldnn.conv.fp32_precision = backends.mkldnn.rnn.fp32_precision = "ieee"
+            # Convolutions on newer GPUs would have it by default; neither Keras's figures nor the CPU's do.
+            backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = tf32
+            yield
+    finally:
+        _at_work.release()
+
+
+@contextlib.contextmanager
+def _kept() -> Iterator[None]:
+    """Put torch's settings back after the block."""
+    dtype, threads, onednn = torch.get_default_dtype(), torch.get_num_threads(), backends.mkldnn.enabled
+    deterministic, workspace = torch.are_deterministic_algorithms_enabled(), os.environ.get(WORKSPACE)
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, general = backends.cudnn.benchmark, backends.fp32_precision
+    # The older names of the precisions too: where both were in use, only both bring everything back.
+    products = _value(torch.get_float32_matmul_precision)
+    convolutions = _value(lambda: backends.cudnn.allow_tf32)
+    precisions = [one.fp32_precision for one in _PRECISIONS]
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+        backends.mkldnn.enabled = onednn
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        os.environ.pop(WORKSPACE, None)
+        if workspace is not None:
+            os.environ[WORKSPACE] = workspace
+        backends.cudnn.benchmark, backends.fp32_precision = benchmark, general
+        if convolutions is not None:
+            backends.cudnn.allow_tf32 = convolutions
+        if products is not None:
+            torch.set_float32_matmul_precision(products)
+        for one, precision in zip(_PRECISIONS, precisions, strict=True):
+            one.fp32_precision = precision
+
+
+def _value(getter: Callable) -> object:
+    """Return what `getter` returns; None where torch refuses, since newer names were used for the same."""
+    try:
+        return getter()
+    except RuntimeError:
+        return None

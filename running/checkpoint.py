@@ -1,0 +1,74 @@
+"""`checkpoint.pt`: the `state_dict`s of the parts of a run, written together."""
+
+import contextlib
+import io
+import zipfile
+from pathlib import Path
+
+import torch
+
+from cli.errors import refusing
+from running import files
+
+FORMAT = 6
+
+
+def write(path: Path, state: dict, run: dict) -> None:
+    """Save `run`, plain values, and the parts of `state`, objects with a `state_dict`; those without a state are left
+    out.
+    """
+    parts = {name: part.state_dict() for name, part in state.items()}
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "run": run} | {name: part for name, part in parts.items() if part}, buffer)
+    files.write_bytes(path, buffer.getbuffer())
+
+
+def read(path: Path, state: dict) -> dict:
+    """Return what `write` wrote. Raises BadInput if it is damaged, or has a part that `state` has not."""
+    with refusing_checkpoint(path):
+        content = _load(path)
+        if content["format"] != FORMAT:
+            saved = f"{content['format']!r:.20}"
+            raise ValueError(f"its format is {saved}, this version of the project reads {FORMAT}")
+        unknown = content.keys() - {"format", "run", *state}
+        if unknown:
+            raise ValueError(f"it has parts that this version lacks: {', '.join(sorted(unknown)):.90}")
+        return content
+
+
+def load(path: Path, saved: dict, state: dict) -> None:
+    """Load what `read` returned into the parts of `state`, in their order; a part that was not saved begins anew.
+
+    Raises BadInput for a part of another shape.
+    """
+    with refusing_checkpoint(path):
+        for name, part in state.items():
+            if name in saved:
+                part.load_state_dict(saved[name])
+        _check_moments(state["optimizer"])
+
+
+def _check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError unless each tensor of the optimizer's state has its parameter's shape: torch does not look."""
+    for number, (parameter, moments) in enumerate(optimizer.state.items()):
+        for name, tensor in moments.items():
+            if isinstance(tensor, torch.Tensor) and tensor.ndim > 0 and tensor.shape != parameter.shape:
+                shapes = f"{tuple(tensor.shape)}; it must be {tuple(parameter.shape)}"
+                raise ValueError(f"the optimizer's {name} of parameter {number} has shape {shapes}")
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return the state dict that `files.write_weights` wrote."""
+    return _load(path)
+
+
+def refusing_checkpoint(path: Path) -> contextlib.AbstractContextManager:
+    return refusing(path, "not a checkpoint of this run", "pass another --out")
+
+
+def _load(path: Path) -> dict:
+    with zipfile.ZipFile(path) as members:
+        damaged = members.testzip()  # torch.load does not look at checksums
+    if damaged:
+        raise ValueError(f"{damaged} in it is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,0 +1,25 @@
+"""Which code computes a run's figures: runs of other code are not pooled, and a run that goes on names the change."""
+
+import hashlib
+from pathlib import Path
+
+TRAIN, KERAS = "train.py", "reference/keras_notebook.py"  # the programs that write a run's directory
+ROOT = Path(__file__).parent.parent
+# By program, those of its files that decide a figure. What else train.py imports decides none, or has its trace in the
+# options and the data's hash.
+DECIDING = {
+    TRAIN: (
+        "batchnorm.py", "callbacks.py", "data.py", "metrics.py", "model.py", "optim.py", "running/arithmetic.py",
+        "running/distributed.py", "running/history.py", "train.py",
+    ),
+    KERAS: (KERAS, "reference/notebook.py", "reference/replay.py"),
+}  # fmt: skip
+
+
+def sha256(program: str) -> str:
+    """Return a hash of the files that decide the figures of `program`, whatever their line ends."""
+    digest = hashlib.sha256()
+    for name in DECIDING.get(program, (program,)):
+        text = (ROOT / name).read_bytes().replace(b"\r\n", b"\n")
+        digest.update(f"{name} {len(text)}\n".encode() + text)
+    return digest.hexdigest()

@@ -1,0 +1,40 @@
+"""`history.csv`: written as Keras's CSVLogger does, and read back; and which of its epochs is the best."""
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import torch
+
+from running import files
+
+
+def write(path: Path, logs: list[dict[str, float]]) -> None:
+    """Write one row per epoch, byte for byte as `keras.callbacks.CSVLogger` does."""
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, ["epoch", *sorted(logs[0])])
+    writer.writeheader()
+    writer.writerows({"epoch": epoch, **figures} for epoch, figures in enumerate(logs))
+    files.write_bytes(path, buffer.getvalue().encode())
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    """Return the figures of each epoch. Raises BadInput for a file that cannot be read, ValueError for another kind."""
+    rows = csv.DictReader(files.read_text(path).splitlines(), strict=True)
+    return [{name: float(value) for name, value in row.items() if name != "epoch"} for row in rows]
+
+
+def less(one: float, other: float) -> bool:
+    """Compare as Keras's callbacks do on TensorFlow: in float32, whatever the model's dtype."""
+    ours, theirs = torch.tensor([one, other], dtype=torch.float32).tolist()
+    return ours < theirs
+
+
+def best_epoch(losses: list[float]) -> int | None:
+    """Return the epoch, from 0, that early stopping would take for the best; None without a finite loss."""
+    best = None
+    for epoch, loss in enumerate(losses):
+        if math.isfinite(loss) and (best is None or less(loss, losses[best])):
+            best = epoch
+    return best

@@ -1,0 +1,62 @@
+"""A run's directory belongs to one process at a time; the lock ends with the process that holds it, however it ends."""
+
+import contextlib
+import errno
+import os
+import socket
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK, HOLDER = ".lock", ".holder"  # the second one says who has the first
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # how a file system says that it has none
+
+
+class InUse(Exception):
+    """Another process is at work in the directory; the message names the process and its host."""
+
+
+class DirectoryLock:
+    """The lock on the directory `folder`, which must exist when it is claimed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.lock = FileLock(folder / LOCK)
+
+    def claim(self) -> None:
+        """Hold the lock until `release`. Raises InUse; NotImplementedError where there are no locks; OSError."""
+        try:
+            self.lock.acquire(timeout=1)  # readers hold it briefly
+        except Timeout:
+            raise InUse(_holder(self.folder)) from None
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                raise NotImplementedError(error.strerror) from None
+            raise
+        with contextlib.suppress(OSError):  # it is held on a full disk too
+            (self.folder / HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}")
+
+    def release(self) -> None:
+        """Give the lock back; do nothing if it was never claimed."""
+        if self.lock.is_locked:
+            with contextlib.suppress(OSError):
+                (self.folder / HOLDER).unlink()
+            self.lock.release()
+
+
+def refuse_in_use(folder: Path) -> None:
+    """Raise InUse if a process is at work in `folder`."""
+    if not (folder / LOCK).exists():
+        return
+    with contextlib.suppress(OSError, NotImplementedError):
+        try:
+            with FileLock(folder / LOCK, timeout=0.2):  # other readers hold it briefly
+                return
+        except Timeout:
+            raise InUse(_holder(folder)) from None
+
+
+def _holder(folder: Path) -> str:
+    with contextlib.suppress(OSError):
+        return (folder / HOLDER).read_text(errors="replace") or "another process"
+    return "another process"

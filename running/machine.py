@@ -1,0 +1,157 @@
+"""The machine that a run meets: device, CPU, versions, git commit."""
+
+import argparse
+import contextlib
+import ctypes
+import importlib.metadata
+import math
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+from cli.errors import first_line
+from running import distributed
+
+PACKAGES = ("torchvision", "numpy", "matplotlib", "tqdm")
+ROOT = Path(__file__).parent.parent
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def device_name(text: str) -> str:
+    """An argparse type: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,9})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is none of auto, cpu, cuda, cuda:N")
+    return text
+
+
+def device(text: str) -> torch.device:
+    """Return the device that such a name stands for. Raises argparse.ArgumentTypeError if it cannot be used."""
+    if text == "auto":
+        text = "cpu" if why_no_cuda() else "cuda"
+    name, _, number = text.partition(":")
+    if name == "cuda":
+        # Asked for all processes of this machine, so that each of them comes to the same answer.
+        needed, count = int(number) + 1 if number else distributed.size_here(), torch.cuda.device_count()
+        if needed > count:
+            why = why_no_cuda() if count == 0 else None
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not there: torch sees {count} CUDA devices of {needed} that it takes"
+                f"{f' ({why})' if why else ''}; pass cpu or auto"
+            )
+        why = why_no_cuda(int(number or 0)) if torch.cuda.is_available() else None
+        if why:
+            raise argparse.ArgumentTypeError(f"{text!r} cannot be used ({why}); pass cpu or auto")
+    return distributed.own_device(torch.device(text))
+
+
+def why_no_cuda(number: int = 0) -> str | None:
+    """Say why torch cannot compute on a CUDA device; None if it can."""
+    if not torch.cuda.is_available():
+        if not (torch.version.cuda or torch.version.hip):
+            return "this torch is built for CPUs"
+        if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+            return "CUDA_VISIBLE_DEVICES hides all"
+        try:
+            torch.cuda.init()
+        except (RuntimeError, AssertionError) as error:  # no driver, or one that is too old
+            return f"{first_line(error).partition('.')[0]:.120}"
+        return "torch sees none"
+    try:
+        (torch.ones(1, device=f"cuda:{number}") + 1).item()  # there may be no kernels for so old a GPU in this torch
+    except RuntimeError as error:
+        name = torch.cuda.get_device_name(number)
+        return f"{name} is there, but torch cannot compute on it: {first_line(error):.120}"
+    return None
+
+
+def cores() -> int:
+    """Return how many CPU cores this process may use: those that it is bound to, and a container's quota."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(bound, _quota() or bound))
+
+
+def _quota() -> int | None:
+    """Return a container's limit on CPU time in whole cores, as control groups have it; None without one."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (CGROUP / "cpu.max").read_text().split()  # version 2; "max" without a limit
+        return math.ceil(int(quota) / int(period))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (int((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        return math.ceil(quota / period) if quota > 0 else None
+    return None
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Tell whether `device` multiplies bfloat16 in hardware; elsewhere bfloat16 is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # Asked and not timed: it decides figures, so it must not depend on what else the machine is doing. ARM counts as
+    # without: whether convolutions use its instructions depends on the build of torch, and none has been measured.
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    has_instructions = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    # The processor has them whatever ATEN_CPU_CAPABILITY says; torch's kernels follow that variable.
+    return has_instructions and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep what it frees; to be called before the first computation."""
+    # glibc hands freed memory back to the kernel and faults it in again, up to thousands of pages a step: 15 % of the
+    # time on two cores.
+    if platform.libc_ver()[0] == "glibc":
+        with contextlib.suppress(OSError, TypeError, AttributeError):  # a Python without dlopen, a libc without mallopt
+            libc = ctypes.CDLL(None)
+            libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, the largest it can be
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def describe(device: torch.device) -> dict:
+    """Return what besides the options decides a run's bits: device, threads, processes, versions, git commit."""
+    return {
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "processes": distributed.size(),
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in PACKAGES}
+        | {"torch": str(torch.__version__)},  # with the build: +cpu, +cu130
+        "git_commit": _git_commit(),
+    }
+
+
+def changes(before: dict, now: dict) -> list[str]:
+    """Name the facts in which two parts of a run differ, each with both values; a part may be an earlier version's."""
+    names = [name for name in now if name in before and name != "after_epoch"]
+    if "code_sha256" in names:
+        names.remove("git_commit")  # which changes with README too
+    return [f"{name} {now[name]!s:.40} instead of {before[name]!s:.40}" for name in names if now[name] != before[name]]
+
+
+def _git_commit() -> str | None:
+    """Return the commit of this code, `-dirty` if a file has changed since; None outside a repository of its own."""
+    try:
+        if Path(_git("rev-parse", "--show-toplevel").strip()) != ROOT.resolve():  # a repository around the project's
+            return None
+        commit = _git("rev-parse", "HEAD").strip()
+        # Not `git diff`: what that prints is up to the user's settings.
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(*words: str) -> str:
+    command, environment = ["git", *words], os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+    return ended.stdout.decode(errors="replace")
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):  # not Linux
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.machine()

@@ -1,0 +1,62 @@
+"""Where images come from: a module and a class for each kind of `--data`."""
+
+import os
+import re
+from pathlib import Path
+
+from cli.errors import BadInput
+from sources import class_folders
+from sources.cifar10 import Cifar10
+from sources.class_folders import ClassFolders
+from sources.npz import NpzFile
+from sources.source import Source
+from sources.stand_in import SYNTHETIC, StandIn
+
+LINES = "docs/usage.md has the lines that make an .npz of it"
+
+
+def choose(text: str, image_size: str | None = None) -> Source:
+    """Return the source that `--data` names: the word `synthetic`, an `.npz` file, a folder of class folders, or of
+    CIFAR-10.
+
+    `image_size` is `--image-size`, which only class folders take. Raises BadInput for anything else.
+    """
+    source = _choose(text, image_size)
+    if image_size is not None and not source.scales:
+        raise BadInput(f"--image-size {image_size}: {text} has no pictures to scale; leave it out")
+    return source
+
+
+def _choose(text: str, image_size: str | None) -> Source:
+    path = Path(text)
+    if text == SYNTHETIC:
+        return StandIn(text)
+    if re.match(r"[a-z][a-z0-9+.-]*://", text):
+        raise BadInput(f"--data {text}: is an address; download it, and pass the file or folder")
+    if path.suffix.lower() == ".npz":
+        return NpzFile(text)
+    fault = _other_kind(text)
+    if fault:
+        raise BadInput(f"--data {text}: is {fault}")
+    if os.path.isfile(path):
+        raise BadInput(f"--data {text}: neither a folder nor an .npz file; pass one of them, or '{SYNTHETIC}'")
+    source = Cifar10(text)
+    if source.root is None and class_folders.holds(path):
+        return ClassFolders(text, class_folders.size(image_size) if image_size else None)
+    return source
+
+
+def _other_kind(text: str) -> str | None:
+    """Name a kind of data that is not read, with what helps; None if it is none of those that are known."""
+    path = Path(text)
+    if path.suffix == ".parquet" or (os.path.isdir(path) and any(path.rglob("*.parquet"))):
+        return f"Parquet, which is not read; {LINES}"
+    if path.name == "trainLabels.csv" or os.path.exists(path / "trainLabels.csv"):
+        return f"Kaggle's form of CIFAR-10, which is not read; {LINES}"
+    if path.name == "cifar-10-batches-bin" or os.path.exists(path / "cifar-10-batches-bin"):
+        return f"CIFAR-10's binary version, which is not read; {LINES}, or pass the version for Python"
+    if os.path.exists(path / "config.json") and os.path.exists(path / "history.csv"):
+        return "a run's directory; pass the data that it was trained on, or --resume with that directory"
+    if os.path.exists(path / "x_train.npy"):
+        return "a folder of .npy files; np.savez('data.npz', x_train=np.load('x_train.npy'), ...) puts them into one"
+    return None

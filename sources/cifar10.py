@@ -1,0 +1,144 @@
+"""CIFAR-10 through torchvision: read where torchvision or Keras left it, or downloaded once."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from cli.errors import BadInput, Unavailable
+from cli.messages import say_everywhere
+from sources.source import Arrays, Source
+
+DEFAULT = "data"  # the folder of CIFAR-10; the only one that is made
+FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
+LOCK = ".lock"  # of a download that another process has begun, or that failed: a folder with it alone is empty
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+class Cifar10(Source):
+    """The folder FOLDER, or one that has it or ARCHIVE in it; the default folder and an empty one may also get it.
+
+    Those two are answered from Keras's cache, if CIFAR-10 is there, and else downloaded to.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.folder = Path(text)
+        self.root = self._root()
+
+    def _root(self) -> Path | None:
+        """Return the folder that has FOLDER in it; None if there is none yet."""
+        roots = [self.folder.parent] if self.folder.name == FOLDER else [self.folder]
+        if self._may_download() and not (self.folder / ARCHIVE).exists():
+            roots += _keras_caches()
+        return next((root for root in roots if os.path.isdir(root / FOLDER)), None)
+
+    def _may_download(self) -> bool:
+        if self.text == DEFAULT:
+            return True
+        return os.path.isdir(self.folder) and {path.name for path in self.folder.iterdir()} <= {LOCK}
+
+    def load(self) -> Arrays:
+        try:
+            if self.root is None:
+                self._refuse_other_folders()
+                _download(self.folder)
+                self.root = self.folder
+            try:
+                parts = _read(self.root)
+            except RuntimeError:
+                if not (self.root / ARCHIVE).exists():
+                    raise
+                _download(self.root)  # its extraction was interrupted
+                parts = _read(self.root)
+        except (OSError, RuntimeError, EOFError) as error:  # RuntimeError is torchvision's, for a wrong checksum
+            place, reason = self.root or self.folder, " ".join(str(error).split())
+            raise BadInput(
+                f"--data {self.text}: no CIFAR-10 can be read from {place} ({reason:.200}); "
+                f"delete {FOLDER} there to get it anew, or pass another folder"
+            ) from None
+        images = [np.ascontiguousarray(part.data) for part in parts]  # uint8 (N, 32, 32, 3)
+        labels = [np.array(part.targets, np.int64) for part in parts]
+        return Arrays(images[0], labels[0], images[1], labels[1], CLASSES)
+
+    def _refuse_other_folders(self) -> None:
+        """Raise BadInput for a folder that is not there, or that holds something else."""
+        if not self.folder.exists() and self.text != DEFAULT:
+            raise BadInput(f"--data {self.text}: no such folder; pass one that exists, or an empty one to download to")
+        if not self._may_download() and not (self.folder / ARCHIVE).exists():
+            raise BadInput(
+                f"--data {self.text}: holds neither {FOLDER} nor {ARCHIVE}; pass the folder of CIFAR-10, an empty one "
+                "to download to, an .npz file, or a folder with a folder of pictures for each class"
+            )
+
+    def describe(self) -> str:
+        if self.root in _keras_caches():
+            return f"CIFAR-10 in Keras's cache, {self.root / FOLDER}"
+        return f"CIFAR-10 in {self.text}"
+
+    def title(self) -> str:
+        return "CIFAR-10"
+
+    def short_name(self) -> str:
+        """Nothing for the default folder, so that a run on anything else is beside it."""
+        return "" if os.path.abspath(self.text) == os.path.abspath(DEFAULT) else super().short_name()
+
+    def for_keras(self) -> str | None:
+        return "" if self.short_name() == "" else None
+
+
+def _read(root: Path) -> list:
+    """Return torchvision's training and test part. Raises RuntimeError for a file that is missing or wrong."""
+    from torchvision.datasets import CIFAR10  # takes a second to import
+
+    return [CIFAR10(root, train=train) for train in (True, False)]
+
+
+def _keras_caches() -> tuple[Path, Path]:
+    cache = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "datasets"
+    return cache, cache / f"{FOLDER}-target"  # Keras 2's and Keras 3's
+
+
+def _download(folder: Path) -> None:
+    """Leave CIFAR-10 in `folder`, extracted. Raises Unavailable; BadInput for a folder that cannot be written."""
+    from torchvision.datasets import CIFAR10
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone_in(folder):
+            if not (folder / ARCHIVE).exists():
+                say_everywhere(f"Downloading CIFAR-10 to {folder} (170 MB).")
+            hidden = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+            with hidden:  # torchvision's progress bar, which a log file does not need
+                CIFAR10(folder, download=True)
+    except PermissionError as error:
+        raise BadInput(
+            f"--data {folder}: cannot be used ({error.strerror}); pass a folder that can be written"
+        ) from None
+    except (OSError, RuntimeError, EOFError) as error:
+        raise Unavailable(
+            f"CIFAR-10 is not in {folder} and could not be downloaded ({error}).\n"
+            f"Put {ARCHIVE} (MD5 {CIFAR10.tgz_md5}, from {CIFAR10.url}) into {folder},\n"
+            f"or pass --data FILE.npz (x_train, y_train, x_test, y_test as in Keras's dataset files),\n"
+            f"or pass --data synthetic for an offline stand-in that is not CIFAR-10."
+        ) from None
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder` within the block: of several processes one downloads, and the others find it done."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say_everywhere(f"Waiting for another process that gets CIFAR-10 ready in {folder}.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,134 @@
+"""A data set in an `.npz` file, in the layout of Keras's own: read, converted where that is sure, or refused."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cli.errors import BadInput
+from cli.messages import in_one_line, say
+from running import files
+from sources.source import Arrays, Source, numbered
+
+CLASSES_LIMIT = 1000  # metrics.json has a count for each pair of classes
+ROUNDING = 1e-6  # how far a float may lie from n / 255
+
+
+class NpzFile(Source):
+    """An `.npz` file with the arrays of Keras's dataset files."""
+
+    def load(self) -> Arrays:
+        return load_npz(Path(self.text))
+
+    def short_name(self) -> str:
+        return super().short_name().removesuffix(".npz")
+
+    def for_keras(self) -> str:
+        return self.text
+
+
+def load_npz(path: Path) -> Arrays:
+    """Return x_train, y_train, x_test, y_test of a file, and the names of all classes.
+
+    Each conversion is a line on standard output. Raises BadInput.
+    """
+    names = ["x_train", "y_train", "x_test", "y_test"]
+    arrays = files.read_npz("--data", path, names, ["class_names"])
+    try:
+        x_train, (y_train, trained) = _images("x_train", arrays["x_train"]), _labels("y_train", arrays["y_train"])
+        x_test, (y_test, tested) = _images("x_test", arrays["x_test"]), _labels("y_test", arrays["y_test"])
+        for part, images, labels in (("train", x_train, y_train), ("test", x_test, y_test)):
+            if len(images) != len(labels):
+                raise ValueError(f"x_{part} has {len(images):,} images and y_{part} {len(labels):,} labels")
+        if trained != tested and _is_one_hot(arrays["y_train"]) and _is_one_hot(arrays["y_test"]):
+            raise ValueError(f"y_train has {trained} columns and y_test {tested}, so the same one may mean two classes")
+        _say_of_range(x_train, x_test)
+        if x_train.shape[1:] != x_test.shape[1:]:
+            raise ValueError(f"x_train has images of {x_train.shape[1:]} and x_test of {x_test.shape[1:]}")
+        return Arrays(x_train, y_train, x_test, y_test, _class_names(arrays.get("class_names"), max(trained, tested)))
+    except ValueError as error:
+        raise BadInput(f"--data {path}: {error}") from None
+
+
+def _images(name: str, images: np.ndarray) -> np.ndarray:
+    """Return images as uint8 (N, H, W, C). Raises ValueError."""
+    shape = images.shape
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.size == 0 or images.shape[3] > 4:
+        turned = ", here with transpose(0, 2, 3, 1)" if images.ndim == 4 and images.shape[1] <= 4 else ""
+        raise ValueError(
+            f"{name} has shape {shape}; images must be (N, H, W) or (N, H, W, C) "
+            f"with N of at least 1 and C of 1 to 4{turned}"
+        )
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind not in "iuf":
+        raise ValueError(f"{name} is {images.dtype}; images must be uint8, 0 to 255")
+    scale = 255 if images.dtype.kind == "f" and images.max() <= 1 + ROUNDING else 1
+    values = "0/255, 1/255 ... 255/255" if scale == 255 else "whole numbers from 0 to 255"
+    whole = np.empty(images.shape, np.uint8)
+    for number, image in enumerate(images):  # one at a time: a float64 copy of all would not fit everywhere
+        pixels = np.rint(image.astype(np.float64) * scale)
+        # A value that is not finite is not near any either.
+        if not (np.abs(pixels / scale - image) <= ROUNDING).all() or pixels.min() < 0 or pixels.max() > 255:
+            raise ValueError(
+                f"{name} is {images.dtype}, and image {number} has values other than {values}; "
+                "images must be uint8, 0 to 255"
+            )
+        whole[number] = pixels
+    levels = "in [0, 1], taken as 256 levels" if scale == 255 else "of whole numbers, taken as uint8"
+    say(f"{name}: {images.dtype} {levels}.")
+    return whole
+
+
+def _say_of_range(x_train: np.ndarray, x_test: np.ndarray) -> None:
+    """Say in a line what uint8 images that were divided by 255 look like: they are nearly black, and train badly."""
+    highest = {"x_train": x_train.max(), "x_test": x_test.max()}
+    dark = [name for name, most in highest.items() if most <= 1]
+    if dark:
+        others = "".join(f", {name} up to {most}" for name, most in highest.items() if name not in dark)
+        remedy = "multiply by 255 what was divided by it"
+        say(f"{' and '.join(dark)}: no pixel above 1{others}, where 255 is white; {remedy}.")
+
+
+def _labels(name: str, labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return labels as int64 (N,), from 0, and how many classes they ask for. Raises ValueError."""
+    if _is_one_hot(labels):
+        say(f"{name}: one-hot labels of {labels.shape[1]} classes, taken as their numbers.")
+        return labels.argmax(1), labels.shape[1]
+    if labels.dtype.kind == "f" and labels.size and np.isfinite(labels).all() and (labels % 1 == 0).all():
+        say(f"{name}: {labels.dtype} of whole numbers, taken as labels.")
+        labels = labels.astype(np.int64)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{name} is {labels.dtype}; labels must be whole numbers from 0")
+    if labels.size == 0 or labels.shape not in ((len(labels),), (len(labels), 1)):
+        raise ValueError(f"{name} has shape {labels.shape}; labels must be (N,) or (N, 1), or one-hot (N, classes)")
+    if labels.min() < 0 or labels.max() >= CLASSES_LIMIT:
+        raise ValueError(
+            f"{name} has labels from {labels.min()} to {labels.max()}; they must lie in 0 to {CLASSES_LIMIT - 1}"
+        )
+    return labels.reshape(-1).astype(np.int64), 1 + int(labels.max())
+
+
+def _is_one_hot(labels: np.ndarray) -> bool:
+    if labels.ndim != 2 or not 2 <= labels.shape[1] <= CLASSES_LIMIT or labels.dtype.kind not in "biuf":
+        return False
+    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(1, dtype=np.int64) == 1).all())
+
+
+def _class_names(given: np.ndarray | None, classes: int) -> tuple[str, ...]:
+    """Return a name for each class; `given` has as many as labels ask for, or more. Raises ValueError."""
+    if given is None:
+        names = numbered(classes)
+    else:
+        if given.ndim != 1 or given.dtype.kind != "U":
+            raise ValueError(f"class_names is {given.dtype} {given.shape}; it must be strings, one for each class")
+        names = tuple(given.tolist())
+        bad = [name for name in names if not name.strip() or in_one_line(name) != name]
+        if bad or len({*names}) != len(names):
+            raise ValueError(f"class_names has {bad[0]!r:.60}" if bad else "class_names has a name twice")
+        if len(names) < classes or len(names) > CLASSES_LIMIT:
+            raise ValueError(f"class_names has {len(names)} names; labels ask for {classes} to {CLASSES_LIMIT}")
+    if len(names) < 2:
+        raise ValueError("all labels are 0, and one class is nothing to learn; two are needed")
+    return names

@@ -1,0 +1,65 @@
+"""What every source of images is, and what it gives."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Arrays(NamedTuple):
+    """A data set as stored: images uint8 (N, H, W, C), labels int64 (N,) from 0, and the names of all classes."""
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.x_train.shape[1:]
+
+
+def fingerprint(arrays: Arrays) -> str:
+    """Return the SHA-256 of shapes and values: the same data have the same one, wherever they were read from."""
+    digest = hashlib.sha256()
+    for array in arrays[:4]:
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+class Source:
+    """Where images come from; one subclass for each kind of `--data`. `sources.choose` makes it of that text."""
+
+    scales = False  # does it take --image-size?
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def load(self) -> Arrays:
+        """Read the images. Raises BadInput for data that are wrong, Unavailable for CIFAR-10 that cannot be had."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """Name the data for people, after they were read."""
+        return f"data from {self.text}"
+
+    def title(self) -> str:
+        """Name the data in a picture, where a path is too long."""
+        return Path(self.text).name
+
+    def short_name(self) -> str:
+        """Name the data in a run's directory."""
+        return re.sub(r"[^\w.-]+", "_", Path(self.text).name)[:40]
+
+    def for_keras(self) -> str | None:
+        """Return the `--data` of these images for Keras's side, "" for Keras's own CIFAR-10; None if it lacks them."""
+        return None
+
+
+def numbered(classes: int) -> tuple[str, ...]:
+    """Return names for classes that have none."""
+    return tuple(f"class {number}" for number in range(classes))

@@ -1,0 +1,218 @@
+"""Trainings as processes, several at once: started, watched, started again where they were killed, and ended together.
+
+Each command can be given again: it goes on with its run, or says that it has finished. Each writes to a log in its
+run's directory.
+"""
+
+import contextlib
+import itertools
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from cli.errors import BadInput, Interrupted
+from cli.messages import complain, say
+from running import machine
+from running.lock import InUse, refuse_in_use
+from running.outcome import FINISHED, HISTORY, outcome
+
+LOG = "sweep.log"
+KILLED, RESTARTS = (137, 143), 3  # exit codes after which a run is started again, and how often
+PAUSE = 0.2  # seconds between two looks at the processes
+
+
+class Job:
+    """One run: the command that starts it or goes on with it, and what became of it.
+
+    It trains `epochs` at most in the directory `out`, and begins when the job `after` which it comes is done.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        out: Path,
+        command: list[str],
+        environment: dict[str, str],
+        epochs: int,
+        after: "Job | None" = None,
+    ):
+        self.name, self.out, self.command, self.log = name, out, command, out / LOG
+        self.environment, self.epochs, self.after = environment, epochs, after
+        self.process: subprocess.Popen | None = None
+        self.accuracy: float | None = None  # on the test images, once it has finished
+        self.fault: str | None = None  # once it has failed
+        self.kills, self.waits = 0, False
+
+    @property
+    def done(self) -> bool:
+        return self.accuracy is not None or self.fault is not None
+
+    def trained(self) -> int:
+        """Return how many epochs are trained."""
+        with contextlib.suppress(OSError):
+            return max(0, (self.out / HISTORY).read_bytes().count(b"\n") - 1)
+        return 0
+
+    def shell(self) -> str:
+        """Return the command as a line for a shell."""
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(self.command)])
+
+    def start(self) -> None:
+        """Start the process, unless another one is at work in the directory: then the job waits for its next turn."""
+        try:
+            refuse_in_use(self.out)
+            self.out.mkdir(parents=True, exist_ok=True)
+            with self.log.open("ab", buffering=0) as log:
+                log.write(f"$ {self.shell()}\n".encode())
+                self.process = subprocess.Popen(
+                    self.command,
+                    env=os.environ | self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    process_group=0,  # a terminal's Ctrl-C reaches the sweep alone, which hands it on
+                )
+        except InUse as holder:
+            if not self.waits:
+                _say(f"{self.name}: {self.out} is in use by {holder}; waiting for its end")
+            self.waits = True
+        except OSError as error:
+            self.fault = f"cannot start ({error})"
+
+    def poll(self) -> None:
+        """Take note of the process's end, if it has ended, or start it again."""
+        code = self.process.poll()
+        if code is None:
+            return
+        code = 128 - code if code < 0 else code  # as a shell has it
+        self.process = None
+        try:
+            if code == 0:
+                self._finish()
+            elif code in KILLED and self.kills < RESTARTS:
+                self.kills += 1
+                _say(f"{self.name}: exited with code {code}; restarting ({self.kills} of {RESTARTS})")
+                self.start()
+            else:
+                refuse_in_use(self.out)  # another process was faster, so this one was refused
+                self.fault = f"exit code {code}: {self._last_line()}"
+        except InUse:
+            self.waits = True
+        except BadInput as error:
+            self.fault = str(error)
+
+    def _finish(self) -> None:
+        end = outcome(self.out)
+        if end.kind == FINISHED:
+            self.accuracy = end.metrics["test_accuracy"]
+        else:
+            self.fault = f"has not finished ({end.reason})"
+
+    def _last_line(self) -> str:
+        with contextlib.suppress(OSError):
+            lines = self.log.read_bytes()[-4096:].decode(errors="replace").split("\n")
+            return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return ""
+
+
+def places(device: torch.device, threads: int, at_once: int | None, per_gpu: int) -> tuple[list[str], int]:
+    """Return the GPUs to be used in turn, as CUDA_VISIBLE_DEVICES names them, and how many runs go at once."""
+    gpus = []
+    if device == torch.device("cuda"):  # no number: not the one that --device cuda:N names
+        listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible(listed) if listed else [str(index) for index in range(torch.cuda.device_count())]
+    if device.type == "cuda":
+        return gpus, at_once or max(1, len(gpus)) * per_gpu
+    return gpus, at_once or max(1, machine.cores() // threads)
+
+
+def visible(listed: str) -> list[str]:
+    """Return the GPUs that a CUDA_VISIBLE_DEVICES names, as CUDA reads it: up to the first that is not valid."""
+    names = [name.strip() for name in listed.split(",")]
+    return list(itertools.takewhile(re.compile(r"\d+|(GPU|MIG)-[\w/-]+").fullmatch, names))
+
+
+def one_gpu(device: torch.device) -> dict[str, str]:
+    """Return the environment of a process that is to see no GPU but `device`; none for a `cuda` without a number."""
+    if device.index is None:
+        return {}
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"CUDA_VISIBLE_DEVICES": visible(listed)[device.index] if listed else str(device.index)}
+
+
+def work(jobs: list[Job], slots: int, gpus: list[str]) -> None:
+    """Run `jobs`, `slots` at once and on `gpus` in turn, until each has finished or failed.
+
+    A signal is handed on to the runs, and their ends are waited for; a second one is handed on and not waited for.
+    """
+    try:
+        with tqdm(unit="epoch", disable=None, initial=sum(job.trained() for job in jobs)) as bar:
+            while waiting := [job for job in jobs if not job.done]:
+                for job in waiting:
+                    _advance(job, jobs, slots, gpus)
+                    if job.done:
+                        _report(job, jobs)
+                if not bar.disable:
+                    _show(bar, jobs)
+                time.sleep(PAUSE)
+    except BaseException as error:
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGTERM
+        end(jobs, signum)
+        if isinstance(error, Interrupted):
+            raise Interrupted(signum, "; the same command goes on") from None
+        raise
+
+
+def _advance(job: Job, jobs: list[Job], slots: int, gpus: list[str]) -> None:
+    running = [other for other in jobs if other.process is not None]
+    if job.process is not None:
+        job.poll()
+    elif job.after is not None and job.after.fault is not None:
+        job.fault = f"not started, since {job.after.name} failed"
+    elif len(running) < slots and (job.after is None or job.after.done):
+        if gpus:
+            used = Counter(other.environment["CUDA_VISIBLE_DEVICES"] for other in running)
+            job.environment["CUDA_VISIBLE_DEVICES"] = min(gpus, key=lambda gpu: used[gpu])
+        job.start()
+
+
+def _report(job: Job, jobs: list[Job]) -> None:
+    end = f"failed: {job.fault} ({job.log})" if job.fault else f"test accuracy {job.accuracy:.4f}, {job.out}"
+    _say(f"[{sum(other.done for other in jobs)}/{len(jobs)}] {job.name}: {end}")
+
+
+def _show(bar: tqdm, jobs: list[Job]) -> None:
+    trained = {job: job.trained() for job in jobs}
+    bar.total = sum(epochs if job.done else max(epochs, job.epochs) for job, epochs in trained.items())
+    bar.n = sum(trained.values())
+    bar.refresh()
+
+
+def _say(line: str) -> None:
+    with tqdm.external_write_mode():  # the bar makes room
+        say(line)
+
+
+def end(jobs: list[Job], signum: int) -> None:
+    """Hand the signal on to each process, and wait for its end; a second signal is handed on and ends the waiting."""
+    running = [job for job in jobs if job.process is not None]
+    if running:
+        complain(f"Waiting for {len(running)} runs to end; interrupt again to exit without waiting.")
+    try:
+        for job in running:
+            job.process.send_signal(signum)
+        for job in running:
+            job.process.wait()
+    except Interrupted as again:
+        for job in running:
+            job.process.send_signal(again.signum)
+        raise

@@ -1,0 +1,96 @@
+"""The other side of a pair of runs: another framework's program that trains what train.py trains."""
+
+from pathlib import Path
+
+import torch
+
+from cli.errors import BadInput
+from cli.flags import flag_of
+from running.lock import InUse, refuse_in_use
+from running.outcome import EARLY_STOPPING, EMPTY, FINISHED, outcome, program_of
+from sweeping.jobs import LOG, Job
+
+
+class Reference:
+    """A program that takes some of train.py's options, `--data`, `--seed`, `--out` and `--resume`.
+
+    It leaves a run's directory with initial_weights.npz, and with `program` in config.json. With `--resume` it leaves a
+    run that has finished as it is, and begins anew one that broke off. A subclass says the rest.
+    """
+
+    label: str  # of its group in the comparison, and of its directories
+    program: str  # the script, from the project's folder
+    options: tuple[str, ...]  # of train.py's that it has too
+    needless: tuple[str, ...] = ()  # of train.py's that do not decide what is trained, so that it need not have them
+
+    def refuse(self, flags: dict, not_default: list[str], seeds: list[int]) -> None:
+        """Raise BadInput if it lacks one of train.py's `flags`, or cannot take one of the `seeds`."""
+        lacking = [name for name in not_default if name not in (*self.options, *self.needless, "seed")]
+        if lacking:
+            options = ", ".join(f"{flag_of(name)} {flags[name]}" for name in lacking)
+            raise BadInput(f"--{self.label}: {self.program} has no {options}; leave that or --{self.label} out")
+
+    def describe(self) -> str:
+        """Return a line that says what it is."""
+        return f"{self.label}: {self.program}"
+
+    def refuse_without(self, download: bool) -> None:
+        """Raise BadInput if it does not start on this machine; Unavailable if `download` and it has no CIFAR-10."""
+
+    def environment(self, device: torch.device, threads: int | None) -> dict[str, str]:
+        """Return the environment variables of its process."""
+        return {}
+
+    def differences(self, config: dict, flags: dict) -> list[str]:
+        """Name in what the finished run that wrote `config` is another than these `flags` ask for."""
+        had = config["flags"]
+        names = (*self.options, "seed")
+        return [f"{flag_of(name)} {had[name]}" for name in names if had.get(name, flags[name]) != flags[name]]
+
+    def finished(self, out: Path, flags: dict) -> dict | None:
+        """Return the metrics of the run in `out` if it has finished with these `flags`.
+
+        Returns None if it is at work or can be begun. Raises BadInput if none of these.
+        """
+        try:
+            refuse_in_use(out)
+            end = outcome(out)
+        except InUse:  # its end is waited for
+            return None
+        except BadInput:  # a process that ended in the middle of a file
+            if (out / LOG).exists():
+                return None
+            raise
+        if end.kind == EMPTY:
+            return None
+        if end.config and program_of(end.config) != self.program:
+            raise BadInput(f"{out}: the run there is not one of {self.program}; pass another --out after --")
+        if end.kind != FINISHED:
+            if (out / LOG).exists():
+                return None
+            raise BadInput(f"{out}: the run there broke off ({end.reason}), and no sweep began it; delete it")
+        config = end.config
+        if end.metrics["stopped"] == EARLY_STOPPING and end.metrics["epochs"] <= flags["epochs"]:
+            config = config | {"flags": config["flags"] | {"epochs": flags["epochs"]}}  # it would have ended alike
+        different = self.differences(config, flags)
+        if different:
+            raise BadInput(
+                f"{out}: the run there had {', '.join(different)}; delete it, or pass another --out after --"
+            )
+        return end.metrics
+
+    def job(
+        self, name: str, command: list[str], out: Path, flags: dict, defaults: dict, data: str, device: torch.device
+    ) -> Job:
+        """Return its run with train.py's `flags` on the `data` that it takes, "" for its own CIFAR-10.
+
+        `command` are the words before its own options.
+        """
+        words = ["--seed", str(flags["seed"]), "--out", str(out), "--resume"]
+        for option in self.options:
+            if flags[option] != defaults[option]:
+                words += [flag_of(option)] if flags[option] is True else [flag_of(option), str(flags[option])]
+        if data:
+            words += ["--data", data]
+        environment = self.environment(device, flags["threads"])
+        return Job(name, out, [*command, *words], environment, flags["epochs"])

@@ -1,0 +1,185 @@
+"""sweep.py --grid: settings by seeds, as many at once as fit, and a row a setting at the end."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from scipy import stats
+
+import sweep
+from cli.errors import BadInput
+from comparing import grid, intervals
+from comparing.histories import Training
+from options import parse
+from running.code import TRAIN
+from running.outcome import HISTORY, METRICS
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 4, 9, 30])
+@pytest.mark.parametrize("comparisons", [1, 2, 5, 23, 200])
+def test_the_quantile_for_several_comparisons_is_bonferroni_s(freedom, comparisons):
+    expected = stats.t.ppf(1 - 0.025 / comparisons, freedom)
+    assert intervals.t_quantile(freedom, comparisons) == pytest.approx(expected, rel=1e-6)
+
+
+def run(setting, seed, accuracy):
+    history = {"loss": [1.0, 0.9], "val_loss": [1.1, 1.0], "val_accuracy": [0.1, accuracy]}
+    metrics = {"test_accuracy": accuracy - 0.1, "seconds_per_epoch": [30.0, 90.0]}
+    return Training(f"{setting}-{seed}", history, metrics, {"flags": {"seed": seed}}, "CSV", [])
+
+
+def test_settings_are_sorted_by_validation_and_compared_with_the_default_by_pairs_of_seeds():
+    of_default, of_others = [0.50, 0.54, 0.52], {"a": [0.51, 0.56, 0.53], "b": [0.40, 0.44, 0.41]}
+    groups = {"default": [run("default", seed, value) for seed, value in enumerate(of_default)]}
+    groups |= {
+        name: [run(name, seed, value) for seed, value in enumerate(values)] for name, values in of_others.items()
+    }
+    rows = grid.settings(groups, "default")
+    assert [row.label for row in rows] == ["a", "default", "b"]
+    differences = np.subtract(of_others["a"], of_default)
+    assert rows[0].difference.mean == pytest.approx(differences.mean())
+    half = stats.t.ppf(1 - 0.025 / 2, 2) * differences.std(ddof=1) / 3**0.5  # two settings beside the default
+    assert rows[0].difference.interval == pytest.approx((differences.mean() - half, differences.mean() + half))
+    assert (rows[1].difference, rows[0].minutes, rows[0].epochs.mean) == (None, 2.0, 2.0)
+    assert grid.in_words(rows, "default") == [
+        "Best by validation of 3 settings: a (0.5333 ± 0.0252).",
+        "Differences from the default, default, are by pairs of seeds; their 95 % intervals allow for 2 comparisons "
+        "(Bonferroni).",
+    ]
+
+
+def test_a_dry_run_prints_a_command_for_each_setting_and_seed_with_directories_named_after_them(little, capsys):
+    arguments = [
+        "--seeds",
+        "0-1",
+        "--dry-run",
+        "--grid",
+        "l2=0.001,0.01",
+        "lookahead=off,on",
+        "--",
+        "--data",
+        str(little),
+    ]
+    assert sweep.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert " --l2=0.01 --lookahead " not in lines[0]
+    assert re.search(r" --l2=0\.01 --lookahead .*--seed 1 ", lines[7])
+    out = sweep.plan(*sweep.parse_arguments(arguments))[7].options.out
+    assert str(out) == "runs/baseline-little-l2_0.01-lookahead_True-seed1"
+
+
+@pytest.mark.parametrize(
+    ("setting", "behind", "default"),
+    [
+        ("augment=on,off", ["--model", "improved"], "augment=on"),
+        ("augment=on,off", [], "augment=off"),
+        ("weight_decay=0,0.004", ["--optimizer", "adamw"], "weight_decay=0.004"),
+        ("l2=0,0.001", ["--recipe", "fast", "--no-mixed-precision"], "l2=0"),
+    ],
+)
+def test_the_default_is_that_of_the_run_s_other_options_and_off_is_off(setting, behind, default, little):
+    words = ["--seeds", "0", "--grid", setting, "--", "--data", str(little), *behind]
+    planned = sweep.plan(*sweep.parse_arguments(words))
+    assert [run.setting for run in planned if run.is_default] == [default]
+    name = setting.partition("=")[0]
+    assert len({run.options.flags()[name] for run in planned}) == 2
+    assert len({run.options.out for run in planned}) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rate=1,2"], "'rate=1,2': not an option of train.py that affects results"),
+        (["seed=1,2"], "'seed=1,2': not an option of train.py that affects results"),
+        (["l2=1,"], "'l2=1,': separate the values by commas, and give each only once"),
+        (["l2=1,2", "l2=3"], "--grid: has an option twice"),
+        (["l2=high"], "argument --l2: 'high' is not a number"),
+        (["lr=0.001,1e-3"], "--grid: two values of an option are the same; give each once"),
+        (["augment=on,1"], "--grid: augment=1: is a switch; its values are on and off"),
+        (["l2=1,2", "--", "--l2", "3"], "--l2 after --: --grid varies it; leave it out there"),
+        (["l2=1,2", "--keras"], "--grid: not with --keras"),
+        (["l2=1,2", "--", "--out", "runs/<seed>"], "is the same for two runs; put <seed> and <l2> into it"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused_in_one_line(words, message, capsys):
+    assert sweep.main(["--seeds", "0", "--grid", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+WHOLE = {"settings": {"l2=0.001": {}, "l2=0.01": {}}, "seeds": [0, 1], "options": {"lr": 0.002}}
+
+
+@pytest.mark.parametrize(
+    ("earlier", "refused"),
+    [
+        (WHOLE, False),
+        (WHOLE | {"settings": {"l2=0.001": {}}, "seeds": [1]}, False),  # a part of it, which is extended
+        (WHOLE | {"settings": {"dropout=0.3": {}}}, True),
+        (WHOLE | {"seeds": [0, 1, 2]}, True),
+        (WHOLE | {"options": {"lr": 0.003}}, True),
+        ({"settings": 3}, True),
+        ({}, True),
+        (None, True),  # another program's grid.png
+    ],
+)
+def test_a_grid_does_not_overwrite_the_figures_of_another(earlier, refused, little, tmp_path):
+    if earlier is None:
+        (tmp_path / "grid.png").touch()
+    else:
+        if "options" in earlier:
+            earlier = earlier | {"options": {"data": str(little), "epochs": 50} | earlier["options"]}
+        (tmp_path / "grid.json").write_text(json.dumps(earlier))
+    words = ["--seeds", "0-1", "--grid", "l2=0.001,0.01", "--", "--data", str(little), "--lr", "0.002"]
+    planned = sweep.plan(*sweep.parse_arguments(words))
+    if not refused:
+        assert sweep.claim(tmp_path, planned) is None
+        return
+    with pytest.raises(BadInput, match=r"has the grid\.json of another grid; pass another --out"):
+        sweep.claim(tmp_path, planned)
+
+
+def run_that_has_begun(sweeper):
+    """Wait for a run of this sweep to finish an epoch, and return its process."""
+    while sweeper.poll() is None:
+        children = subprocess.run(["pgrep", "-a", "-P", str(sweeper.pid)], capture_output=True, text=True, check=False)
+        for line in children.stdout.splitlines():
+            pid, _, *command = line.split()
+            # A killed run that the sweep has not collected yet has a process, but no command any more.
+            if command and command[0].endswith(TRAIN) and (parse(command[1:]).checked().out / HISTORY).exists():
+                return int(pid)
+        time.sleep(0.05)
+    pytest.fail("the sweep ended before it was disturbed")
+
+
+@pytest.mark.slow
+def test_a_grid_whose_sweep_and_one_of_whose_runs_are_killed_ends_as_an_undisturbed_one(npz, tmp_path):
+    def command(folder):
+        behind = ["--data", npz, "--epochs", "4", "--out", tmp_path / folder / "<l2>-<dropout>-<seed>"]
+        own = [sys.executable, ROOT / "sweep.py", "--seeds", "0-1", "--grid", "l2=0.001,0.01", "dropout=0.3,0.5", "--"]
+        return [*map(str, [*own, *behind])]
+
+    assert subprocess.run(command("whole"), capture_output=True, check=False).returncode == 0
+    sweeper = subprocess.Popen(command("disturbed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.kill(run_that_has_begun(sweeper), signal.SIGKILL)
+    run_that_has_begun(sweeper)
+    sweeper.kill()
+    sweeper.wait()
+    again = subprocess.run(command("disturbed"), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "Best by validation of 4 settings: " in again.stdout
+    runs = sorted(path.name for path in (tmp_path / "whole").iterdir() if path.is_dir())
+    assert len(runs) == 8
+    for name in runs:
+        whole, disturbed = (tmp_path / folder / name for folder in ("whole", "disturbed"))
+        assert (whole / HISTORY).read_bytes() == (disturbed / HISTORY).read_bytes()
+        accuracies = [json.loads((path / METRICS).read_text())["test_accuracy"] for path in (whole, disturbed)]
+        assert accuracies[0] == accuracies[1]

@@ -1,0 +1,246 @@
+"""What people type, paste and expect, and what they are told."""
+
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import compare
+import plots
+import predict
+import report
+import sweep
+import train
+from cli.errors import BadInput, Interrupted
+from options import Options
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--batch_size", "64"], "--batch-size"),
+        (["--learning-rat", "1"], None),
+        (["--epoch", "3"], "--epochs"),
+        (["--weight_decay=0.1"], "--weight-decay"),
+    ],
+)
+def test_a_misspelt_option_is_answered_by_the_one_that_is_near(words, meant, capsys):
+    assert train.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.py: error: unrecognized arguments: ")
+    assert (f"; did you mean {meant}? (see --help)" in line) is (meant is not None)
+
+
+def test_every_help_has_two_examples_and_no_default_that_a_person_cannot_read(capsys):
+    for command in (train, compare, predict, sweep):
+        assert command.main(["--help"]) == 0
+        text = capsys.readouterr().out
+        examples = text[text.index("examples:") :]
+        assert examples.count(f"    python {command.__name__}.py ") >= 2
+        assert "default: None" not in text
+        assert "default: False" not in text
+    assert "the same command, given again, goes on" in text.replace("\n", " ")
+
+
+def test_standard_output_is_the_one_object_with_json(little, tmp_path, capsys):
+    arguments = ["--data", str(little), "--epochs", "1", "--out", str(tmp_path / "run"), "--json", "--quiet"]
+    for more in ([], ["--resume"]):
+        assert train.main([*arguments, *more]) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out) == json.loads((tmp_path / "run" / "metrics.json").read_text())
+        assert "Test accuracy: " in printed.err
+
+
+def test_any_option_may_stand_in_brackets_in_the_directory_s_name():
+    given = Options(out="runs/<model>-lr<lr>-<batch-size>-seed<seed>", lr=0.01).checked()
+    assert str(given.out) == "runs/baseline-lr0.01-64-seed0"
+    with pytest.raises(BadInput, match="<rate> is no option"):
+        Options(out="runs/<rate>").checked()
+
+
+def test_sorted_arrays_whose_validation_part_lacks_classes_are_said(arrays, tmp_path, capsys):
+    order = np.argsort(arrays["y_train"], kind="stable")
+    sorted_arrays = {name: arrays[name][order] for name in ("x_train", "y_train")}
+    np.savez(tmp_path / "sorted.npz", **arrays | sorted_arrays)
+    assert train.main(["--data", str(tmp_path / "sorted.npz"), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
+    line = "No validation image is labelled class 0, class 1, class 2, class 3, class 4 and 3 more, "
+    assert f"{line}but some training images are: shuffle sorted arrays first.\n" in capsys.readouterr().out
+
+
+def test_equal_accuracies_and_one_thread_are_called_so(little, tmp_path, capsys):
+    logs = [{"accuracy": 0.5, "val_accuracy": 0.5, "loss": 1.0, "val_loss": 1.0}]
+    metrics = {"best_epoch": 1, "learning_rate_cuts": [], "stopped": "all epochs used", "final": True}
+    text = report.reading(logs, metrics, 1, cutting=True)
+    assert "At the best epoch training accuracy is equal to validation." in text
+    flags = ["--data", str(little), "--epochs", "1", "--out", str(tmp_path / "run"), "--threads", "1"]
+    assert train.main(flags) == 0
+    assert ", 1 thread, float32\n" in capsys.readouterr().out
+
+
+def test_handlers_are_as_they_were_found_after_a_command_that_was_interrupted(little, tmp_path, monkeypatch):
+    def stop(*_):
+        signal.raise_signal(signal.SIGINT)
+
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    monkeypatch.setattr(train, "train_epoch", stop)
+    assert train.main(["--data", str(little), "--epochs", "1", "--out", str(tmp_path / "run")]) == 130
+    assert {signum: signal.getsignal(signum) for signum in before} == before
+
+
+def test_a_pattern_that_no_shell_has_expanded_is_taken(finished, arrays, tmp_path, capsys):
+    for number in range(2):
+        Image.fromarray(arrays["x_test"][number]).save(tmp_path / f"{number}.png")
+    assert predict.main([str(finished), str(tmp_path / "*.png"), "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    assert all(line.count("%") == 2 for line in lines)
+    assert predict.main([str(finished), str(tmp_path / "*.jpg")]) == 2
+
+
+def test_predictions_are_read_by_programs_as_json_and_csv(finished, arrays, tmp_path, capsys):
+    path = tmp_path / "a, b.png"
+    Image.fromarray(arrays["x_test"][0]).save(path)
+    table = tmp_path / "answers.csv"
+    broken = tmp_path / "broken.png"
+    broken.touch()
+    assert predict.main([str(finished), str(path), str(broken), "--json", "--csv", str(table), "--top", "3"]) == 2
+    answers = json.loads(capsys.readouterr().out)
+    assert [*answers] == [str(path)]
+    assert [*answers[str(path)][0]] == ["class", "probability"]
+    rows = table.read_text().splitlines()
+    assert rows[0] == "path,class,probability"
+    assert rows[1] == f'"{path}",{answers[str(path)][0]["class"]},{answers[str(path)][0]["probability"]}'
+    assert len(rows) == 4
+
+
+def test_answers_are_written_over_answers_only_and_nothing_is_lost(finished, arrays, tmp_path, capsys):
+    picture = tmp_path / "a.png"
+    Image.fromarray(arrays["x_test"][0]).save(picture)
+    before = picture.read_bytes()
+    for table, message in (
+        (picture, "exists, and was not written by predict.py"),
+        (tmp_path / "no" / "x.csv", "no such folder"),
+    ):
+        assert predict.main([str(finished), str(picture), "--csv", str(table)]) == 2
+        assert message in capsys.readouterr().err
+    assert picture.read_bytes() == before
+    for _ in range(2):
+        assert predict.main([str(finished), str(picture), "--csv", str(tmp_path / "x.csv")]) == 0
+
+
+def test_a_pattern_takes_folders_as_their_images(finished, arrays, tmp_path, capsys):
+    (tmp_path / "deep").mkdir()
+    Image.fromarray(arrays["x_test"][0]).save(tmp_path / "deep" / "a.png")
+    assert predict.main([str(finished), str(tmp_path / "*")]) == 0
+    assert "deep/a.png: " in capsys.readouterr().out
+
+
+def test_a_comparison_lies_in_a_folder_of_its_own_which_is_named(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert compare.main([str(finished)]) == 0
+    assert [*os.listdir()] == ["comparison"]
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "Picture: comparison/comparison.png",
+        "Figures: comparison/comparison.json",
+    ]
+
+
+def test_what_keeps_runs_from_being_pooled_comes_first_and_a_line_each(finished, tmp_path, capsys):
+    for number, rate in enumerate((0.001, 0.01, 0.02)):
+        run = shutil.copytree(finished, tmp_path / f"a{number}")
+        config = json.loads((run / "config.json").read_text())
+        config["flags"]["lr"] = rate
+        (run / "config.json").write_text(json.dumps(config))
+        history = (run / "history.csv").read_text()
+        (run / "history.csv").write_text(history.replace("e-", f"{number}e-") if number else history)
+    assert compare.main([f"a={tmp_path}/a*", "--out", str(tmp_path / "compared")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "compare.py: error: leave such runs out, or pool them all the same by --mixed:"
+    assert f"  lr: 0.01 in {tmp_path}/a1, 0.001 in {tmp_path}/a0" in lines
+    assert f"  lr: 0.02 in {tmp_path}/a2, 0.001 in {tmp_path}/a0" in lines
+
+
+def test_a_second_sweep_with_another_option_is_told_where_its_directories_are_named(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "s0")
+    flags = json.loads((finished / "config.json").read_text())["flags"]
+    behind = ["--data", flags["data"], "--epochs", "2", "--lr", "0.01", "--out", str(tmp_path / "s<seed>")]
+    assert sweep.main(["--seeds", "0", "--", *behind]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--lr 0.01 (was 0.001); pass another --out after --, such as 'runs/<name>-lr<lr>-seed<seed>'" in line
+
+
+def test_the_home_directory_is_known_in_python_too_and_the_run_can_be_repeated(little, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(little.parent))
+    run = tmp_path / "run"
+    train.train(Options(data=f"~/{little.name}", epochs=1, out=run))
+    config = json.loads((run / "config.json").read_text())
+    assert config["given"]["data"] == config["flags"]["data"] == str(little)
+    assert train.main(["--config", str(run), "--out", str(tmp_path / "again")]) == 0
+
+
+@pytest.mark.parametrize("name", ["history.csv", "best_weights.npz", "best.pt"])
+def test_what_a_finished_run_has_lost_is_made_again_from_its_checkpoint(name, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = (run / name).read_bytes()
+    (run / name).unlink()
+    assert train.main(["--resume", str(run)]) == 0
+    assert (run / name).read_bytes() == before
+
+
+def test_a_finished_run_whose_first_weights_and_checkpoint_are_gone_is_finished_all_the_same(
+    finished, little, tmp_path, capsys
+):
+    start, run = shutil.copy(finished / "initial_weights.npz", tmp_path / "start.npz"), tmp_path / "run"
+    arguments = ["--data", json.loads((finished / "config.json").read_text())["flags"]["data"], "--epochs", "1"]
+    assert train.main([*arguments, "--init-weights", str(start), "--out", str(run)]) == 0
+    os.unlink(start)
+    (run / "checkpoint.pt").unlink()
+    assert train.main(["--resume", str(run)]) == 0
+    assert "finished: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "value"), [("optimizer", np.array(["adam", "sgd"])), ("recipe", ["fast"])])
+def test_what_is_no_text_is_refused_where_a_name_is_wanted(name, value):
+    with pytest.raises(BadInput, match=f"^{name}: "):
+        Options(**{name: value})
+
+
+# --- in Python --------------------------------------------------------------------------------------------------------
+
+
+def test_an_option_with_a_value_that_it_cannot_have_is_refused_when_it_is_made():
+    with pytest.raises(BadInput, match=r"^lr: 'fast' is not a number"):
+        Options(lr="fast")
+
+
+def test_in_python_errors_speak_of_options_as_python_has_them(finished):
+    flags = json.loads((finished / "config.json").read_text())["flags"]
+    with pytest.raises(BadInput, match=r"already holds a run .*; go on with it by resume=True, pass another out"):
+        train.train(Options(data=flags["data"], epochs=2, out=finished))
+
+
+def test_the_history_shows_as_a_table_and_has_keras_s_columns(little, tmp_path):
+    _, history = train.train(Options(data=str(little), epochs=2, out=tmp_path / "run"))
+    header, *rows = repr(history).splitlines()
+    assert header.split() == ["epoch", "accuracy", "loss", "val_accuracy", "val_loss", "learning_rate"]
+    assert [row.split()[0] for row in rows] == ["1", "2"]
+    assert history.history["val_loss"] == [row["val_loss"] for row in history.logs]
+
+
+def test_the_options_say_what_each_of_them_is_for():
+    assert "batch_size: images per step (default: 64)" in Options.__doc__
+
+
+@pytest.mark.pictures
+def test_both_pictures_may_go_without_a_title():
+    logs = {"accuracy": 0.4, "val_accuracy": 0.5, "loss": 1.8, "val_loss": 1.4, "learning_rate": 1e-3}
+    for picture in (plots.curves([logs], 1), plots.confusion([[1, 0], [0, 1]], ("a", "b"))):
+        assert picture.startswith(b"\x89PNG")
+
+
+def test_an_interruption_names_the_user_s_own_signal():
+    assert str(Interrupted(signal.SIGINT)) == "interrupted by SIGINT"

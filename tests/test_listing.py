@@ -1,0 +1,99 @@
+"""compare.py --list: a row for each of many runs."""
+
+import csv
+import io
+import json
+import shutil
+
+import pytest
+
+import compare
+
+
+@pytest.fixture
+def many(finished, tmp_path):
+    """Four runs: three with other rates and validation accuracies, and one that broke off."""
+    for number, (rate, accuracy) in enumerate(((0.001, 0.5), (0.002, 0.7), (0.001, 0.6), (0.002, 0.4))):
+        run = shutil.copytree(finished, tmp_path / "deep" / "runs" / f"r{number}")
+        config = json.loads((run / "config.json").read_text())
+        config["flags"] |= {"lr": rate, "seed": number}
+        (run / "config.json").write_text(json.dumps(config))
+        rows = list(csv.DictReader((run / "history.csv").open()))
+        best = min(rows, key=lambda row: float(row["val_loss"]))
+        best["val_accuracy"] = str(accuracy)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*rows[0]])
+        writer.writeheader()
+        writer.writerows(rows)
+        (run / "history.csv").write_text(text.getvalue())
+        metrics = json.loads((run / "metrics.json").read_text())
+        metrics |= {"seed": number, "test_accuracy": 0.9 - accuracy}  # the worse, the better on the test images
+        metrics["best_epoch_logs"]["val_accuracy"] = accuracy
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        if number == 3:
+            (run / "metrics.json").unlink()
+            (run / "error.txt").write_text("OSError: disk full\n")
+    return tmp_path / "deep"
+
+
+def listed(capsys, *arguments):
+    code = compare.main(["--list", *map(str, arguments)])
+    return code, capsys.readouterr()
+
+
+def test_runs_are_sorted_by_validation_with_what_differs_among_them_and_how_they_ended(many, capsys):
+    code, printed = listed(capsys, many / "runs" / "*", "--csv")
+    assert code == 0
+    rows = list(csv.DictReader(io.StringIO(printed.out)))
+    of_each = ["val_accuracy", "test", "epochs", "best", "minutes", "state"]
+    assert [*rows[0]] == ["run", "lr", "data", "seed", *of_each]
+    assert {row["run"].rpartition("/")[0] for row in rows} == {str(many / "runs")}
+    assert [(row["run"][-2:], row["lr"], row["val_accuracy"]) for row in rows] == [
+        ("r1", "0.002", "0.7000"),
+        ("r2", "0.001", "0.6000"),
+        ("r0", "0.001", "0.5000"),
+        ("r3", "0.002", "0.4000"),
+    ]
+    assert [row["state"] for row in rows[:3]] == ["all epochs used"] * 3
+    assert rows[3]["state"] == "unfinished: no metrics.json; it ended with: OSError: disk full"
+    assert rows[3]["minutes"] == "-"
+
+
+def test_the_list_is_a_table_in_text_and_markdown(many, capsys):
+    _, printed = listed(capsys, many / "runs" / "*")
+    shared, _, row = printed.out.splitlines()[:3]
+    assert shared == f"All are in {many}/runs."
+    assert row.split()[:4] == ["1", "r1", "0.002", "1"]
+    _, printed = listed(capsys, many / "runs" / "*", "--markdown")
+    assert printed.out.splitlines()[2].startswith("| ---")
+
+
+def test_the_list_says_once_that_all_are_of_the_stand_in_or_else_beside_the_data(many, capsys):
+    for number in range(4):
+        config = json.loads((many / "runs" / f"r{number}" / "config.json").read_text())
+        config |= {"data": "NOT CIFAR-10", "data_sha256": "0123456789"}
+        (many / "runs" / f"r{number}" / "config.json").write_text(json.dumps(config))
+        (many / "runs" / f"r{number}" / "metrics.json").unlink(missing_ok=True)
+        _, printed = listed(capsys, many / "runs" / "*")
+        assert ("All runs use the stand-in data, NOT CIFAR-10." in printed.out) is (number == 3)
+        assert printed.out.count("01234567 (NOT CIFAR-10)") == (number + 1 if number < 3 else 0)
+
+
+def test_what_is_no_run_is_named_and_the_others_are_listed(many, capsys):
+    (many / "runs" / "notes").mkdir()
+    code, printed = listed(capsys, many / "runs" / "*")
+    assert code == 2
+    assert printed.err == f"left out: {many}/runs/notes: no training history in that folder; pass the file\n"
+    assert len(printed.out.splitlines()) == 6
+
+
+def test_histories_of_other_programs_are_listed_with_what_they_have(tmp_path, capsys):
+    (tmp_path / "keras.csv").write_text("epoch,loss,val_accuracy,val_loss\n0,1.0,0.5,1.2\n")
+    code, printed = listed(capsys, tmp_path / "keras.csv")
+    assert code == 0
+    assert printed.out.splitlines()[1].split() == ["1", str(tmp_path / "keras.csv"), "0.5000", "-", "1", "1", "-", "-"]
+
+
+def test_csv_without_a_list_is_refused(capsys):
+    assert compare.main(["runs/x", "--csv"]) == 2
+    assert "--csv: needs --list" in capsys.readouterr().err

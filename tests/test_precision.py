@@ -1,0 +1,173 @@
+"""bfloat16 where the hardware multiplies it: who decides, what is said, and what a resumed run keeps."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import options
+import train
+from options import Options
+from running import machine
+from running.outcome import CONFIG, METRICS
+
+pytestmark = pytest.mark.precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny(arrays, tmp_path_factory):
+    """A file of few images, since some machines that run this emulate bfloat16."""
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    np.savez(path, **{name: array[:10] for name, array in arrays.items()})
+    return path
+
+
+@pytest.fixture
+def hardware(monkeypatch):
+    """Call it to say whether the hardware multiplies bfloat16."""
+    return lambda multiplies: monkeypatch.setattr(machine, "multiplies_bfloat16", lambda device: multiplies)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "of_torch", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": True}, "AVX512", True),
+        ({"avx512_bf16": True, "amx_bf16": False}, "AVX512", True),
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "AVX512", False),  # Skylake, Ice Lake
+        ({"avx2": True}, "AVX2", False),  # Zen 3
+        ({"avx512_bf16": True, "amx_bf16": True}, "AVX2", False),  # taken away by ATEN_CPU_CAPABILITY
+        ({"bf16": True, "sve_bf16": True}, "SVE256", False),  # ARM: not measured
+    ],
+)
+def test_a_cpu_multiplies_bfloat16_if_it_has_the_instructions_and_torch_uses_them(
+    capabilities, of_torch, expected, monkeypatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: of_torch)
+    assert machine.multiplies_bfloat16(CPU) is expected
+
+
+def test_a_torch_that_cannot_tell_counts_as_without(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert machine.multiplies_bfloat16(CPU) is False
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
+def test_a_gpu_multiplies_bfloat16_from_compute_capability_8_on(capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert machine.multiplies_bfloat16(torch.device("cuda")) is expected
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the two variables are for x86")
+def test_two_variables_make_any_x86_processor_one_without():
+    program = "import torch; from running import machine as e; print(e.multiplies_bfloat16(torch.device('cpu')))"
+    without = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=without, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("flags", "with_hardware", "without"),
+    [
+        ("", False, False),
+        ("--optimizer muon", False, False),
+        ("--mixed-precision", True, True),
+        ("--recipe fast", True, False),
+        ("--recipe fast --mixed-precision", True, True),
+        ("--recipe fast --no-mixed-precision", False, False),
+        ("--recipe fast --dtype float64", False, False),
+    ],
+)
+def test_the_hardware_decides_where_nobody_else_does(flags, with_hardware, without, hardware):
+    for multiplies, expected in ((True, with_hardware), (False, without)):
+        hardware(multiplies)
+        assert options.parse(flags.split()).checked().mixed_precision is expected
+
+
+FAST = ["--recipe", "fast", "--epochs", "2"]
+
+
+def begin(tiny, out, *flags):
+    return train.main(["--data", str(tiny), "--out", str(out), *flags])
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_the_precision_that_was_taken_stands_in_the_first_lines_and_in_config_json(
+    multiplies, hardware, tiny, tmp_path, capsys
+):
+    hardware(multiplies)
+    assert begin(tiny, tmp_path / "run", *FAST) == 0
+    printed = capsys.readouterr().out
+    assert (", mixed precision (bfloat16)\n" in printed) is multiplies
+    assert (", float32\n" in printed) is not multiplies
+    assert "emulates" not in printed
+    config = json.loads((tmp_path / "run" / CONFIG).read_text())
+    assert (config["flags"]["mixed_precision"], config["given"]["mixed_precision"]) == (multiplies, None)
+
+
+def test_bfloat16_that_was_asked_for_where_it_is_emulated_is_said_in_one_line(hardware, tiny, tmp_path, capsys):
+    hardware(False)
+    assert begin(tiny, tmp_path / "run", "--mixed-precision", "--epochs", "1") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "emulates" in line]
+    assert (
+        line == "This machine emulates bfloat16: --mixed-precision takes ten to thirty times as long as float32 here."
+    )
+
+
+@pytest.mark.parametrize("began", [True, False])
+def test_a_run_keeps_its_precision_on_another_machine_unless_a_flag_says_otherwise_which_is_refused(
+    began, hardware, tiny, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    hardware(began)
+    assert begin(tiny, out, *FAST) == 0
+    (out / METRICS).unlink()  # as if killed before
+    hardware(not began)
+    flag = "--no-mixed-precision" if began else "--mixed-precision"
+    flags = [*FAST, "--resume"]
+    assert begin(tiny, out, *flags, flag) == 2
+    assert f"--mixed-precision {not began} (was {began}" in capsys.readouterr().err
+    for again in ([*flags, "--data", str(tiny), "--out", str(out)], ["--resume", str(out)]):
+        assert train.main(again) == 0
+        printed = capsys.readouterr().out
+        assert (", mixed precision (bfloat16)\n" in printed) is began
+        assert ("emulates" in printed) is began
+        assert json.loads((out / CONFIG).read_text())["flags"]["mixed_precision"] is began
+        (out / METRICS).unlink()
+
+
+def test_another_run_by_the_config_of_one_asks_the_hardware_anew_unless_a_flag_had_decided(
+    hardware, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    hardware(True)
+    for name, flags in (("left open", []), ("forced", ["--mixed-precision"])):
+        assert begin(tiny, tmp_path / name, *FAST, *flags) == 0
+    hardware(False)
+    found = [
+        options.parse(["--config", str(tmp_path / name)]).checked().mixed_precision for name in ("left open", "forced")
+    ]
+    assert found == [False, True]
+
+
+def test_a_damaged_config_is_refused_by_its_name_and_not_taken_for_no_run(hardware, tiny, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert begin(tiny, out, *FAST) == 0
+    (out / CONFIG).write_text("{")
+    assert begin(tiny, out, *FAST, "--resume") == 2
+    assert f"{out / CONFIG}: not JSON" in capsys.readouterr().err
+
+
+def test_in_python_none_leaves_it_to_the_hardware_too(hardware):
+    for multiplies in (True, False):
+        hardware(multiplies)
+        assert Options(mixed_precision=None).checked().mixed_precision is multiplies

@@ -1,0 +1,100 @@
+"""reference/prove.py: equal runs are called equal, and a difference that was put in is found and named."""
+
+import json
+
+import pytest
+from test_keras import data_file, float64
+
+import optim
+from reference import keras_notebook, prove
+
+__all__ = ["float64"]  # a fixture
+
+
+@pytest.fixture
+def proved(float64, tmp_path, monkeypatch):
+    """Run the command with Keras in this process, in float64 on torch as on TensorFlow; returns code and proof."""
+    data_file(tmp_path / "data.npz", 100)
+
+    def keras_here(job):
+        return keras_notebook.main(job.command[job.command.index("--draws") :])
+
+    monkeypatch.setattr(prove, "run_keras", keras_here)
+    monkeypatch.setattr(prove.KerasSide, "refuse_without", lambda *_, **__: None)
+    monkeypatch.setitem(prove.ROUNDING, "torch", prove.ROUNDING["tensorflow"])
+
+    def run(*flags):
+        out = tmp_path / "proof"
+        code = prove.main(["--data", str(tmp_path / "data.npz"), "--epochs", "2", "--out", str(out), *flags])
+        return code, json.loads((out / "proof.json").read_text())
+
+    return run
+
+
+@pytest.mark.parametrize("flags", [(), ("--model", "improved", "--shift", "2")])
+def test_runs_that_are_equal_to_rounding_are_called_so(flags, proved, tmp_path, capsys):
+    code, proof = proved(*flags)
+    assert code == 0, proof["verdict"]
+    printed = capsys.readouterr().out
+    assert "Equal to rounding in all 2 epochs: no relative difference is above 1e-09." in printed
+    assert proof["figures"]["val_accuracy"] == {"difference": 0.0, "epoch": 1}
+    assert max(figure["difference"] for figure in proof["figures"].values()) < 1e-9
+    assert (tmp_path / "proof" / "proof.png").exists()
+    assert "keras 3." in printed
+
+
+def test_a_deliberate_difference_is_found_and_named(proved, monkeypatch, capsys):
+    monkeypatch.setattr(optim, "EPSILON", 1e-8)  # torch's
+    code, proof = proved()
+    assert code == 1
+    assert proof["equal"] is False
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Not equal: "))
+    assert line.startswith("Not equal: they part in epoch 1, ")
+    assert line.endswith(").")
+    assert proof["by_epoch"]["val_loss"][0] > 1e-9
+
+
+def test_training_that_ends_after_another_number_of_epochs_is_not_equal():
+    epochs = [{"loss": 1.0}] * 3
+    text = prove.where_they_part({"loss": [0.0] * 2}, [epochs[:2], epochs], [2, 3], [], 1e-9)
+    assert text == "Not equal: Keras trained 2 epochs, PyTorch 3; the epochs that both have are equal."
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--model", "whitened"],
+            "--model whitened: reference/notebook.py has no such network in Keras; add a function",
+        ),
+        (["--optimizer", "sgd"], "--optimizer sgd: reference/keras_notebook.py has not; leave that out"),
+        (["--images", "3"], "argument --images: '3' is not a whole number"),
+    ],
+)
+def test_what_keras_s_side_has_not_is_refused_in_one_line(flags, message, little, tmp_path, capsys):
+    assert prove.main(["--data", str(little), "--out", str(tmp_path / "proof"), *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_not_emptied(little, tmp_path, capsys):
+    (tmp_path / "thesis.txt").touch()
+    assert prove.main(["--data", str(little), "--out", str(tmp_path)]) == 2
+    assert "holds something else than an earlier proof" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_an_earlier_proof_stays_where_the_next_one_cannot_begin(little, tmp_path, capsys):
+    out = tmp_path / "proof"
+    out.mkdir()
+    for name in (prove.MARK, "proof.json", "data.npz"):
+        (out / name).touch()
+    for flags, message in (
+        (["--data", str(little), "--optimizer", "sgd"], "--optimizer sgd: "),
+        (["--data", str(tmp_path / "none.npz")], "no such file"),
+    ):
+        assert prove.main([*flags, "--out", str(out)]) == 2
+        assert message in capsys.readouterr().err
+    (out / "data.npz").write_bytes(little.read_bytes())
+    assert prove.main(["--data", str(out / "data.npz"), "--out", str(out)]) == 2
+    assert "lies in --out" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == [".proof", "data.npz", "proof.json"]
