@@ -224,7 +224,11 @@ def keras_notebook(file: str, args: argparse.Namespace, turns: Turns) -> None:
     x_train, y_train, *_ = notebook.prepare(*notebook.load_data(file))
     model = notebook.MODELS[args.model]()
     notebook.compile_model(model)
-    model.fit(x_train, y_train, batch_size=BATCH, validation_split=0.2, epochs=10**6, verbose=0, callbacks=[Clock()])
+    # On TensorFlow, `fit` frees an epoch's iterator when the next epoch begins. It then waits for a thread of tf.data
+    # that sleeps for twice as long each time, for up to a minute in a process that is kept waiting. So each epoch has a
+    # `fit` of its own, and that wait lies between two turns.
+    while True:
+        model.fit(x_train, y_train, batch_size=BATCH, validation_split=0.2, verbose=0, callbacks=[Clock()])
 
 
 PEERS = {

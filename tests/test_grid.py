@@ -17,8 +17,7 @@ import sweep
 from cli.errors import BadInput
 from comparing import grid, intervals
 from comparing.histories import Training
-from options import parse
-from running.code import TRAIN
+from running.lock import InUse, refuse_in_use
 from running.outcome import HISTORY, METRICS
 
 
@@ -147,30 +146,33 @@ def test_a_grid_does_not_overwrite_the_figures_of_another(earlier, refused, litt
         sweep.claim(tmp_path, planned)
 
 
-def run_that_has_begun(sweeper):
-    """Wait for a run of this sweep to finish an epoch, and return its process."""
+EPOCHS = 10
+
+
+def run_in_the_middle(sweeper, folder):
+    """Wait for a run of this sweep to have some of its epochs behind it, and return its process."""
     while sweeper.poll() is None:
-        children = subprocess.run(["pgrep", "-a", "-P", str(sweeper.pid)], capture_output=True, text=True, check=False)
-        for line in children.stdout.splitlines():
-            pid, _, *command = line.split()
-            # A killed run that the sweep has not collected yet has a process, but no command any more.
-            if command and command[0].endswith(TRAIN) and (parse(command[1:]).checked().out / HISTORY).exists():
-                return int(pid)
-        time.sleep(0.05)
+        for history in folder.glob(f"*/{HISTORY}"):
+            if 1 < history.read_text().count("\n") < EPOCHS:  # with its heading
+                try:
+                    refuse_in_use(history.parent)
+                except InUse as holder:
+                    return int(str(holder).removeprefix("process ").split()[0])
+        time.sleep(0.01)
     pytest.fail("the sweep ended before it was disturbed")
 
 
 @pytest.mark.slow
 def test_a_grid_whose_sweep_and_one_of_whose_runs_are_killed_ends_as_an_undisturbed_one(npz, tmp_path):
     def command(folder):
-        behind = ["--data", npz, "--epochs", "4", "--out", tmp_path / folder / "<l2>-<dropout>-<seed>"]
+        behind = ["--data", npz, "--epochs", EPOCHS, "--out", tmp_path / folder / "<l2>-<dropout>-<seed>"]
         own = [sys.executable, ROOT / "sweep.py", "--seeds", "0-1", "--grid", "l2=0.001,0.01", "dropout=0.3,0.5", "--"]
         return [*map(str, [*own, *behind])]
 
     assert subprocess.run(command("whole"), capture_output=True, check=False).returncode == 0
     sweeper = subprocess.Popen(command("disturbed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    os.kill(run_that_has_begun(sweeper), signal.SIGKILL)
-    run_that_has_begun(sweeper)
+    os.kill(run_in_the_middle(sweeper, tmp_path / "disturbed"), signal.SIGKILL)
+    run_in_the_middle(sweeper, tmp_path / "disturbed")
     sweeper.kill()
     sweeper.wait()
     again = subprocess.run(command("disturbed"), capture_output=True, text=True, check=False)
