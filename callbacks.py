@@ -268,7 +268,7 @@ class History(Callback):
             raise ValueError(f"its history has {len(logs)}, {len(rates)} and {len(seconds)} epochs")
         missing = [name for name in logs[0] if self.columns and name not in self.columns]
         if missing:
-            raise ValueError(f"its history has figures that this version does not log: {', '.join(missing)}")
+            raise ValueError(f"its history has columns that this version does not log: {', '.join(missing)}")
         self.logs, self.learning_rates, self.seconds = logs, rates, seconds
         self.columns = [*logs[0]]
 

@@ -22,7 +22,7 @@ from cli.errors import BadInput
 from cli.flags import named
 from cli.messages import complain, in_one_line, say, table
 from cli.parser import Parser, number, path_type
-from comparing import comparability, histories, listing
+from comparing import comparability, grid, histories, listing
 from comparing.comparability import Rules
 from comparing.figures import accuracy_difference, cut_epochs, run_figures
 from comparing.headings import differing_parts
@@ -46,6 +46,7 @@ TEST, VALIDATION = "test accuracy", "val_accuracy there"
 CUTTING = [name for name, schedule in SCHEDULES.items() if schedule.cutting]
 WIDEST = 120  # columns; a wider table has one row per group
 PICTURE, CONTENT = "comparison.png", "comparison.json"
+OWN_FILES = {PICTURE, CONTENT, grid.PICTURE, grid.CONTENT}  # that lie beside runs, and are none
 KEYS = {"groups", "within", "equivalent"}  # by which an earlier CONTENT is known
 
 
@@ -127,7 +128,7 @@ def compare(args: argparse.Namespace) -> int:
     copies = comparability.in_both(groups)
     if copies and args.within is not None:
         one, other = copies[0]
-        raise BadInput(f"--within: {other.path} is {one.path} again, to the second; leave it out of one group")
+        raise BadInput(f"--within: {other.path} is a copy of {one.path}; leave it out of one group")
     notes = shared + pooled(groups, rules, args.mixed)
     not_comparable, settings = comparability.differences(groups, rules)
     notes += not_comparable + settings + comparability.surroundings(groups)
@@ -245,7 +246,9 @@ def with_headings(
 
 def matches(pattern: str) -> list[str]:
     pattern = os.path.expanduser(pattern)  # a shell leaves the ~ of LABEL=~/GLOB alone
-    return [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+    if os.path.exists(pattern):
+        return [pattern]
+    return sorted(path for path in glob.glob(pattern) if Path(path).name not in OWN_FILES)
 
 
 def given_accuracy(argument: str, text: str) -> float:
@@ -261,8 +264,10 @@ def pooled(groups: dict[str, list[Training]], rules: Rules, mixed: bool) -> list
     notes = [f"{label}: {'; '.join(of_group)}" for label, of_group in faults.items() if of_group]
     if notes and not mixed:
         lines = [fault for of_group in faults.values() for fault in of_group]
-        raise BadInput("\n  ".join(["leave such runs out, or pool them all the same by --mixed:", *lines]))
-    return [f"Pooled all the same (--mixed): {note}." for note in notes]
+        raise BadInput(
+            "\n  ".join(["these runs do not belong together; leave some out, or pass --mixed to pool them:", *lines])
+        )
+    return [f"Pooled although they differ (--mixed): {note}." for note in notes]
 
 
 def claim(out: Path) -> None:
@@ -316,7 +321,9 @@ def verdict(difference: Difference | None, figures: dict, estimates: dict, judge
         lines.append("Judged by validation accuracy at the best epoch, since not every run has a test accuracy.")
     for label, one in ((first, a), (second, b)):
         if one.n < len(figures[label]):
-            lines.append(f"Only {one.n} of the {len(figures[label])} runs of {label} have such an accuracy, and count.")
+            lines.append(
+                f"{label}: only {one.n} of {len(figures[label])} runs have this accuracy; the others are left out."
+            )
     lines.append(f"{what}, {second} minus {first}: {difference.in_words(margin)}")
     for label, one, among, several in ((first, a, second, b), (second, b, first, a)):
         if len(figures[label]) == 1 < several.n:
@@ -328,7 +335,8 @@ def verdict(difference: Difference | None, figures: dict, estimates: dict, judge
 def against_first(differences: dict[str, Difference | None], first: str, judged_by: str) -> list[str]:
     """Say how each of several groups differs from the first."""
     what = "test accuracy" if judged_by == TEST else "validation accuracy at the best epoch"
-    lines = [f"Each against {first}, {what}; the 95 % intervals allow for {len(differences)} comparisons (Bonferroni):"]
+    corrected = f"corrected for {len(differences)} comparisons (Bonferroni)"
+    lines = [f"Differences from {first} in {what}; 95 % intervals, {corrected}:"]
     for label, one in differences.items():
         lines.append(f"{label} minus {first}: {'no such accuracy' if one is None else one.in_short()}")
     return lines

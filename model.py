@@ -198,7 +198,7 @@ def from_keras_weights(model: nn.Module, weights: Sequence[np.ndarray]) -> None:
         if array.shape != like.shape:
             raise ValueError(f"{which} has shape {array.shape}; it must be {like.shape}")
         if not np.issubdtype(array.dtype, np.floating):
-            raise ValueError(f"{which} is {array.dtype}; it must be floats")
+            raise ValueError(f"{which} is {array.dtype}; it must be floating-point")
         with np.errstate(over="ignore"):
             fitting.append(_to_torch_axes(array).astype(like.dtype))
         if not np.isfinite(fitting[-1]).all():

@@ -3,7 +3,7 @@
     python predict.py runs/baseline-seed0 image.png folder-of-images
     python predict.py runs/baseline-seed0 "photos/*.jpg" --top 1 --csv answers.csv
 
-Exit codes: 0 done, 1 failed (disk full), 2 bad input (images that could be read are answered all the same), 130 and
+Exit codes: 0 done, 1 failed (disk full), 2 bad input (images that could be read are classified anyway), 130 and
 143 interrupted.
 """
 
@@ -37,7 +37,7 @@ HEADER = ("path", "class", "probability")  # of --csv
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit code."""
     parser = Parser("predict.py", __doc__)
-    parser.add_argument("run", type=path_type, metavar="RUN", help="a run's directory as train.py leaves it")
+    parser.add_argument("run", type=path_type, metavar="RUN", help="the directory of a run")
     parser.add_argument(
         "images",
         type=os.path.expanduser,  # any: a name with an odd character is no reason to leave the others unanswered
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
 def refuse_other_files(table: Path) -> None:
     """Raise BadInput rather than overwrite with answers what holds none, or where no file can be."""
     if not table.parent.is_dir():
-        raise BadInput(f"--csv {table}: no such folder as {table.parent}; make it, or pass another file")
+        raise BadInput(f"--csv {table}: the folder {table.parent} does not exist; create it, or pass another file")
     if os.path.lexists(table) and (not table.is_file() or not table.read_bytes().startswith(",".join(HEADER).encode())):
         raise BadInput(f"--csv {table}: exists, and was not written by predict.py; pass another file")
 
@@ -99,7 +99,7 @@ def load_run(run: Path) -> tuple[Network, list[int], list[str]]:
     path = run / CONFIG
     if not path.is_file():
         instead = run.parent if (run.parent / CONFIG).is_file() else "one, then images"
-        raise BadInput(f"{run}: no run's directory as train.py leaves it; pass {instead}")
+        raise BadInput(f"{run}: not the directory of a run; pass {instead}")
     config = files.read_json(path)
     with refusing(path, "not of a run of this version", "pass a run's directory as train.py left it"):
         # Runs that have neither are older, and had images like CIFAR-10's only.
@@ -109,7 +109,7 @@ def load_run(run: Path) -> tuple[Network, list[int], list[str]]:
         model = build_model(config["model"], tuple(shape), len(names)).to(getattr(torch, config["flags"]["dtype"]))
     if not (run / WEIGHTS).exists():
         remedy = f"train an epoch, or make it again from {CHECKPOINT}: train.py --resume {run}"
-        raise BadInput(f"{run / WEIGHTS}: is not there; {remedy}")
+        raise BadInput(f"{run / WEIGHTS}: does not exist; {remedy}")
     with refusing(run / WEIGHTS, "not the weights of this run", "pass a run's directory as train.py left it"):
         model.load_state_dict(checkpoint.read_weights(run / WEIGHTS))
     return model.eval(), shape, names

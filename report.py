@@ -132,7 +132,9 @@ def finished_already(options: Options, run: Run, metrics: dict) -> tuple[dict, H
     say(f"It was finished already, after epoch {metrics['epochs']}: {metrics['stopped']}.")
     trained_by = [part.get("code_sha256") for part in parts_of(files.read_json(options.out / CONFIG))]
     if set(trained_by) - {None, code.sha256(TRAIN)}:
-        say("It was trained by other code than this, which may compute something else: another --out trains it anew.")
+        say(
+            "It was trained by other code, which may compute something else; to train by this code, pass another --out."
+        )
     history = History()
     try:
         logs = history_file.read(options.out / HISTORY)
@@ -205,14 +207,14 @@ def reading(logs: list[dict[str, float]], metrics: dict, max_epochs: int, cuttin
     else:
         lines.append("The learning rate was never cut.")
     if epochs == 1:
-        lines.append("One epoch tells nothing of where validation loss goes.")
+        lines.append("One epoch does not show a trend in validation loss.")
     elif best_epoch < epochs:
         lines.append(f"Validation loss has not improved since epoch {best_epoch} ({best['val_loss']:.4f}).")
     else:
         lines.append(f"Validation loss was lowest in the last epoch ({best['val_loss']:.4f}).")
     lines.append(f"Training ended after epoch {epochs} of {max_epochs}: {metrics['stopped']}.")
     if not metrics["final"]:
-        lines.append("It is to be continued: --resume goes on with it.")
+        lines.append("The run is not complete: --resume continues it.")
     return "\n".join(lines)
 
 

@@ -1,11 +1,11 @@
-"""Train many seeds, as many at once as the machine takes, and compare them; the same command, given again, goes on.
+"""Train many seeds, as many at once as the machine takes, and compare them; the same command, given again, continues.
 
     python sweep.py --seeds 0-9 -- --model improved
     python sweep.py --seeds 0-9 --keras --within 0.01
     python sweep.py --seeds 0-4 --grid l2=0.0003,0.001,0.003 dropout=0.3,0.5 -- --epochs 30
 
 Exit codes: 0 all finished (with --within: shown to be equivalent), 1 a run failed, or equivalence was not shown,
-2 bad input, 3 not comparable, 4 no comparison (disk full, crash), 130 and 143 interrupted.
+2 bad input, 3 not comparable, or CIFAR-10 not available, 4 no comparison (disk full, crash), 130 and 143 interrupted.
 """
 
 import argparse
@@ -42,8 +42,7 @@ ROOT = Path(__file__).resolve().parent
 REFERENCES = (KerasSide(),)  # each has a flag of its name
 OTHER_SIDES = " or ".join(f"--{reference.label}" for reference in REFERENCES)
 MOST = 10_000  # seeds
-GRID, GRID_PICTURE = "grid.json", "grid.png"
-ESTIMATES = ("validation", "test", "epochs", "difference")  # of a setting, in GRID
+ESTIMATES = ("validation", "test", "epochs", "difference")  # of a setting, in grid.CONTENT
 
 
 class Planned(NamedTuple):
@@ -323,9 +322,9 @@ def claim(out: Path, planned: list[Planned]) -> None:
     this one that is not planned now.
     """
     files.make_folder(out)
-    if not (out / GRID).exists() and not (out / GRID_PICTURE).exists():
+    if not (out / grid.CONTENT).exists() and not (out / grid.PICTURE).exists():
         return
-    earlier = files.read_json(out / GRID) if (out / GRID).exists() else {}
+    earlier = files.read_json(out / grid.CONTENT) if (out / grid.CONTENT).exists() else {}
     settings, seeds = earlier.get("settings"), earlier.get("seeds")
     same = isinstance(settings, dict) and isinstance(seeds, list) and earlier.get("options") == common_options(planned)
     if (
@@ -333,7 +332,7 @@ def claim(out: Path, planned: list[Planned]) -> None:
         or settings.keys() - {run.setting for run in planned}
         or {*seeds} - {run.options.seed for run in planned}
     ):
-        raise BadInput(f"--out {out}: has the {GRID} of another grid; pass another --out")
+        raise BadInput(f"--out {out}: has the {grid.CONTENT} of another grid; pass another --out")
 
 
 def common_options(planned: list[Planned]) -> dict:
@@ -358,10 +357,10 @@ def compare_settings(args: argparse.Namespace, planned: list[Planned], pairs: li
     say("", table(grid.as_columns(rows, default), markdown=False), "", *grid.in_words(rows, default))
     common = {"options": common_options(planned), "default": default, "seeds": args.seeds}
     content = common | {"settings": {row.label: as_json(row) for row in rows}}
-    files.write_json(out / GRID, content)
+    files.write_json(out / grid.CONTENT, content)
     points = [(row.label, row.validation.mean, row.validation.interval) for row in rows]
-    files.write_picture(out / GRID_PICTURE, lambda: plots.settings(points))
-    say(f"\nPicture: {out / 'grid.png'}", f"Figures: {out / 'grid.json'}")
+    files.write_picture(out / grid.PICTURE, lambda: plots.settings(points))
+    say(f"\nPicture: {out / grid.PICTURE}", f"Figures: {out / grid.CONTENT}")
     return 0
 
 

@@ -80,7 +80,7 @@ def train_checked(options: Options, given: Options) -> tuple[dict, History]:
     run, source = Run(options), options.source()
     start = options.init_weights
     if run.goes_on_without(start):
-        say(f"--init-weights {start} is not there: the run's directory has all that is needed.")
+        say(f"--init-weights {start} does not exist; the run's directory has everything that is needed.")
         start = None
     try:
         arrays = source.load()
@@ -186,8 +186,7 @@ def fit(
     dtype = dtype_of(model)
     steps = math.ceil(len(training) / options.batch_size)  # of one epoch
     groups = parameter_groups(model, options.l2, options.weight_decay)
-    # Difference 9: a float32 Keras model keeps its rates in float32, so that 0.001 is 0.0010000000474974513.
-    optimizer = OPTIMIZERS[options.optimizer](groups, lr=rounded(options.lr, dtype))
+    optimizer = OPTIMIZERS[options.optimizer](groups, lr=rounded(options.lr, dtype))  # as the schedule keeps it
     optimizer.mixed_precision = options.mixed_precision
     schedule = make_schedule(options.schedule, optimizer, vars(options), options.epochs, steps)
     callbacks = make_callbacks(options, model, schedule)

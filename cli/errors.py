@@ -6,7 +6,7 @@ import pickle
 import signal
 from collections.abc import Iterator
 
-GO_ON = "to go on: {again}"
+GO_ON = "to continue: {again}"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -44,7 +44,7 @@ class CannotWrite(Failure):
     def __init__(self, what: object, error: OSError):
         super().__init__(f"cannot write {what} ({error.strerror})")
         remedy = "free some space there" if error.errno in FULL else "make it writable"
-        self.advice = remedy + ", then go on: {again}"
+        self.advice = remedy + ", then continue: {again}"
 
 
 class OutOfMemory(Failure):

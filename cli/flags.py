@@ -134,7 +134,7 @@ def with_saved(given: dict, options: type, decided: Collection[str]) -> dict:
         if "out" in given or file is not None:
             raise BadInput(f"--resume {run}: names directory and options; leave --out and --config out")
         if not os.path.isdir(run):
-            raise BadInput(f"--resume {run}: no such directory; pass a run's, or none to go on with the one in --out")
+            raise BadInput(f"--resume {run}: no such directory; pass a run's, or none to resume the one in --out")
         given |= {"out": Path(run), "resume": True}
     elif file is None:
         return given

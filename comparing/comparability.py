@@ -133,7 +133,7 @@ def _not_repetitions(group: list[Training]) -> list[str]:
     for run in group:
         drawn = draws(run)
         if id(run) in original:
-            faults.append(f"{run.path} is {original[id(run)].path} again, figure by figure")
+            faults.append(f"{run.path} is a copy of {original[id(run)].path}")
         elif drawn in first:
             same = first[drawn].path
             faults.append(f"{run.path} has the seed and the initial weights of {same}, so it is not a repetition")
@@ -288,7 +288,7 @@ def differences(groups: dict[str, list[Training]], rules: Rules) -> tuple[list[s
 def repeated(groups: dict[str, list[Training]]) -> list[str]:
     """Say which runs of different groups are one and the same, in as many epochs as both have."""
     return [
-        f"The same figures in each epoch: {one.path} and {other.path}."
+        f"Identical in every epoch: {one.path} and {other.path}."
         for first, second in itertools.combinations(groups.values(), 2)
         for one, other in same_runs(first, second)
     ]

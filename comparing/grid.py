@@ -8,6 +8,7 @@ from comparing.histories import Training
 from comparing.intervals import Estimate, estimate
 
 VALIDATION = "val_accuracy there"
+CONTENT, PICTURE = "grid.json", "grid.png"
 
 
 class Setting(NamedTuple):
@@ -69,13 +70,13 @@ def as_columns(rows: list[Setting], default: str | None) -> dict[str, dict[str, 
 
 
 def in_words(rows: list[Setting], default: str | None) -> list[str]:
-    """Say which setting is the best by validation, and what the table's intervals allow for."""
+    """Say which setting is the best by validation, and what the table's differences are."""
     lines = [f"Best by validation of {len(rows)} settings: {rows[0].label} ({rows[0].validation.spread()})."]
     if default is not None and len(rows) > 1:
-        lines.append(
-            f"Differences from the default, {default}, are by pairs of seeds; their 95 % intervals allow for "
-            f"{len(rows) - 1} comparisons (Bonferroni)."
-        )
+        others = len(rows) - 1
+        corrected = f", corrected for {others} comparisons (Bonferroni)" if others > 1 else ""
+        pairs = f"Differences from the default, {default}, are over pairs of runs with the same seed"
+        lines.append(f"{pairs}; 95 % intervals{corrected}.")
     return lines
 
 

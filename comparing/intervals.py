@@ -60,13 +60,13 @@ class Difference(NamedTuple):
         """Say what the difference is, and whether the two are equivalent within `margin`."""
         points = "1 point" if margin == 0.01 else f"{100 * margin:g} points"
         if self.interval is None:
-            needed = "it takes two runs or pairs that differ, to tell how much they vary"
+            needed = "at least two runs or pairs with different results are needed"
             return (
                 f"{self.mean:+.4f} ({self.method}).\nNo interval: {needed}.\n"
                 f"Equivalent within {points}? Not shown: there is no interval."
             )
         low, high = self.interval
-        zero = "zero lies in it" if low <= 0 <= high else "zero lies outside, the groups differ"
+        zero = "it contains zero" if low <= 0 <= high else "it excludes zero"
         if self.within(margin):
             verdict = f"Yes: the whole interval lies within ±{points}."
         elif low >= margin or high <= -margin:

@@ -55,7 +55,7 @@ def refuse_others(file: Path) -> None:
         try:
             files.read_npz("draws.py", file, ("orders", "masks", "units"))
         except BadInput:
-            raise BadInput(f"{file}: is there, and is no file of draws; pass another name") from None
+            raise BadInput(f"{file}: exists, and is not a file of draws; pass another name") from None
 
 
 def draws(options: Options) -> dict[str, np.ndarray]:

@@ -57,7 +57,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         usage=argparse.SUPPRESS,  # an error is one line
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", choices=("baseline", "improved"), default="baseline", help="which network")
+    parser.add_argument("--model", default="baseline", help="which network of reference/notebook.py's MODELS")
     parser.add_argument("--epochs", type=count, default=50, help="epochs at most")
     parser.add_argument("--batch-size", type=count, default=64, help="images per step")
     parser.add_argument("--lr", type=within(float, 1e-30), default=1e-3, help="Adam's first learning rate")
@@ -76,7 +76,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--out", type=path, default="runs/keras-seed<seed>", help="the run's directory, with no run in it"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="leave a run that has finished there, begin anew one that broke off"
+        "--resume", action="store_true", help="leave a run that has finished there, start again one that has not"
     )
     args = parser.parse_args(argv)
     args.out = Path(args.out.replace("<seed>", str(args.seed)))
@@ -98,12 +98,12 @@ def main(argv: list[str] | None = None) -> int:
         return refuse(f"Keras cannot be used ({error}); {remedy}")
     if keras.config.image_data_format() != "channels_last":  # the order of a dense kernel's rows would be another
         return refuse("Keras is set to channels_first; set image_data_format to channels_last in ~/.keras/keras.json")
+    if args.model not in notebook.MODELS:
+        return refuse(f"--model {args.model}: no such network; pass {' or '.join(notebook.MODELS)}")
     notebook.set_precision(args.dtype)
     what = IN_FLOAT32.get((keras.backend.backend(), args.model))
     if what and args.dtype == "float64":
-        print(
-            f"keras_notebook.py: note: on this backend Keras computes {what} in float32 all the same", file=sys.stderr
-        )
+        print(f"keras_notebook.py: note: on this backend Keras computes {what} in float32 anyway", file=sys.stderr)
     if args.resume and finished(args.out):
         print(f"finished already: {args.out}")
         return 0
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(model, arrays, draws, args)
     except OSError as error:  # a full disk, or one that cannot be written
-        what = f"mend that, delete {args.out}, and begin anew"
+        what = f"mend that, delete {args.out}, and start again"
         print(f"keras_notebook.py: error: {error}; {what}", file=sys.stderr)
         return 1
     finally:

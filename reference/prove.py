@@ -3,8 +3,8 @@
     python reference/prove.py
     python reference/prove.py --data data/cifar10.npz --images 50000 --epochs 50
 
-Behind its own options stand those of train.py. Exit codes: 0 equal to rounding, 1 not equal, 2 bad input, 3 data or
-Keras not available.
+Behind its own options stand those of train.py. Exit codes: 0 equal to rounding, 1 not equal, or a side failed, 2 bad
+input, or Keras does not start, 3 data not available.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from sweeping.keras_side import MODELS, KerasSide
 ROOT = Path(__file__).resolve().parent.parent
 PROOF, PICTURE, MARK = "proof.json", "proof.png", ".proof"  # the last one marks a folder that may be emptied
 # Relative differences up to which two runs count as equal. On TensorFlow both compute in float64 throughout; Keras on
-# torch computes dense layers in float32 all the same, and Keras on JAX leaves constants in float64 that TensorFlow's
+# torch computes dense layers in float32 anyway, and Keras on JAX leaves constants in float64 that TensorFlow's
 # rounds to float32.
 ROUNDING = {"tensorflow": 1e-9, "torch": 1e-3, "jax": 1e-3}
 WITH_DRAWS = ("augment", "shift", "no_mirror")  # options whose part Keras gets as draws
@@ -70,7 +70,10 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, Options
     """Return this command's own values, and train.py's options, in float64."""
     parser = Parser("prove.py", __doc__, usage="prove.py [--images N] [--out DIR] [options of train.py]")
     parser.add_argument(
-        "--images", type=number(int, "[10, 1000000]"), default=5000, help="how many to train on at most"
+        "--images",
+        type=number(int, "[10, 1000000]"),
+        default=5000,
+        help="use at most so many training images, those for validation included",
     )
     parser.add_argument("--out", type=path_type, default="proof", metavar="DIR", help="where everything goes")
     args, flags = parser.parse_known_args(argv)
@@ -99,8 +102,8 @@ def prepared(args: argparse.Namespace, given: Options) -> Options:
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("data.npz", "draws.npz", PROOF, PICTURE):
         (out / name).unlink(missing_ok=True)
-    part = {"x_train": arrays.x_train, "y_train": arrays.y_train, "x_test": arrays.x_test, "y_test": arrays.y_test}
-    files.write_npz(out / "data.npz", {name: array[: args.images] for name, array in part.items()})
+    training = {"x_train": arrays.x_train[: args.images], "y_train": arrays.y_train[: args.images]}
+    files.write_npz(out / "data.npz", training | {"x_test": arrays.x_test, "y_test": arrays.y_test})
     return dataclasses.replace(given, data=str(out / "data.npz"), out=out / "torch").checked()
 
 
@@ -109,12 +112,12 @@ def refuse(options: Options, keras: KerasSide) -> None:
     if options.model not in MODELS:
         raise BadInput(
             f"--model {options.model}: reference/notebook.py has no such network in Keras; add a function that makes "
-            "it to its MODELS, under that name, and to those of sweeping/keras_side.py"
+            "it to its MODELS, under that name, and the name to MODELS in sweeping/keras_side.py"
         )
     available = (*keras.options, *keras.needless, *WITH_DRAWS, "seed", "dtype")
     lacking = [f"{flag_of(name)} {options.flags()[name]}" for name in options.not_default() if name not in available]
     if lacking:
-        raise BadInput(f"{', '.join(lacking)}: {KERAS} has not; leave that out")
+        raise BadInput(f"{', '.join(lacking)}: {KERAS} does not have this; leave it out")
     keras.refuse_without(download=False)
 
 
@@ -179,7 +182,7 @@ def where_they_part(by_epoch: dict, histories: list, lengths: list[int], parted:
             name = max(apart, key=apart.get)
             values = [history[epoch][name] for history in histories]
             return (
-                f"Not equal: they part in epoch {epoch + 1}, {name} by {apart[name]:.1e} of its value "
+                f"Not equal: the two sides first differ in epoch {epoch + 1}, {name} by {apart[name]:.1e} of its value "
                 f"(Keras {values[0]!r}, PyTorch {values[1]!r})."
             )
     if parted:

@@ -56,7 +56,7 @@ class Draws:
         pairs |= {"data with the hash": (self.settings["data_sha256"], data_sha256)}
         for name, (here, wanted) in pairs.items():
             if here != wanted:
-                raise ValueError(f"{self.path}: drawn for {name} {here}, not {wanted}; draw anew with the same flags")
+                raise ValueError(f"{self.path}: drawn for {name} {here}, not {wanted}; draw again with the same flags")
 
     def batches(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple]:
         """Yield the batches of all epochs, each ((images, masks), labels), from the prepared `images` and `labels`."""

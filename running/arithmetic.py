@@ -57,14 +57,16 @@ def shortening() -> list[str]:
 def of_run(device: torch.device, threads: int | None, tf32: bool, deterministic: bool) -> Iterator[None]:
     """Compute as a run does within the block, whatever the caller has set; afterwards all is as it was.
 
-    Raises BadInput if another run is at work in this process, or tensors are not made on the CPU by default. Two things
+    Raises BadInput if another run is active in this process, or tensors are not made on the CPU by default. Two things
     stay, which cannot be asked or taken back: denormal numbers are flushed to zero, and freed memory is kept.
     """
     default = torch.get_default_device()
     if default.type != "cpu":
         raise BadInput(f"torch makes tensors on {default} by default; undo that before train(), and pass --device")
     if not _at_work.acquire(blocking=False):
-        raise BadInput("another run is at work in this process, and both would draw from one generator; wait for it")
+        raise BadInput(
+            "another run is active in this process, and both would use one random generator; wait until it has finished"
+        )
     try:
         torch.set_flush_denormal(True)  # denormal numbers slow Adam down late in training; worker threads inherit it
         machine.keep_freed_memory()

@@ -105,7 +105,7 @@ class Run:
         if present and not self.settings.resume:
             raise BadInput(
                 f"--out {self.out}: already holds a run ({', '.join(present)}); "
-                "go on with it by --resume, pass another --out or --seed, or delete that folder first"
+                "resume it with --resume, pass another --out or --seed, or delete that folder first"
             )
 
     def _refusal(self, reason: str) -> BadInput:
@@ -209,7 +209,7 @@ class Run:
     def _check_start_and_epochs(self, started_from: str | None, trained: int) -> None:
         """Raise BadInput if more is trained than --epochs, or --init-weights has not what the run started from."""
         if trained > self.settings.epochs:
-            raise BadInput(f"--epochs {self.settings.epochs}: {trained} are trained already; pass {trained} or more")
+            raise BadInput(f"--epochs {self.settings.epochs}: {trained} are already trained; pass {trained} or more")
         given = self.settings.init_weights
         if given is None or not os.path.exists(given):
             return
@@ -228,7 +228,7 @@ class Run:
         changes = ", ".join(machine.changes(before, now))
         if changes:
             self.record["bits_changed"] = [*self.record["bits_changed"], f"after epoch {epoch}: {changes}"]
-            say(f"Since then changed: {changes}. Figures may differ from those of an undisturbed run.")
+            say(f"Changed since then: {changes}. Results may differ from those of an uninterrupted run.")
 
     def keep(self, state: dict, improved: bool) -> None:
         """Write what an epoch has left; `improved` tells that it was the best one so far."""

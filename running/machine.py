@@ -39,7 +39,7 @@ def device(text: str) -> torch.device:
         if needed > count:
             why = why_no_cuda() if count == 0 else None
             raise argparse.ArgumentTypeError(
-                f"{text!r} is not there: torch sees {count} CUDA devices of {needed} that it takes"
+                f"{text!r} is not available: torch sees {count} CUDA devices of {needed} that it takes"
                 f"{f' ({why})' if why else ''}; pass cpu or auto"
             )
         why = why_no_cuda(int(number or 0)) if torch.cuda.is_available() else None

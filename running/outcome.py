@@ -32,7 +32,7 @@ def parts_of(config: dict) -> list[dict]:
 
 
 class Outcome(NamedTuple):
-    """`kind` is EMPTY, UNFINISHED, STOPPED (by a callback, to be continued) or FINISHED; `reason` says why.
+    """`kind` is EMPTY, UNFINISHED, STOPPED (by a callback, and can be resumed) or FINISHED; `reason` says why.
 
     `config` and `metrics` are the contents of these files, empty where there is no such file.
     """
@@ -60,7 +60,7 @@ def _kind(folder: Path, config: dict, metrics: dict) -> tuple[str, str]:
         return UNFINISHED, why
     kinds = {"test_accuracy": float, "epochs": int, "stopped": str}
     if not all(type(metrics.get(name)) is kind for name, kind in kinds.items()):
-        raise BadInput(f"{folder / METRICS}: lacks {', '.join(kinds)}; delete that file and --resume makes it anew")
+        raise BadInput(f"{folder / METRICS}: lacks {', '.join(kinds)}; delete that file, and --resume writes it again")
     flags = config.get("flags")
     flags = flags if isinstance(flags, dict) else {}
     epochs, wanted = metrics["epochs"], flags.get("epochs")
@@ -69,12 +69,12 @@ def _kind(folder: Path, config: dict, metrics: dict) -> tuple[str, str]:
     if logs and len(logs) != epochs:
         return UNFINISHED, f"{len(logs)} epochs in its history, {epochs} in {METRICS}"
     if metrics["stopped"] == ALL_EPOCHS and isinstance(wanted, int) and wanted > epochs:
-        return UNFINISHED, f"{epochs} epochs in {METRICS}, and was to go on to {wanted}"
+        return UNFINISHED, f"{epochs} epochs in {METRICS}, and {wanted} are wanted"
     fault = _contradiction(metrics, flags, {name: [row[name] for row in logs] for name in (logs[0] if logs else ())})
     if fault:
-        raise BadInput(f"{folder / METRICS}: {fault}; delete that file and --resume makes it anew")
+        raise BadInput(f"{folder / METRICS}: {fault}; delete that file, and --resume writes it again")
     if not metrics.get("final", True):
-        return STOPPED, f"{metrics['stopped']} after epoch {epochs}, to be continued"
+        return STOPPED, f"{metrics['stopped']} after epoch {epochs}, can be resumed"
     return FINISHED, metrics["stopped"]
 
 

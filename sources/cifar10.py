@@ -60,7 +60,7 @@ class Cifar10(Source):
             place, reason = self.root or self.folder, " ".join(str(error).split())
             raise BadInput(
                 f"--data {self.text}: no CIFAR-10 can be read from {place} ({reason:.200}); "
-                f"delete {FOLDER} there to get it anew, or pass another folder"
+                f"delete {FOLDER} there to download it again, or pass another folder"
             ) from None
         images = [np.ascontiguousarray(part.data) for part in parts]  # uint8 (N, 32, 32, 3)
         labels = [np.array(part.targets, np.int64) for part in parts]

@@ -89,12 +89,12 @@ class ClassFolders(Source):
                 continue
             paths, no_pictures, unreadable = pictures.in_folder(part / name)
             if unreadable:
-                raise BadInput(f"--data {unreadable[0]}: cannot be read; see to its permissions, or take it out")
+                raise BadInput(f"--data {unreadable[0]}: cannot be read; check its permissions, or remove it")
             others += no_pictures
             keys = [hashlib.sha256(os.fsencode(path.relative_to(part).as_posix())).hexdigest() for path in paths]
             listed += [Picture(path, label, key) for path, key in zip(paths, keys, strict=True)]
         if others:
-            say(f"Left out, since no pictures by their ending: {_some(others)}.")
+            say(f"Left out, because their suffix is not a picture's: {_some(others)}.")
         return sorted(listed, key=lambda picture: picture.key)
 
     def _shape(self, listed: list[Picture]) -> tuple[int, int, int]:

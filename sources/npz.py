@@ -130,5 +130,5 @@ def _class_names(given: np.ndarray | None, classes: int) -> tuple[str, ...]:
         if len(names) < classes or len(names) > CLASSES_LIMIT:
             raise ValueError(f"class_names has {len(names)} names; labels ask for {classes} to {CLASSES_LIMIT}")
     if len(names) < 2:
-        raise ValueError("all labels are 0, and one class is nothing to learn; two are needed")
+        raise ValueError("all labels are 0; at least two classes are needed")
     return names

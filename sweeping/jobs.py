@@ -168,7 +168,7 @@ def work(jobs: list[Job], slots: int, gpus: list[str]) -> None:
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGTERM
         end(jobs, signum)
         if isinstance(error, Interrupted):
-            raise Interrupted(signum, "; the same command goes on") from None
+            raise Interrupted(signum, "; the same command continues") from None
         raise
 
 

@@ -231,7 +231,7 @@ class Averaged(Callback):
 
 
 class OneEpochAtATime(Callback):
-    """Stops after an epoch of this process, as a limit on minutes does; the run is to be continued."""
+    """Stops after an epoch of this process, as a limit on minutes does; the run can be resumed."""
 
     def after_epoch(self, epoch, logs):
         self.stop = Stop("time limit", final=False)
@@ -283,9 +283,9 @@ def test_a_callback_s_stop_has_a_reason_and_says_whether_the_run_has_finished(np
         assert train.main([*arguments, str(run)]) == 0
         printed = capsys.readouterr().out
         assert f"Training ended after epoch {epoch} of 3: time limit." in printed
-        assert "It is to be continued: --resume goes on with it." in printed
+        assert "The run is not complete: --resume continues it." in printed
         assert compare.main([str(run), str(whole), "--out", str(tmp_path / "compared")]) == 2
-        assert f"has not finished (time limit after epoch {epoch}, to be continued)" in capsys.readouterr().err
+        assert f"has not finished (time limit after epoch {epoch}, can be resumed)" in capsys.readouterr().err
     assert train.main([*arguments, str(run)]) == 0
     for name in (HISTORY, WEIGHTS):
         assert (run / name).read_bytes() == (whole / name).read_bytes()
@@ -356,7 +356,7 @@ def test_an_earlier_run_keeps_the_columns_that_it_has(npz, tmp_path, request, ca
     capsys.readouterr()
     config = (tmp_path / "new" / CONFIG).read_bytes()
     assert train.main([*arguments, "2"]) == 2
-    assert "figures that this version does not log: top_3_accuracy, val_top_3_accuracy" in capsys.readouterr().err
+    assert "columns that this version does not log: top_3_accuracy, val_top_3_accuracy" in capsys.readouterr().err
     assert (tmp_path / "new" / CONFIG).read_bytes() == config
 
 

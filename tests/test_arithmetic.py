@@ -103,7 +103,7 @@ def test_another_run_in_the_same_process_is_refused_in_one_line(run, little, tmp
     refusals = []
 
     def second():
-        with pytest.raises(BadInput, match="another run is at work in this process") as refusal:
+        with pytest.raises(BadInput, match="another run is active in this process") as refusal:
             train.train(options.Options(data=str(little), epochs=1, out=tmp_path / "second"))
         refusals.append(refusal)
 

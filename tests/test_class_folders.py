@@ -120,7 +120,7 @@ def test_what_is_left_out_is_said_in_a_line_each(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [
         f"{folder}/valid is used as the test part; validation is the last part of train.",
         f"Left out in {folder}: more; validation is the last part of train.",
-        f"Left out, since no pictures by their ending: {folder}/train/red/notes.txt.",
+        f"Left out, because their suffix is not a picture's: {folder}/train/red/notes.txt.",
     ]
 
 

@@ -77,10 +77,10 @@ def test_a_run_that_goes_on_or_has_finished_by_other_code_says_so(little, tmp_pa
     changed("model.py")
     capsys.readouterr()
     assert train.main([*arguments, "1"]) == 0
-    assert "It was trained by other code than this" in capsys.readouterr().out
+    assert "It was trained by other code, which may" in capsys.readouterr().out
     assert train.main([*arguments, "2"]) == 0
     change = f"code_sha256 {code.sha256(TRAIN):.40} instead of {before:.40}"
-    assert f"Since then changed: {change}. Figures may" in capsys.readouterr().out
+    assert f"Changed since then: {change}. Results may" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "run" / METRICS).read_text())
     assert metrics["bits_changed"] == [f"after epoch 1: {change}"]
 
@@ -90,7 +90,7 @@ def test_another_commit_with_the_same_code_is_no_change(little, tmp_path, monkey
     assert train.main([*arguments, "1"]) == 0
     monkeypatch.setattr("running.machine._git_commit", lambda: "f" * 40)
     assert train.main([*arguments, "2"]) == 0
-    assert "Since then changed" not in capsys.readouterr().out
+    assert "Changed since then" not in capsys.readouterr().out
 
 
 def test_a_sweep_does_not_add_runs_to_those_of_other_code(little, tmp_path, changed, capsys):
@@ -110,7 +110,7 @@ def test_variables_that_libraries_compute_by_are_compared_when_a_run_goes_on(lit
     before = json.loads((tmp_path / "run" / CONFIG).read_text())["variables"]
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     assert train.main([*arguments, "2"]) == 0
-    assert "Since then changed: variables " in capsys.readouterr().out
+    assert "Changed since then: variables " in capsys.readouterr().out
     after = json.loads((tmp_path / "run" / CONFIG).read_text())["variables"]
     assert after.replace("MKL_CBWR=COMPATIBLE", "").strip() == before.replace("none", "")
     assert len((tmp_path / "run" / HISTORY).read_text().splitlines()) == 3

@@ -47,7 +47,7 @@ def test_an_error_of_the_system_that_nobody_expected_is_one_line_too(capsys):
 )
 def test_the_advice_names_the_command_that_goes_on(argv, resumes, expected, capsys):
     assert ending(CannotWrite("x", OSError(errno.ENOSPC, "No space left on device")), resumes)(argv) == 1
-    message = "x.py: error: cannot write x (No space left on device); free some space there, then go on: "
+    message = "x.py: error: cannot write x (No space left on device); free some space there, then continue: "
     assert capsys.readouterr().err == f"{message}{expected}\n"
 
 
@@ -60,7 +60,7 @@ def test_within_a_notebook_the_command_that_goes_on_is_train_py_s(monkeypatch, c
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "ipykernel_launcher", "-f", "kernel.json"])
     monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "3"])  # as %run has it
     ending(Interrupted(signal.SIGINT))(None)
-    assert capsys.readouterr().err == "x.py: error: interrupted by SIGINT; to go on: x.py --epochs 3 --resume\n"
+    assert capsys.readouterr().err == "x.py: error: interrupted by SIGINT; to continue: x.py --epochs 3 --resume\n"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_another_runtime_error_is_a_bug_with_its_traceback():
         (BadInput("why"), "process 1: why"),
         (torch.OutOfMemoryError("why"), "process 1: why; pass a smaller --batch-size, or another --device"),
         (Diverged("why"), None),
-        (Lost("why"), "process 1: why; to go on: x.py --resume"),
+        (Lost("why"), "process 1: why; to continue: x.py --resume"),
         (Interrupted(signal.SIGTERM), None),
     ],
     ids=lambda value: type(value).__name__,
@@ -129,7 +129,7 @@ def test_a_comparison_that_cannot_be_written_is_not_to_be_resumed(tmp_path, caps
     assert compare.main(arguments) == 4
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"compare.py: error: cannot write {tmp_path / 'comparison.png'} (Is a directory); ")
-    assert line.endswith(f"go on: compare.py {' '.join(arguments)}")
+    assert line.endswith(f"continue: compare.py {' '.join(arguments)}")
 
 
 def test_what_standard_output_cannot_encode_is_escaped(monkeypatch):

@@ -109,7 +109,7 @@ def test_one_run_of_each_is_described_figure_by_figure(make_run, result):
     assert row(text, "best epoch") == ["2", "2"]
     assert row(text, "  after epochs") == ["3,", "4", "3,", "4"]
     assert "+0.0100 (1" not in text  # no seeds, no weights: no pair
-    assert "No interval: it takes two runs or pairs that differ, to tell how much they vary.\n" in text
+    assert "No interval: at least two runs or pairs with different results are needed.\n" in text
 
 
 @pytest.mark.pictures
@@ -170,7 +170,7 @@ def test_runs_that_share_a_start_are_compared_in_pairs(shared, said, make_run, r
     assert found["mean"] == pytest.approx(differences.mean())
     assert found["interval"] == pytest.approx(stats.ttest_rel(SECOND, FIRST).confidence_interval(0.95), rel=1e-9)
     assert said in text
-    assert "zero lies in it" in text
+    assert "it contains zero" in text
     assert "Equivalent within 1 point? Yes: the whole interval lies within ±1 point." in text
 
 
@@ -222,7 +222,7 @@ def test_a_difference_that_is_there_is_named(make_run, result, tmp_path):
     for one, other in ("kt", "tk"):
         code, text, _ = result(f"{one}={tmp_path}/{one}*", f"{other}={tmp_path}/{other}*", "--within", "0.01")
         assert code == 1
-        assert "zero lies outside, the groups differ" in text
+        assert "it excludes zero" in text
 
 
 def test_keras_2_s_lr_bare_files_and_json_histories_are_read_and_what_lacks_is_a_dash(make_run, result, tmp_path):
@@ -400,10 +400,12 @@ def both_ways(arguments, tmp_path, capsys):
     out = ["--out", str(tmp_path / "comparison")]
     assert compare.main([*arguments, *out]) == 2
     first, line, *_ = capsys.readouterr().err.splitlines()
-    assert first == "compare.py: error: leave such runs out, or pool them all the same by --mixed:"
+    assert (
+        first == "compare.py: error: these runs do not belong together; leave some out, or pass --mixed to pool them:"
+    )
     assert compare.main([*arguments, *out, "--mixed"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("Pooled all the same (--mixed): a")
+    assert printed.startswith("Pooled although they differ (--mixed): a")
     assert printed.index("Pooled") < printed.index("test accuracy")
     return line, printed
 
@@ -455,7 +457,7 @@ def test_runs_with_other_epochs_are_pooled_if_one_and_the_same_would_have_ended_
 def test_a_run_that_goes_on_but_has_no_new_epoch_yet_has_not_finished(make_run, tmp_path, capsys):
     make_run("a0", 0.7, config(epochs=20), epochs=4, stopped="all epochs used")
     line, _ = both_ways([f"a={tmp_path}/a0"], tmp_path, capsys)
-    assert "a0 has not finished (4 epochs in metrics.json, and was to go on to 20)" in line
+    assert "a0 has not finished (4 epochs in metrics.json, and 20 are wanted)" in line
 
 
 def test_a_seed_that_was_trained_twice_is_no_second_run_but_in_keras(make_run, result, tmp_path, capsys):
@@ -508,7 +510,7 @@ def test_a_group_is_not_equivalent_to_a_copy_of_itself(make_run, result, tmp_pat
     groups = [f"a={tmp_path}/a*", f"b={tmp_path}/b*"]
     assert result(*groups)[0] == 0
     assert compare.main([*groups, "--within", "0.01", "--out", str(tmp_path)]) == 2
-    assert f"--within: {tmp_path}/b0 is {tmp_path}/a0 again, to the second" in capsys.readouterr().err
+    assert f"--within: {tmp_path}/b0 is a copy of {tmp_path}/a0;" in capsys.readouterr().err
 
 
 def test_a_group_in_which_some_runs_have_no_test_accuracy_is_judged_by_what_all_have(make_run, result, tmp_path):
@@ -530,7 +532,7 @@ def test_runs_without_any_accuracy_are_counted_where_the_others_are_compared(mak
     (tmp_path / "t1.csv").write_text("epoch,loss\n0,2.0\n1,1.0\n")
     code, text, _ = result(f"k={tmp_path}/k*", f"t={tmp_path}/t*")
     assert code == 0
-    assert "Only 1 of the 2 runs of t have such an accuracy, and count." in text
+    assert "t: only 1 of 2 runs have this accuracy; the others are left out." in text
 
 
 def test_another_backend_of_keras_is_named(make_run, result, tmp_path):
@@ -587,7 +589,7 @@ def test_the_same_run_twice_is_known_by_its_figures_whatever_its_path(kind, make
         more = "4,0.7,0.0005,1.1,0.6,1.15\r\n" if kind == "continued" else ""
         (tmp_path / "a1" / "history.csv").write_text((run / "history.csv").read_text() + more)
     line, _ = both_ways([f"a={tmp_path}/a*"], tmp_path, capsys)
-    assert f"is {run} again, figure by figure" in line
+    assert f"is a copy of {run}" in line
 
 
 def test_only_runs_that_start_alike_are_compared_figure_by_figure(make_run, monkeypatch):
@@ -599,7 +601,7 @@ def test_only_runs_that_start_alike_are_compared_figure_by_figure(make_run, monk
     assert comparability.faults(runs, RULES) == []
     assert len(compared) == 40 * 2  # each with itself and with the one that starts alike
     copy = runs[7]._replace(path="copy", history=runs[7].history | {"lr": [1.0]})  # a column more
-    assert comparability.faults([*runs, copy], RULES) == [f"copy is {runs[7].path} again, figure by figure"]
+    assert comparability.faults([*runs, copy], RULES) == [f"copy is a copy of {runs[7].path}"]
 
 
 def test_a_run_that_stands_in_two_groups_is_said(make_run, result, tmp_path):
@@ -607,7 +609,7 @@ def test_a_run_that_stands_in_two_groups_is_said(make_run, result, tmp_path):
     shutil.copytree(run, tmp_path / "b")
     code, text, _ = result(f"a={run}", f"b={tmp_path / 'b'}", f"c={make_run('c', 0.7, config())}")
     assert code == 0
-    assert text.startswith(f"The same figures in each epoch: {run} and {tmp_path / 'b'}.\n\n")
+    assert text.startswith(f"Identical in every epoch: {run} and {tmp_path / 'b'}.\n\n")
 
 
 def test_groups_that_share_a_run_get_no_verdict_even_if_they_share_but_a_part(make_run, result, tmp_path):
@@ -1022,7 +1024,7 @@ def test_without_any_spread_there_is_no_interval_and_no_equivalence(seeds, make_
     assert code == 1
     assert content["difference"]["interval"] is None
     assert content["equivalent"] is False
-    assert "No interval: it takes two runs or pairs that differ" in text
+    assert "No interval: at least two runs or pairs with different results" in text
     assert "Equivalent within 1 point? Not shown: there is no interval." in text
     assert row(text, "  its 95 % interval") == ["-", "-"]
 
@@ -1099,7 +1101,8 @@ def test_each_of_several_groups_is_set_against_the_first_with_intervals_for_as_m
     code, text, content = result(*(f"{label}={tmp_path}/{label}*" for label in accuracies))
     assert code == 0
     assert (
-        "Each against a, test accuracy; the 95 % intervals allow for 2 comparisons (Bonferroni):\nb minus a: " in text
+        "Differences from a in test accuracy; 95 % intervals, corrected for 2 comparisons (Bonferroni):\nb minus a: "
+        in text
     )
     pairs = np.subtract(accuracies["b"], accuracies["a"])
     half = stats.t.ppf(1 - 0.025 / 2, 2) * pairs.std(ddof=1) / 3**0.5

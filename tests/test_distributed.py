@@ -160,7 +160,7 @@ def test_a_process_that_dies_ends_the_others_and_the_run_can_go_on(group, npz, t
     assert finish(processes) == [1, -signal.SIGKILL, 1]
     *_, message = logs[0].read_text().splitlines()
     assert "another process has ended or does not answer" in message
-    assert "to go on: the same torchrun command with --resume" in message
+    assert "to continue: the same torchrun command with --resume" in message
     assert "process 2: another process has ended" in logs[2].read_text()
     assert "Lost: " in (out / ERROR).read_text()
     finished = histories.read(out).history["loss"]
@@ -199,7 +199,7 @@ def test_when_the_first_process_is_killed_the_others_say_why_they_end(group, npz
     for rank, log in enumerate(logs[1:], start=1):
         (line,) = log.read_text().splitlines()
         assert line.startswith(f"train.py: error: process {rank}: another process has ended or does not answer")
-        assert line.endswith("to go on: the same torchrun command with --resume")
+        assert line.endswith("to continue: the same torchrun command with --resume")
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_a_signal_to_torchrun_alone_ends_its_processes_too(npz, tmp_path):
     with pytest.raises(EOFError):
         reader.recv()
     (line,) = [line for log in logs for line in log.read_text().splitlines() if "error" in line]
-    assert line.endswith("error: interrupted by SIGTERM; to go on: the same torchrun command with --resume")
+    assert line.endswith("error: interrupted by SIGTERM; to continue: the same torchrun command with --resume")
     assert len((tmp_path / "run" / HISTORY).read_text().splitlines()) > 1
     torchrun.join()
     assert torchrun.exitcode == -signal.SIGUSR1

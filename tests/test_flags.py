@@ -179,7 +179,11 @@ REFUSED = {
     "a switch as a number": ("--config c.json", '{"flags": {"json": 1}}', ["--json: 1 is not True or False"]),
     "True for a number": ("--config c.json", '{"flags": {"seed": true}}', ["--seed: 'True' is not a whole number"]),
     "a path of two lines": ("--config c.json", '{"flags": {"data": "a\\nb"}}', [r"--data: 'a\nb' is not a path"]),
-    "a device that is not here": ("--config c.json", '{"flags": {"device": "cuda:99"}}', ["'cuda:99' is not there"]),
+    "a device that is not here": (
+        "--config c.json",
+        '{"flags": {"device": "cuda:99"}}',
+        ["'cuda:99' is not available"],
+    ),
     "what does not go together": (
         "--config c.json --dtype float64",
         '{"flags": {"mixed_precision": true}}',

@@ -49,9 +49,11 @@ def test_settings_are_sorted_by_validation_and_compared_with_the_default_by_pair
     assert (rows[1].difference, rows[0].minutes, rows[0].epochs.mean) == (None, 2.0, 2.0)
     assert grid.in_words(rows, "default") == [
         "Best by validation of 3 settings: a (0.5333 ± 0.0252).",
-        "Differences from the default, default, are by pairs of seeds; their 95 % intervals allow for 2 comparisons "
-        "(Bonferroni).",
+        "Differences from the default, default, are over pairs of runs with the same seed; 95 % intervals, corrected "
+        "for 2 comparisons (Bonferroni).",
     ]
+    of_two = grid.settings({name: groups[name] for name in ("default", "a")}, "default")
+    assert grid.in_words(of_two, "default")[1].endswith("with the same seed; 95 % intervals.")
 
 
 def test_a_dry_run_prints_a_command_for_each_setting_and_seed_with_directories_named_after_them(little, capsys):

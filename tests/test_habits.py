@@ -43,7 +43,7 @@ def test_every_help_has_two_examples_and_no_default_that_a_person_cannot_read(ca
         assert examples.count(f"    python {command.__name__}.py ") >= 2
         assert "default: None" not in text
         assert "default: False" not in text
-    assert "the same command, given again, goes on" in text.replace("\n", " ")
+    assert "the same command, given again, continues" in text.replace("\n", " ")
 
 
 def test_standard_output_is_the_one_object_with_json(little, tmp_path, capsys):
@@ -123,7 +123,7 @@ def test_answers_are_written_over_answers_only_and_nothing_is_lost(finished, arr
     before = picture.read_bytes()
     for table, message in (
         (picture, "exists, and was not written by predict.py"),
-        (tmp_path / "no" / "x.csv", "no such folder"),
+        (tmp_path / "no" / "x.csv", "does not exist; create it"),
     ):
         assert predict.main([str(finished), str(picture), "--csv", str(table)]) == 2
         assert message in capsys.readouterr().err
@@ -159,7 +159,10 @@ def test_what_keeps_runs_from_being_pooled_comes_first_and_a_line_each(finished,
         (run / "history.csv").write_text(history.replace("e-", f"{number}e-") if number else history)
     assert compare.main([f"a={tmp_path}/a*", "--out", str(tmp_path / "compared")]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "compare.py: error: leave such runs out, or pool them all the same by --mixed:"
+    assert (
+        lines[0]
+        == "compare.py: error: these runs do not belong together; leave some out, or pass --mixed to pool them:"
+    )
     assert f"  lr: 0.01 in {tmp_path}/a1, 0.001 in {tmp_path}/a0" in lines
     assert f"  lr: 0.02 in {tmp_path}/a2, 0.001 in {tmp_path}/a0" in lines
 
@@ -219,7 +222,7 @@ def test_an_option_with_a_value_that_it_cannot_have_is_refused_when_it_is_made()
 
 def test_in_python_errors_speak_of_options_as_python_has_them(finished):
     flags = json.loads((finished / "config.json").read_text())["flags"]
-    with pytest.raises(BadInput, match=r"already holds a run .*; go on with it by resume=True, pass another out"):
+    with pytest.raises(BadInput, match=r"already holds a run .*; resume it with resume=True, pass another out"):
         train.train(Options(data=flags["data"], epochs=2, out=finished))
 
 

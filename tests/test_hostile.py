@@ -156,7 +156,7 @@ INPUT = {
     "weights: whole numbers": (
         "--init-weights=w.npz",
         lambda: weights(arr_1=np.zeros(32, int)),
-        ["w.npz", "array 1 (conv1.bias) is int64", "must be floats"],
+        ["w.npz", "array 1 (conv1.bias) is int64", "must be floating-point"],
     ),
     "weights: NaN": (
         "--init-weights=w.npz",
@@ -283,7 +283,7 @@ RUN = {
     ),
     "checkpoint: a figure that is not known": (
         damaged(lambda state: [logs.update(val_f1=0.5) for logs in state["history"]["logs"]]),
-        ["its history has figures that this version does not log: val_f1", ANOTHER],
+        ["its history has columns that this version does not log: val_f1", ANOTHER],
     ),
     "checkpoint: fewer epochs than it says": (
         damaged(lambda state: state["history"]["logs"].pop()),
@@ -333,7 +333,7 @@ RUN = {
     "config: flags of nonsense": (other_flags(lr=[{}]), ["--lr 0.001 (was [{}])", ANOTHER]),
     "checkpoint: more epochs than asked for": (
         damaged(lambda state: [values.extend(values) for values in state["history"].values()]),
-        ["--epochs 3: 4 are trained already; pass 4 or more"],
+        ["--epochs 3: 4 are already trained; pass 4 or more"],
     ),
     "checkpoint: of another seed": (
         damaged(lambda state: state["run"]["flags"].update(seed=1)),
@@ -439,7 +439,7 @@ def test_the_hash_of_initial_weights_decides_and_not_from_where_they_are_read(pl
     for epochs, name, said in (
         ("1", "moved.npz", "It was finished already, after epoch 1"),
         ("2", "moved.npz", "Resuming after epoch 1."),
-        ("3", "w.npz", "--init-weights w.npz is not there: the run's directory has all that is needed."),
+        ("3", "w.npz", "--init-weights w.npz does not exist; the run's directory has everything that is needed."),
         ("3", "w.npz", "It was finished already, after epoch 3"),
     ):
         assert train.main([*start, epochs, "--init-weights", name]) == 0

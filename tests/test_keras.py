@@ -490,7 +490,7 @@ def test_draws_are_written_over_draws_only(npz, tmp_path, capsys):
     taken, small = tmp_path / "mine.npz", ["--data", str(npz), "--epochs", "1"]
     taken.write_bytes(npz.read_bytes())
     assert draws.main([str(taken), *small]) == 2
-    assert f"{taken}: is there, and is no file of draws; pass another name" in capsys.readouterr().err
+    assert f"{taken}: exists, and is not a file of draws; pass another name" in capsys.readouterr().err
     assert taken.read_bytes() == npz.read_bytes()
     assert draws.main([str(taken / "draws.npz"), *small]) == 2
     for _ in range(2):

@@ -87,6 +87,14 @@ def test_what_is_no_run_is_named_and_the_others_are_listed(many, capsys):
     assert len(printed.out.splitlines()) == 6
 
 
+@pytest.mark.parametrize("name", ["grid.json", "grid.png", "comparison.json", "comparison.png"])
+def test_a_pattern_leaves_out_what_sweep_and_compare_leave_beside_runs(name, many, capsys):
+    (many / "runs" / name).touch()
+    code, printed = listed(capsys, many / "runs" / "*")
+    assert (code, printed.err, len(printed.out.splitlines())) == (0, "", 6)
+    assert compare.main(["--list", str(many / "runs" / name)]) == 2  # named, it is refused
+
+
 def test_histories_of_other_programs_are_listed_with_what_they_have(tmp_path, capsys):
     (tmp_path / "keras.csv").write_text("epoch,loss,val_accuracy,val_loss\n0,1.0,0.5,1.2\n")
     code, printed = listed(capsys, tmp_path / "keras.csv")

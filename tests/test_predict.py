@@ -234,12 +234,12 @@ def spoil_config(run, **change):
     (run / "config.json").write_text(json.dumps(config | change))
 
 
-NO_RUN = "run: no run's directory as train.py leaves it; pass one, then images"
+NO_RUN = "run: not the directory of a run; pass one, then images"
 OTHER_CONFIG, OTHER_WEIGHTS = "config.json: not of a run of this version (", "best.pt: not the weights of this run ("
 BAD_RUNS = {
     "no directory": (shutil.rmtree, NO_RUN),
     "no run": (lambda run: (run / CONFIG).unlink(), NO_RUN),
-    "no weights": (lambda run: (run / "best.pt").unlink(), "best.pt: is not there; train an epoch, or make it again"),
+    "no weights": (lambda run: (run / "best.pt").unlink(), "best.pt: does not exist; train an epoch, or make it again"),
     "weights cut off": (lambda run: os.truncate(run / "best.pt", 1000), OTHER_WEIGHTS),
     "of another network": (lambda run: spoil_config(run, model="improved"), OTHER_WEIGHTS),
     "an unknown network": (lambda run: spoil_config(run, model="resnet"), f"{OTHER_CONFIG}no network 'resnet' here"),
@@ -272,7 +272,7 @@ def test_a_bad_run_is_one_line(spoil, message, finished, pictures, tmp_path, cap
 def test_a_run_s_file_in_place_of_the_run_is_told_what_to_pass(finished, pictures, capsys):
     assert predict.main([str(finished / "best.pt"), "pictures"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(f"best.pt: no run's directory as train.py leaves it; pass {finished}")
+    assert line.endswith(f"best.pt: not the directory of a run; pass {finished}")
 
 
 def test_a_full_disk_behind_the_output_is_one_line_and_exit_code_1(finished, pictures, monkeypatch, capsys):

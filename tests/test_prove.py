@@ -49,7 +49,7 @@ def test_a_deliberate_difference_is_found_and_named(proved, monkeypatch, capsys)
     assert code == 1
     assert proof["equal"] is False
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Not equal: "))
-    assert line.startswith("Not equal: they part in epoch 1, ")
+    assert line.startswith("Not equal: the two sides first differ in epoch 1, ")
     assert line.endswith(").")
     assert proof["by_epoch"]["val_loss"][0] > 1e-9
 
@@ -67,7 +67,7 @@ def test_training_that_ends_after_another_number_of_epochs_is_not_equal():
             ["--model", "whitened"],
             "--model whitened: reference/notebook.py has no such network in Keras; add a function",
         ),
-        (["--optimizer", "sgd"], "--optimizer sgd: reference/keras_notebook.py has not; leave that out"),
+        (["--optimizer", "sgd"], "--optimizer sgd: reference/keras_notebook.py does not have this; leave it out"),
         (["--images", "3"], "argument --images: '3' is not a whole number"),
     ],
 )

@@ -157,7 +157,7 @@ def test_the_command_that_an_interrupted_run_prints_goes_on_with_it(little, tmp_
     out, err = process.communicate()
     assert process.returncode == 130
     (line,) = err.splitlines()
-    _, printed = line.split("to go on: ")
+    _, printed = line.split("to continue: ")
     again = subprocess.run(printed, shell=True, capture_output=True, text=True, check=True)
     assert "Resuming after epoch" in again.stdout
 
@@ -347,13 +347,13 @@ def test_the_figures_of_an_earlier_end_stay_until_new_ones_are_there(copy, npz, 
     assert {name: (copy / name).read_bytes() for name in names} == before
     capsys.readouterr()
     assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(copy), "--resume"]) == 2
-    assert "--epochs 2: 3 are trained already; pass 3 or more" in capsys.readouterr().err
+    assert "--epochs 2: 3 are already trained; pass 3 or more" in capsys.readouterr().err
     assert resume(npz, copy) == 0
     assert histories.read(copy).metrics["epochs"] == 3
     assert all((copy / name).read_bytes() != content for name, content in before.items())
     # Figures of three epochs are no answer to two.
     assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(copy), "--resume"]) == 2
-    assert "--epochs 2: 3 are trained already; pass 3 or more" in capsys.readouterr().err
+    assert "--epochs 2: 3 are already trained; pass 3 or more" in capsys.readouterr().err
 
 
 def interrupting(*_):
@@ -395,7 +395,7 @@ def test_what_is_another_on_resuming_is_said_and_kept_in_order(name, value, copy
     assert resume(npz, copy) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "instead of" in line]
     change = f"{name} {now!s:.40} instead of {value}"
-    assert line == f"Since then changed: {change}. Figures may differ from those of an undisturbed run."
+    assert line == f"Changed since then: {change}. Results may differ from those of an uninterrupted run."
     assert histories.read(copy).metrics["bits_changed"] == [f"after epoch 2: {change}"]
     parts = json.loads((copy / CONFIG).read_text())["parts"]
     assert [(part["after_epoch"], part[name]) for part in parts] == [(0, value), (2, now)]

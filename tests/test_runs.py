@@ -235,7 +235,7 @@ def test_the_reading_of_a_run_whose_last_epoch_was_the_best_says_no_more_than_on
         "Training ended after epoch 2 of 2: all epochs used.",
     ]
     of_one = report.reading(history[:1], metrics | {"best_epoch": 1}, 1, cutting=True).splitlines()
-    assert of_one[6] == "One epoch tells nothing of where validation loss goes."
+    assert of_one[6] == "One epoch does not show a trend in validation loss."
 
 
 def test_the_reading_of_a_run_that_is_to_be_continued_says_so():
@@ -243,7 +243,7 @@ def test_the_reading_of_a_run_that_is_to_be_continued_says_so():
     metrics = {"best_epoch": 1, "learning_rate_cuts": [], "stopped": "out of time", "final": False}
     assert report.reading(history, metrics, 9, cutting=True).splitlines()[-2:] == [
         "Training ended after epoch 1 of 9: out of time.",
-        "It is to be continued: --resume goes on with it.",
+        "The run is not complete: --resume continues it.",
     ]
 
 

@@ -77,7 +77,7 @@ def test_a_signal_in_a_step_ends_the_run_there_and_the_epochs_before_are_kept(
     with at_step(11, send(signum)) as seen:  # the third step of the second epoch
         assert begin() == code
     assert seen == ["begun", "through"] * 10 + ["begun"]
-    assert f"interrupted by {signum.name}; to go on: " in capsys.readouterr().err
+    assert f"interrupted by {signum.name}; to continue: " in capsys.readouterr().err
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 2  # the header, the first epoch
     assert signum.name in (tmp_path / "run" / "error.txt").read_text()
     assert reached == []
@@ -140,7 +140,7 @@ def test_a_process_whose_torchrun_has_gone_ends_as_after_sigterm(begin, tmp_path
     with at_step(11, orphan) as seen:
         assert begin() == 143
     assert seen == ["begun", "through"] * 10 + ["begun"]
-    assert "interrupted by SIGTERM; to go on: " in capsys.readouterr().err
+    assert "interrupted by SIGTERM; to continue: " in capsys.readouterr().err
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 2
 
 

@@ -178,7 +178,7 @@ def test_a_signal_reaches_every_run_and_is_waited_for(signum, code, begin, tmp_p
     ends = [log.splitlines()[-1] for log in logs]
     assert ends == [f"asked to end by {signum.name}"] * 2  # seeds 2 and 3 were not begun
     error = capsys.readouterr().err
-    assert f"interrupted by {signum.name}; the same command goes on" in error
+    assert f"interrupted by {signum.name}; the same command continues" in error
     assert begin("--seeds", "0-3") == 0
     assert starts(tmp_path) == {"s0": 2, "s1": 2, "s2": 1, "s3": 1}
 

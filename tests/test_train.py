@@ -580,7 +580,7 @@ def test_without_cuda_auto_says_that_it_takes_the_cpu_and_explicit_cuda_is_an_er
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("No CUDA device")]
     assert re.fullmatch(r"No CUDA device: training on the CPU \(.+\)\.", line)
     assert train.main(["--data", str(npz), "--device", "cuda", "--out", str(tmp_path / "other")]) == 2
-    assert "'cuda' is not there" in capsys.readouterr().err
+    assert "'cuda' is not available" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 
