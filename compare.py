@@ -89,6 +89,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--out", type=path_type, default="comparison", metavar="DIR", help=f"where {PICTURE} and {CONTENT} go"
     )
     args = parser.parse_args(argv)
+    if len(args.runs) > 1:  # a shell's pattern
+        args.runs = [run for run in args.runs if Path(run).name not in OWN_FILES] or args.runs
     if args.csv and not args.list:
         parser.error("--csv: needs --list")
     return args
@@ -191,7 +193,8 @@ def compare(args: argparse.Namespace) -> int:
 def rules_of_options() -> Rules:
     """Return what a comparison must know of the options."""
     repeats = named(Options, "repeats")
-    defaults = {name: default for name, default in Options().defaults().items() if name not in repeats}
+    of_options = Options(out=Path())  # with no directory to name, nothing asks what lies in the folder of the data
+    defaults = {name: default for name, default in of_options.defaults().items() if name not in repeats}
     return Rules(defaults | {"epochs": Options.epochs}, named(Options, "in_loss"))
 
 

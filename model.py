@@ -15,7 +15,7 @@ from running import files
 
 Shape = tuple[int, int, int]  # of an image: height, width, channels
 CIFAR10_SHAPE = (32, 32, 3)
-WHITENING_IMAGES = 5000
+WHITENING_PIXELS = 5000 * 32 * 32  # whose patches take 1.4 GB
 VARIANCE_FLOOR = 3e-5  # airbench's 5e-4 is for pixels of unit variance; directions of mere rounding stay small
 
 
@@ -119,7 +119,8 @@ class WhitenedCNN(ImprovedCNN):
     def prepare(self, images: Tensor) -> None:
         """Set the layer from the 2x2 patches of the first images; all but the faintest directions get unit variance."""
         # In float64 on the CPU, and eigenvectors with their greatest entry positive: the same on every device.
-        pixels = images[:WHITENING_IMAGES].cpu().double().permute(0, 3, 1, 2) / 255
+        count = max(1, WHITENING_PIXELS // (images.shape[1] * images.shape[2]))
+        pixels = images[:count].cpu().double().permute(0, 3, 1, 2) / 255
         patches = F.unfold(pixels, 2).transpose(1, 2).reshape(-1, self.kernel[0].numel())
         mean = patches.mean(0)
         variances, directions = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))

@@ -97,8 +97,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.reference is not None:
         say(args.reference.describe())
     jobs.work(queue, slots, gpus)
-    code = compare_settings(args, planned, pairs) if args.grid else compare_seeds(args, pairs)
-    return 1 if say_what_failed(queue) else code
+    try:
+        code = compare_settings(args, planned, pairs) if args.grid else compare_seeds(args, pairs)
+    finally:  # also where the finished ones cannot be compared
+        failed = say_what_failed(queue)
+    return 1 if failed else code
 
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -325,10 +328,12 @@ def claim(out: Path, planned: list[Planned]) -> None:
     if not (out / grid.CONTENT).exists() and not (out / grid.PICTURE).exists():
         return
     earlier = files.read_json(out / grid.CONTENT) if (out / grid.CONTENT).exists() else {}
-    settings, seeds = earlier.get("settings"), earlier.get("seeds")
-    same = isinstance(settings, dict) and isinstance(seeds, list) and earlier.get("options") == common_options(planned)
+    settings, seeds, options = (earlier.get(name) for name in ("settings", "seeds", "options"))
+    known = all(isinstance(value, kind) for value, kind in ((settings, dict), (seeds, list), (options, dict)))
+    of_any_length = {"epochs": None}  # with more --epochs the same runs go on
     if (
-        not same
+        not known
+        or options | of_any_length != common_options(planned) | of_any_length
         or settings.keys() - {run.setting for run in planned}
         or {*seeds} - {run.options.seed for run in planned}
     ):

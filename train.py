@@ -283,9 +283,10 @@ def evaluate(model: Network, split: data.Split, objective: Objective, mirrored: 
 
 
 def evaluation_batch(split: data.Split) -> int:
-    if split.labels.device.type == "cpu":
-        return EVALUATION_BATCH
+    """Return how many images are evaluated at once: fewer if they are larger than CIFAR-10's."""
     height, width = split.images.shape[1:3]
+    if split.labels.device.type == "cpu":
+        return max(1, min(EVALUATION_BATCH, EVALUATION_BATCH * 32 * 32 // (height * width)))
     return max(1, EVALUATION_PIXELS // (height * width))
 
 
@@ -301,4 +302,4 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.end(main())

@@ -4,8 +4,8 @@
 
 An epoch is one pass over the training part and one over the validation part. Each contender has a process of its own
 and waits while the others run; on a busy machine only ratios count. Peers that are not installed are named and left
-out: `pip install tensorflow-cpu jax lightning` for all of them. The ceiling is the rate of matrix products on the same
-threads, taken in its turn in each round.
+out: `pip install tensorflow-cpu jax lightning` for all of them. The ceiling is the highest rate of matrix products on
+the same threads, taken in its turn in each round.
 """
 
 import argparse
@@ -132,7 +132,7 @@ def table(timings: dict, steps: int, flop: int) -> str:
             f"| {name} | {measuring.spread(step, 1)} | {epoch} | {measuring.spread(ratios, 2)} | {share:.2f} |"
         )
     rates = measuring.spread([rate / 1e9 for rate, _ in timings[CEILING]], 0)
-    floor = f"{flop / 1e9:.2f} GFLOP a step take {flop / ceiling * 1e3:.1f} ms at that rate"
+    floor = f"{flop / 1e9:.2f} GFLOP a step take {flop / ceiling * 1e3:.1f} ms at the highest of these rates"
     return "\n".join([*lines, "", f"Matrix products: {rates} GFLOP/s; the network's {floor}."])
 
 

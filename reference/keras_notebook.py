@@ -22,6 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script i
 from running import code
 
 VALIDATION = 0.2  # the last part of the training images
+CONFIG, METRICS = "config.json", "metrics.json"
+FILES = (CONFIG, "initial_weights.npz", "history.csv", "best_weights.npz", METRICS)  # in the order they are written
+WHERE = {"out", "resume", "data", "init_weights", "draws"}  # options that are no settings: switches and paths
 IN_FLOAT32 = {  # what Keras computes so in spite of --dtype float64, by backend and model
     ("torch", "baseline"): "dense layers and reported figures",
     ("torch", "improved"): "dense layers, BatchNorm and reported figures",
@@ -105,6 +108,9 @@ def main(argv: list[str] | None = None) -> int:
     if what and args.dtype == "float64":
         print(f"keras_notebook.py: note: on this backend Keras computes {what} in float32 anyway", file=sys.stderr)
     if args.resume and finished(args.out):
+        different = differences(args)
+        if different:
+            return refuse(f"--out {args.out}: the run there had {', '.join(different)}; pass another --out")
         print(f"finished already: {args.out}")
         return 0
     try:
@@ -137,16 +143,29 @@ def main(argv: list[str] | None = None) -> int:
 def finished(out: Path) -> bool:
     """Tell whether a run of this program has finished in `out`."""
     try:
-        config, metrics = (json.loads((out / name).read_text()) for name in ("config.json", "metrics.json"))
+        config, metrics = (json.loads((out / name).read_text()) for name in (CONFIG, METRICS))
     except (OSError, ValueError):
         return False
     return "backend" in config and "test_accuracy" in metrics
 
 
+def differences(args: argparse.Namespace) -> list[str]:
+    """Name the settings in which the finished run in `args.out` is another than `args` ask for."""
+    saved, metrics = (json.loads((args.out / name).read_text()) for name in (CONFIG, METRICS))
+    now, had = vars(args), saved["flags"]
+    names = now.keys() - WHERE
+    if metrics.get("stopped") == "early stopping" and metrics["epochs"] <= args.epochs:
+        names -= {"epochs"}  # it would have ended alike
+    return [
+        f"--{name.replace('_', '-')} {had[name]}" for name in sorted(names) if had.get(name, now[name]) != now[name]
+    ]
+
+
 def claim(out: Path, resume: bool):
     """Return the lock on the directory `out`, which is made if need be; with `resume` files of an earlier run go.
 
-    Raises ValueError if another process is at work there, or there is a run and no `resume`.
+    Raises ValueError if another process is at work there, or there is a run and no `resume`, or not one of this
+    program.
     """
     from running.lock import DirectoryLock, InUse
 
@@ -158,13 +177,23 @@ def claim(out: Path, resume: bool):
         raise ValueError(f"--out {out}: in use by {holder}; wait until that is done") from None
     except NotImplementedError as error:
         print(f"keras_notebook.py: note: no locks in {out} ({error}): let no other run use it", file=sys.stderr)
-    left = [path for path in out.glob("*") if path.suffix in (".json", ".csv", ".npz")]
-    if left and not resume:
+    left = [out / name for name in FILES if (out / name).exists()]
+    if left and not (resume and own(out)):
         lock.release()
         raise ValueError(f"--out {out}: already holds a run; pass another --out, or delete that folder first")
     for path in left:
         path.unlink()
     return lock
+
+
+def own(out: Path) -> bool:
+    """Tell whether the run in `out` is one of this program."""
+    try:
+        return "backend" in json.loads((out / CONFIG).read_text())
+    except FileNotFoundError:
+        return False
+    except ValueError:  # its process ended in the middle of this file, which is the first
+        return True
 
 
 def refuse(why: object) -> int:
@@ -192,7 +221,7 @@ def run(model, arrays: tuple[np.ndarray, ...], draws, args: argparse.Namespace) 
     config = {"program": code.KERAS, "model": name, "backend": backend, "flags": flags, "versions": versions}
     config["code_sha256"] = code.sha256(code.KERAS)
     config["data_sha256"] = notebook.fingerprint(arrays)
-    (args.out / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
+    (args.out / CONFIG).write_text(json.dumps(config, indent=1, default=str) + "\n")
     initial_weights = model.get_weights()
     np.savez(args.out / "initial_weights.npz", *initial_weights)
 
@@ -240,7 +269,7 @@ def run(model, arrays: tuple[np.ndarray, ...], draws, args: argparse.Namespace) 
         "seconds_per_epoch": log.seconds,
         "images_per_second": first / statistics.median(log.seconds),
     }
-    (args.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    (args.out / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
     print(f"Test accuracy: {test_accuracy:.4f}")
     return 0
 

@@ -95,7 +95,7 @@ class Run:
         except BadInput:
             self.lock.release()
             raise
-        files.remove_partial(self.out, FILES)
+        files.remove_partial(self.out, (*FILES, ERROR))
 
     def _refuse_if_taken(self) -> None:
         try:

@@ -12,7 +12,8 @@ CONFIG, HISTORY, METRICS = "config.json", "history.csv", "metrics.json"
 CHECKPOINT, WEIGHTS, ERROR = "checkpoint.pt", "best.pt", "error.txt"
 INITIAL_WEIGHTS, BEST_WEIGHTS = "initial_weights.npz", "best_weights.npz"  # as Keras's get_weights() orders them
 CURVES, CONFUSION = "curves.png", "confusion.png"
-FILES = (CONFIG, HISTORY, METRICS, WEIGHTS, INITIAL_WEIGHTS, BEST_WEIGHTS, CURVES, CONFUSION, CHECKPOINT, ERROR)
+# Of a run; a process that ended before its run began may have left ERROR alone.
+FILES = (CONFIG, HISTORY, METRICS, WEIGHTS, INITIAL_WEIGHTS, BEST_WEIGHTS, CURVES, CONFUSION, CHECKPOINT)
 EARLY_STOPPING, ALL_EPOCHS = "early stopping", "all epochs used"  # why training ended
 EMPTY, UNFINISHED, STOPPED, FINISHED = "empty", "unfinished", "stopped", "finished"
 

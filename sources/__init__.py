@@ -13,6 +13,7 @@ from sources.source import Source
 from sources.stand_in import SYNTHETIC, StandIn
 
 LINES = "docs/usage.md has the lines that make an .npz of it"
+PARQUET = f"Parquet, which is not read; {LINES}"
 
 
 def choose(text: str, image_size: str | None = None) -> Source:
@@ -41,16 +42,20 @@ def _choose(text: str, image_size: str | None) -> Source:
     if os.path.isfile(path):
         raise BadInput(f"--data {text}: neither a folder nor an .npz file; pass one of them, or '{SYNTHETIC}'")
     source = Cifar10(text)
-    if source.root is None and class_folders.holds(path):
+    if source.root is not None:
+        return source
+    if class_folders.holds(path):
         return ClassFolders(text, class_folders.size(image_size) if image_size else None)
+    if os.path.isdir(path) and any(path.rglob("*.parquet")):  # only now: a folder of pictures may have very many files
+        raise BadInput(f"--data {text}: is {PARQUET}")
     return source
 
 
 def _other_kind(text: str) -> str | None:
     """Name a kind of data that is not read, with what helps; None if it is none of those that are known."""
     path = Path(text)
-    if path.suffix == ".parquet" or (os.path.isdir(path) and any(path.rglob("*.parquet"))):
-        return f"Parquet, which is not read; {LINES}"
+    if path.suffix == ".parquet":
+        return PARQUET
     if path.name == "trainLabels.csv" or os.path.exists(path / "trainLabels.csv"):
         return f"Kaggle's form of CIFAR-10, which is not read; {LINES}"
     if path.name == "cifar-10-batches-bin" or os.path.exists(path / "cifar-10-batches-bin"):

@@ -38,8 +38,11 @@ class Cifar10(Source):
             roots += _keras_caches()
         return next((root for root in roots if os.path.isdir(root / FOLDER)), None)
 
+    def _is_default(self) -> bool:
+        return os.path.abspath(self.text) == os.path.abspath(DEFAULT)  # a run's config.json has the whole path
+
     def _may_download(self) -> bool:
-        if self.text == DEFAULT:
+        if self._is_default():
             return True
         return os.path.isdir(self.folder) and {path.name for path in self.folder.iterdir()} <= {LOCK}
 
@@ -68,7 +71,7 @@ class Cifar10(Source):
 
     def _refuse_other_folders(self) -> None:
         """Raise BadInput for a folder that is not there, or that holds something else."""
-        if not self.folder.exists() and self.text != DEFAULT:
+        if not self.folder.exists() and not self._is_default():
             raise BadInput(f"--data {self.text}: no such folder; pass one that exists, or an empty one to download to")
         if not self._may_download() and not (self.folder / ARCHIVE).exists():
             raise BadInput(
@@ -86,7 +89,7 @@ class Cifar10(Source):
 
     def short_name(self) -> str:
         """Nothing for the default folder, so that a run on anything else is beside it."""
-        return "" if os.path.abspath(self.text) == os.path.abspath(DEFAULT) else super().short_name()
+        return "" if self._is_default() else super().short_name()
 
     def for_keras(self) -> str | None:
         return "" if self.short_name() == "" else None

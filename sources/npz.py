@@ -101,7 +101,7 @@ def _labels(name: str, labels: np.ndarray) -> tuple[np.ndarray, int]:
         labels = labels.astype(np.int64)
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{name} is {labels.dtype}; labels must be whole numbers from 0")
-    if labels.size == 0 or labels.shape not in ((len(labels),), (len(labels), 1)):
+    if labels.size == 0 or labels.shape not in ((labels.size,), (labels.size, 1)):
         raise ValueError(f"{name} has shape {labels.shape}; labels must be (N,) or (N, 1), or one-hot (N, classes)")
     if labels.min() < 0 or labels.max() >= CLASSES_LIMIT:
         raise ValueError(

@@ -1,6 +1,7 @@
 """What every source of images is, and what it gives."""
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +54,7 @@ class Source:
 
     def short_name(self) -> str:
         """Name the data in a run's directory."""
-        return re.sub(r"[^\w.-]+", "_", Path(self.text).name)[:40]
+        return re.sub(r"[^\w.-]+", "_", os.path.basename(os.path.abspath(self.text)))[:40]  # also of "."
 
     def for_keras(self) -> str | None:
         """Return the `--data` of these images for Keras's side, "" for Keras's own CIFAR-10; None if it lacks them."""

@@ -63,7 +63,7 @@ class Reference:
             raise
         if end.kind == EMPTY:
             return None
-        if end.config and program_of(end.config) != self.program:
+        if (end.config or end.kind == FINISHED) and program_of(end.config) != self.program:
             raise BadInput(f"{out}: the run there is not one of {self.program}; pass another --out after --")
         if end.kind != FINISHED:
             if (out / LOG).exists():

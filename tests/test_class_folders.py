@@ -42,6 +42,11 @@ TREES = {
 }
 
 
+def test_the_folder_in_which_one_works_has_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(draw(tmp_path / "colours", 4))
+    assert sources.choose(".").short_name() == "colours"
+
+
 @pytest.mark.parametrize("tree", TREES)
 def test_a_folder_is_trained_on_resumed_predicted_and_compared_and_a_change_is_noticed(
     tree, tmp_path, monkeypatch, capsys

@@ -212,6 +212,7 @@ WRONG_ARRAYS = {
     "images channels first": ({"x_train": np.zeros((320, 3, 32, 32), np.uint8)}, "here with transpose(0, 2, 3, 1)"),
     "images in rows": ({"x_train": np.zeros((320, 3072), np.uint8)}, "x_train has shape (320, 3072)"),
     "no images": ({"x_test": np.zeros((0, 32, 32, 3), np.uint8)}, "with N of at least 1"),
+    "one label": ({"y_train": np.int64(3)}, "y_train has shape ()"),
     "several labels an image": ({"y_train": np.ones((320, 10), int)}, "y_train has shape (320, 10)"),
     "no label": ({"y_train": np.zeros((320, 10), int)}, "y_train has shape (320, 10)"),
     "labels in floats": ({"y_train": np.full(320, 0.5)}, "y_train is float64"),
@@ -590,6 +591,17 @@ def test_cifar_10_is_read_where_it_lies(source, there, server, tmp_path, monkeyp
     )
     assert sorted(tmp_path.rglob("*")) == before  # nothing was made
     assert server.requests == 0
+
+
+def test_a_run_on_keras_s_cache_is_resumed_and_repeated_by_its_own_options(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    extract(server.archive, tmp_path / "keras" / "datasets")
+    Path("data").rmdir()
+    assert train.main(["--epochs", "1", "--out", "run"]) == 0
+    assert train.main(["--resume", "run", "--epochs", "2"]) == 0
+    assert train.main(["--config", "run/config.json", "--seed", "1"]) == 0
+    assert json.loads(Path("runs/baseline-seed1/metrics.json").read_text())["epochs"] == 2
+    assert (server.requests, Path("data").exists()) == (0, False)
 
 
 def test_a_folder_that_holds_cifar_10_goes_before_keras_s_cache(server, tmp_path):

@@ -288,6 +288,20 @@ def test_torchrun_runs_the_command(npz, tmp_path):
     assert (tmp_path / "run" / METRICS).exists()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_process_of_torchrun_s_ends_without_the_interpreter_s_clean_up(processes):
+    program = (
+        f"import atexit, sys; sys.path.insert(0, {str(ROOT)!r}); atexit.register(print, 'cleaned up'); "
+        "from running import distributed; print('said'); distributed.end(3)"
+    )
+    environment = os.environ | {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": str(processes), "RANK": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (3, "")
+    assert ended.stdout.splitlines() == (["said", "cleaned up"] if processes == 1 else ["said"])
+
+
 def as_torchrun(arguments, logs, environment, alive):
     """Start a process for each of `logs`, and train on until a signal ends this one; they have `alive` open."""
     for rank, log in enumerate(logs):

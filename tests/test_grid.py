@@ -127,6 +127,7 @@ WHOLE = {"settings": {"l2=0.001": {}, "l2=0.01": {}}, "seeds": [0, 1], "options"
         (WHOLE | {"settings": {"dropout=0.3": {}}}, True),
         (WHOLE | {"seeds": [0, 1, 2]}, True),
         (WHOLE | {"options": {"lr": 0.003}}, True),
+        (WHOLE | {"options": {"lr": 0.002, "epochs": 3}}, False),  # the same runs, which go on
         ({"settings": 3}, True),
         ({}, True),
         (None, True),  # another program's grid.png

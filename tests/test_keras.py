@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -419,6 +420,24 @@ def test_a_second_run_of_keras_in_one_directory_is_refused(npz, tmp_path, capsys
     refuse_in_use(tmp_path)
     assert begin() == 2
     assert "already holds a run" in capsys.readouterr().err
+    again = ["--data", str(npz), "--out", str(tmp_path), "--resume"]
+    assert keras_notebook.main([*again, "--epochs", "1"]) == 0
+    assert keras_notebook.main([*again, "--epochs", "2", "--seed", "3"]) == 2
+    assert "the run there had --epochs 1, --seed 0; pass another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", [None, "history.csv"])
+def test_keras_s_side_leaves_the_files_of_others_alone(kept, finished, npz, tmp_path, capsys):
+    out = shutil.copytree(finished, tmp_path / "run")
+    for path in out.iterdir():
+        if kept not in (None, path.name):
+            path.unlink()
+    shutil.copy(npz, out / "mine.npz")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    command = ["--data", str(out / "mine.npz"), "--epochs", "1", "--out", str(out), "--resume"]
+    assert keras_notebook.main(command) == 2
+    assert "already holds a run; pass another --out" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before | {".lock": b""}
 
 
 def test_a_full_disk_ends_keras_s_run_with_one_line(npz, tmp_path, monkeypatch, capsys):

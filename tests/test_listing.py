@@ -92,7 +92,15 @@ def test_a_pattern_leaves_out_what_sweep_and_compare_leave_beside_runs(name, man
     (many / "runs" / name).touch()
     code, printed = listed(capsys, many / "runs" / "*")
     assert (code, printed.err, len(printed.out.splitlines())) == (0, "", 6)
+    assert compare.main(["--list", *map(str, (many / "runs").iterdir())]) == 0  # as a shell gives them
     assert compare.main(["--list", str(many / "runs" / name)]) == 2  # named, it is refused
+
+
+def test_what_lies_in_the_folder_of_the_data_does_not_matter(many, monkeypatch, capsys):
+    monkeypatch.chdir(many)
+    (many / "data").mkdir()
+    (many / "data" / "x_train.npy").touch()
+    assert listed(capsys, "runs/*")[0] == 0
 
 
 def test_histories_of_other_programs_are_listed_with_what_they_have(tmp_path, capsys):

@@ -199,7 +199,7 @@ def patches():
 
 
 def test_whitening_looks_at_the_first_images_alone_in_float64(patches, monkeypatch):
-    monkeypatch.setattr(model, "WHITENING_IMAGES", 8)
+    monkeypatch.setattr(model, "WHITENING_PIXELS", 8 * 32 * 32)
     kernels = []
     for images in (patches, patches[:8], patches[:9]):
         network = build_model("whitened").double()
@@ -211,6 +211,11 @@ def test_whitening_looks_at_the_first_images_alone_in_float64(patches, monkeypat
     single = build_model("whitened")
     single.prepare(patches)
     assert torch.equal(single.kernel, kernels[0].float())  # computed alike, rounded once
+    larger = patches.repeat(1, 2, 2, 1)  # of these it takes two
+    whole, part = (build_model("whitened", (64, 64, 3)) for _ in range(2))
+    whole.prepare(larger)
+    part.prepare(larger[:2])
+    assert torch.equal(whole.kernel, part.kernel)
 
 
 def test_whitening_s_directions_have_a_sign_that_does_not_depend_on_the_machine(patches):

@@ -217,6 +217,17 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(copy, npz, capsys):
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
 
 
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_directory_in_which_a_run_ended_before_it_began_is_an_empty_one(resume, npz, tmp_path, monkeypatch, capsys):
+    arguments = ["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run"), *resume]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "fit", lambda *_: signal.raise_signal(signal.SIGTERM))
+        assert train.main(arguments) == 143
+    assert [path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")] == [ERROR]
+    assert train.main(arguments) == 0
+    assert not (tmp_path / "run" / ERROR).exists()
+
+
 def test_a_picture_that_cannot_be_drawn_costs_no_figure_and_is_drawn_on_resuming(npz, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     arguments = ["--data", str(npz), "--epochs", "1", "--out", str(out), "--resume"]

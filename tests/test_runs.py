@@ -134,7 +134,6 @@ def test_the_same_weights_make_the_same_file_whatever_their_memory_layout(tmp_pa
         "initial_weights.npz",
         "best_weights.npz",
         "checkpoint.pt",
-        "error.txt",
     ],
 )
 def test_a_directory_with_any_file_of_a_run_is_refused_and_left_as_it_is(tmp_path, file):

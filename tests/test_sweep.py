@@ -420,14 +420,18 @@ def test_no_picture_is_named_where_none_was_written(begin, tmp_path, capsys):
         ({"seed": 55}, "the run there had --seed 55; delete it"),
         ({"draws": "draws.npz"}, "the run there had --draws; delete it"),
         (None, "the run there is not one of reference/keras_notebook.py; pass another --out"),
+        ("gone", "the run there is not one of reference/keras_notebook.py; pass another --out"),
     ],
 )
 def test_a_run_of_keras_that_is_not_the_seed_s_own_is_refused(flags, said, begin, tmp_path, capsys):
     assert begin("--seeds", "0", "--keras") == 0
     config, metrics = (tmp_path / "r/keras-small-seed0" / name for name in ("config.json", "metrics.json"))
     before = json.loads(config.read_text())
-    config.write_text(json.dumps(before | {"flags": flags and before["flags"] | flags}))
-    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"seed": (flags or {}).get("seed", 0)}))
+    if flags == "gone":
+        config.unlink()
+    else:
+        config.write_text(json.dumps(before | {"flags": flags and before["flags"] | flags}))
+        metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"seed": (flags or {}).get("seed", 0)}))
     assert begin("--seeds", "0", "--keras") == 2
     assert f"r/keras-small-seed0: {said}" in capsys.readouterr().err
 

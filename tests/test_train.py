@@ -548,12 +548,18 @@ BAD_FLAGS = {
     "--label-smoothing": ["1", "-0.1"],
     "--weight-decay": ["-1", "nan", "0.25"],  # the last one without --optimizer
     "--device": ["gpu", "cuda:x", "tpu", "cuda:99"],
-    "--image-size": "None",
+    "--image-size": ["None", "0", "32x"],
     "--data": ["none.npz", "notes.txt", "dtaa", "no/such/folder"],
     "--out": ["notes.txt"],
     "--resume": ["none", "notes.txt", "."],
     "--config": ["none.json", "notes.txt", "."],
 }
+
+
+@pytest.mark.parametrize(("size", "images"), [(8, 256), (32, 256), (64, 64), (100, 26), (1000, 1)])
+def test_fewer_images_are_evaluated_at_once_if_they_are_large(size, images):
+    split = data.Split(torch.zeros(2, size, size, 3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    assert train.evaluation_batch(split) == images
 
 
 @pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, values in BAD_FLAGS.items() for value in values])
