@@ -148,11 +148,12 @@ def differences(by_epoch: dict[str, list[float]], rounding: float) -> "Picture":
 
 
 @_defaults()
-def settings(rows: list[tuple[str, float, tuple[float, float] | None]]) -> "Picture":
+def settings(rows: list[tuple[str, float, tuple[float, float] | None]], title: str = "") -> "Picture":
     """Draw a point for each setting's mean validation accuracy, the best on top, with its 95 % interval; PNG, 8 inches
     wide.
     """
     figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows)), layout="constrained")
+    figure.suptitle(title)
     axes = figure.subplots()
     for place, (_, mean, interval) in enumerate(rows):
         axes.plot(mean, place, marker="o", color=GROUPS[0])

@@ -26,7 +26,7 @@ from cli.errors import BadInput
 from cli.flags import ON_OFF, flag_of
 from cli.messages import say, table
 from cli.parser import Parser, number, path_type
-from comparing import grid, histories
+from comparing import comparability, grid, histories
 from options import Options, parse
 from running import code, files, machine
 from running.code import TRAIN
@@ -359,12 +359,14 @@ def compare_settings(args: argparse.Namespace, planned: list[Planned], pairs: li
         return 0
     compare.pooled(groups, compare.rules_of_options(), mixed=False)
     rows, out = grid.settings(groups, default), Path(args.out or planned[0].options.out.parent)
-    say("", table(grid.as_columns(rows, default), markdown=False), "", *grid.in_words(rows, default))
+    stand_in = comparability.all_of_stand_in(run for group in groups.values() for run in group)
+    say("", *stand_in, table(grid.as_columns(rows, default), markdown=False), "", *grid.in_words(rows, default))
     common = {"options": common_options(planned), "default": default, "seeds": args.seeds}
     content = common | {"settings": {row.label: as_json(row) for row in rows}}
     files.write_json(out / grid.CONTENT, content)
     points = [(row.label, row.validation.mean, row.validation.interval) for row in rows]
-    files.write_picture(out / grid.PICTURE, lambda: plots.settings(points))
+    title = comparability.STAND_IN if stand_in else ""
+    files.write_picture(out / grid.PICTURE, lambda: plots.settings(points, title))
     say(f"\nPicture: {out / grid.PICTURE}", f"Figures: {out / grid.CONTENT}")
     return 0
 

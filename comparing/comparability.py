@@ -2,7 +2,7 @@
 
 import collections
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -236,6 +236,11 @@ def _by_columns(runs: list[Training]) -> dict[tuple[str, ...], list[Training]]:
 
 def _first_epoch(run: Training, columns: list[str]) -> str:
     return repr([run.history[name][0] for name in columns])
+
+
+def all_of_stand_in(runs: Iterable[Training]) -> list[str]:
+    """Say that all the runs use the stand-in data; nothing if one does not."""
+    return [f"All runs use the stand-in data, {STAND_IN}."] if all(map(of_stand_in, runs)) else []
 
 
 def in_both(groups: dict[str, list[Training]]) -> list[tuple[Training, Training]]:

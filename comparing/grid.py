@@ -74,9 +74,9 @@ def in_words(rows: list[Setting], default: str | None) -> list[str]:
     lines = [f"Best by validation of {len(rows)} settings: {rows[0].label} ({rows[0].validation.spread()})."]
     if default is not None and len(rows) > 1:
         others = len(rows) - 1
-        corrected = f", corrected for {others} comparisons (Bonferroni)" if others > 1 else ""
-        pairs = f"Differences from the default, {default}, are over pairs of runs with the same seed"
-        lines.append(f"{pairs}; 95 % intervals{corrected}.")
+        corrected = f" that are corrected for {others} comparisons (Bonferroni)" if others > 1 else ""
+        lines.append(f"Differences from the default, {default}, are over pairs of runs with the same seed,")
+        lines.append(f"with 95 % intervals{corrected}.")
     return lines
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cli.errors import BadInput
 from cli.messages import table
-from comparing.comparability import DATA, STAND_IN, Rules, facts, of_stand_in
+from comparing.comparability import DATA, STAND_IN, Rules, all_of_stand_in, facts, of_stand_in
 from comparing.figures import run_figures
 from comparing.headings import differing_parts
 from comparing.histories import Training
@@ -53,7 +53,7 @@ def shared(runs: list[Training]) -> list[str]:
     """Say what all the runs have in common that no row says: their folder, and that they are of the stand-in."""
     _, folder = differing_parts([run.path for run in runs])
     lines = [f"All are in {folder}."] if folder else []
-    return [*lines, f"All runs use the stand-in data, {STAND_IN}."] if all(map(of_stand_in, runs)) else lines
+    return [*lines, *all_of_stand_in(runs)]
 
 
 def as_text(listed: list[dict[str, str]], markdown: bool) -> str:

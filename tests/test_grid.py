@@ -3,22 +3,25 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from scipy import stats
 
+import plots
 import sweep
 from cli.errors import BadInput
 from comparing import grid, intervals
 from comparing.histories import Training
 from running.lock import InUse, refuse_in_use
-from running.outcome import HISTORY, METRICS
+from running.outcome import CONFIG, HISTORY, METRICS
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 4, 9, 30])
@@ -49,11 +52,11 @@ def test_settings_are_sorted_by_validation_and_compared_with_the_default_by_pair
     assert (rows[1].difference, rows[0].minutes, rows[0].epochs.mean) == (None, 2.0, 2.0)
     assert grid.in_words(rows, "default") == [
         "Best by validation of 3 settings: a (0.5333 ± 0.0252).",
-        "Differences from the default, default, are over pairs of runs with the same seed; 95 % intervals, corrected "
-        "for 2 comparisons (Bonferroni).",
+        "Differences from the default, default, are over pairs of runs with the same seed,",
+        "with 95 % intervals that are corrected for 2 comparisons (Bonferroni).",
     ]
     of_two = grid.settings({name: groups[name] for name in ("default", "a")}, "default")
-    assert grid.in_words(of_two, "default")[1].endswith("with the same seed; 95 % intervals.")
+    assert grid.in_words(of_two, "default")[2] == "with 95 % intervals."
 
 
 def test_a_dry_run_prints_a_command_for_each_setting_and_seed_with_directories_named_after_them(little, capsys):
@@ -147,6 +150,26 @@ def test_a_grid_does_not_overwrite_the_figures_of_another(earlier, refused, litt
         return
     with pytest.raises(BadInput, match=r"has the grid\.json of another grid; pass another --out"):
         sweep.claim(tmp_path, planned)
+
+
+@pytest.mark.parametrize("of_stand_in", [False, True])
+def test_a_grid_on_the_stand_in_says_so_in_its_table_and_its_picture(
+    of_stand_in, finished, tmp_path, monkeypatch, capsys
+):
+    words = ["--seeds", "0", "--out", str(tmp_path), "--grid", "dropout=0.3,0.5", "--", "--data", "synthetic"]
+    args, flags = sweep.parse_arguments(words)
+    planned, pairs, titles = sweep.plan(args, flags), [], []
+    for place in planned:
+        out = shutil.copytree(finished, tmp_path / place.setting)
+        if of_stand_in:
+            config = json.loads((out / CONFIG).read_text()) | {"data": "NOT CIFAR-10"}
+            (out / CONFIG).write_text(json.dumps(config))
+            (out / METRICS).write_text(json.dumps(json.loads((out / METRICS).read_text()) | {"data": "NOT CIFAR-10"}))
+        pairs.append([types.SimpleNamespace(out=out, accuracy=0.5)])
+    monkeypatch.setattr(plots, "settings", lambda _, title: titles.append(title) or b"")
+    assert sweep.compare_settings(args, planned, pairs) == 0
+    assert ("All runs use the stand-in data, NOT CIFAR-10." in capsys.readouterr().out) is of_stand_in
+    assert titles == ["NOT CIFAR-10" if of_stand_in else ""]
 
 
 EPOCHS = 10
