@@ -118,7 +118,7 @@ def table(timings: dict, steps: int, flop: int) -> str:
     ceiling = max(rate for rate, _ in timings[CEILING])
     ours = [sum(parts) for parts in timings[OURS]]
     lines = [
-        "| | ms per step | epoch, s | times as long as this project | share of the ceiling |",
+        "| | ms per step | epoch, s | epoch, relative to this project | share of the ceiling |",
         "|---|---|---|---|---|",
     ]
     for name, epochs in timings.items():
