@@ -172,6 +172,22 @@ def test_a_grid_on_the_stand_in_says_so_in_its_table_and_its_picture(
     assert titles == ["NOT CIFAR-10" if of_stand_in else ""]
 
 
+def test_failed_runs_are_named_also_where_the_others_cannot_be_compared(little, tmp_path, monkeypatch, capsys):
+    def work(queue, *_):
+        queue[0].fault = "exit code 1"
+
+    def refuse(*_):
+        raise BadInput("not together")
+
+    monkeypatch.setattr(sweep.jobs, "work", work)
+    monkeypatch.setattr(sweep, "compare_settings", refuse)
+    out = str(tmp_path / "<l2>-<seed>")
+    assert sweep.main(["--seeds", "0", "--grid", "l2=0,1", "--", "--data", str(little), "--out", out]) == 2
+    printed = capsys.readouterr()
+    assert "1 of 2 runs failed" in printed.out
+    assert printed.err == "sweep.py: error: not together\n"
+
+
 EPOCHS = 10
 
 
