@@ -240,9 +240,9 @@ def with_headings(
         shared.append(f"{'All' if len(unnamed) == len(groups) else 'Those without a LABEL'} are in {folder}.")
     # As everywhere, the stand-in's figures are named as such: in the table, the picture, the file.
     stand_in = [label for label, group in groups.items() if any(map(comparability.of_stand_in, group))]
-    said = comparability.all_of_stand_in(run for group in groups.values() for run in group)
-    if len(groups) > 1 and said:
-        shared += said
+    marked = comparability.all_of_stand_in(run for group in groups.values() for run in group)
+    if len(groups) > 1 and marked:
+        shared += marked
     else:
         headings |= {label: f"{headings[label]} ({comparability.STAND_IN})" for label in stand_in}
     return {headings[label]: group for label, group in groups.items()}, shared

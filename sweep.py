@@ -329,10 +329,10 @@ def claim(out: Path, planned: list[Planned]) -> None:
         return
     earlier = files.read_json(out / grid.CONTENT) if (out / grid.CONTENT).exists() else {}
     settings, seeds, options = (earlier.get(name) for name in ("settings", "seeds", "options"))
-    known = all(isinstance(value, kind) for value, kind in ((settings, dict), (seeds, list), (options, dict)))
+    of_grid = all(isinstance(value, kind) for value, kind in ((settings, dict), (seeds, list), (options, dict)))
     of_any_length = {"epochs": None}  # with more --epochs the same runs go on
     if (
-        not known
+        not of_grid
         or options | of_any_length != common_options(planned) | of_any_length
         or settings.keys() - {run.setting for run in planned}
         or {*seeds} - {run.options.seed for run in planned}
