@@ -284,7 +284,7 @@ def runs_of(
         )
         if out == options.out:
             raise BadInput(f"--out {out} after --: is the one of --{reference.label}; pass another")
-        command, defaults = [sys.executable, str(ROOT / reference.program)], Options().checked().flags()
+        command, defaults = [sys.executable, str(ROOT / reference.program)], Options().flags()
         data = options.source().for_keras()
         before = reference.job(
             f"{name}, {reference.label}", command, out, options.flags(), defaults, data, options.device

@@ -127,7 +127,7 @@ def train_both(args: argparse.Namespace, options: Options, keras: KerasSide) -> 
     flags = options.flags() | {"data": options.data}
     files.write_npz(file, draws.draws(options))
     command_of_keras = [sys.executable, str(ROOT / KERAS), "--draws", str(file)]
-    defaults = Options().checked().flags()
+    defaults = Options().flags()
     job = keras.job("keras", command_of_keras, out, flags, defaults, options.data, options.device)
     say("", f"Keras on {keras.backend}:")
     code = run_keras(job)

@@ -43,6 +43,13 @@ def test_runs_that_are_equal_to_rounding_are_called_so(flags, proved, tmp_path, 
     assert "keras 3." in printed
 
 
+def test_a_data_folder_that_neither_side_uses_may_hold_anything(proved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x_train.npy").touch()
+    assert proved()[0] == 0
+
+
 def test_a_deliberate_difference_is_found_and_named(proved, monkeypatch, capsys):
     monkeypatch.setattr(optim, "EPSILON", 1e-8)  # torch's
     code, proof = proved()

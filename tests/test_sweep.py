@@ -405,6 +405,12 @@ def test_the_second_network_has_pairs_too_without_augmentation(begin, tmp_path):
     assert "augment" not in log
 
 
+def test_a_data_folder_that_no_run_uses_may_hold_anything(begin, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x_train.npy").touch()
+    assert begin("--seeds", "0", "--keras") == 0
+
+
 def test_no_picture_is_named_where_none_was_written(begin, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/comparison.json").write_text("{}")
