@@ -19,6 +19,7 @@ from running import distributed
 PACKAGES = ("torchvision", "numpy", "matplotlib", "tqdm")
 ROOT = Path(__file__).parent.parent
 CGROUP = Path("/sys/fs/cgroup")
+X86 = ("x86_64", "AMD64")
 
 
 def device_name(text: str) -> str:
@@ -85,16 +86,25 @@ def _quota() -> int | None:
     return None
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Tell whether `device` multiplies bfloat16 in hardware; elsewhere bfloat16 is slower than float32."""
+def why_bfloat16_is_slow(device: torch.device) -> str | None:
+    """Return why products in bfloat16 are slower than in float32 on `device`; None if they are faster.
+
+    Asked and not timed: it decides figures, so it must not depend on what else the machine is doing.
+    """
+    emulated = "this machine emulates bfloat16, which takes ten to thirty times as long as float32"
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    # Asked and not timed: it decides figures, so it must not depend on what else the machine is doing. ARM counts as
-    # without: whether convolutions use its instructions depends on the build of torch, and none has been measured.
+        return None if torch.cuda.get_device_capability(device) >= (8, 0) else emulated
+    if platform.machine() not in X86:
+        return "whether bfloat16 is faster than float32 on this kind of processor has not been measured"
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    has_instructions = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
-    # The processor has them whatever ATEN_CPU_CAPABILITY says; torch's kernels follow that variable.
-    return has_instructions and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    # The processor has its instructions whatever ATEN_CPU_CAPABILITY says; torch's kernels follow that variable.
+    of_torch = torch.backends.cpu.get_cpu_capability()
+    if of_torch != "AVX512" or not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16")):
+        return emulated
+    # AVX512-BF16 alone makes AMD's processors faster and Intel's slower: docs/results.md has the measurements.
+    if capabilities.get("amx_bf16") or capabilities.get("cpu_name", "").startswith("AMD"):
+        return None
+    return "this processor has no AMX, without which bfloat16 takes about 1.5 times as long as float32"
 
 
 def keep_freed_memory() -> None:

@@ -601,7 +601,7 @@ DEFAULTS = {
     "--shift": "4",
     "--no-mirror": "off",
     "--schedule": "plateau",
-    "--mixed-precision,": "off; with --recipe fast, on if the hardware multiplies it",
+    "--mixed-precision,": "off; with --recipe fast, on where it is faster",
     "--tf32": "off",
     "--deterministic": "off",
     "--compile": "off",
