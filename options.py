@@ -284,7 +284,7 @@ class Options:
 
     def _precision_of(self, device: torch.device) -> bool:
         """Tell whether `device` is faster in mixed precision, and these options allow it."""
-        return self.dtype == "float32" and machine.why_bfloat16_is_slow(device) is None
+        return self.dtype == "float32" and machine.why_not_bfloat16(device) is None
 
     def refuse_contradictions(self) -> None:
         """Raise BadInput for options that do not go together, or that need what this machine lacks."""

@@ -41,9 +41,9 @@ def beginning(options: Options, config: dict, unseen: dict[str, list[int]]) -> N
     parameters = f"{config['parameters']:,} parameters"
     precision = "mixed precision (bfloat16)" if options.mixed_precision else options.dtype
     say(f"{title(options)}, {parameters}, seed {options.seed}, {config['device_name']}, {threads}, {precision}")
-    slow = machine.why_bfloat16_is_slow(options.device)
-    if options.mixed_precision and slow:
-        say(f"--mixed-precision makes training slower here: {slow}.")
+    why_not = machine.why_not_bfloat16(options.device)
+    if options.mixed_precision and why_not:
+        say(f"--mixed-precision is not recommended here: {why_not}.")
     for variable in arithmetic.shortening():
         say(f"{variable} is set: libraries may compute products with fewer bits than {options.dtype} has.")
     names, shape = config["class_names"], "x".join(map(str, config["image_shape"]))

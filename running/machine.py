@@ -86,21 +86,21 @@ def _quota() -> int | None:
     return None
 
 
-def why_bfloat16_is_slow(device: torch.device) -> str | None:
-    """Return why products in bfloat16 are slower than in float32 on `device`; None if they are faster.
+def why_not_bfloat16(device: torch.device) -> str | None:
+    """Return why bfloat16 is not to be used on `device`; None if its products are faster than float32's.
 
     Asked and not timed: it decides figures, so it must not depend on what else the machine is doing.
     """
-    emulated = "this machine emulates bfloat16, which takes ten to thirty times as long as float32"
     if device.type == "cuda":
-        return None if torch.cuda.get_device_capability(device) >= (8, 0) else emulated
+        has_instructions = torch.cuda.get_device_capability(device) >= (8, 0)
+        return None if has_instructions else "GPUs below compute capability 8.0 have no instructions for bfloat16"
     if platform.machine() not in X86:
         return "whether bfloat16 is faster than float32 on this kind of processor has not been measured"
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     # The processor has its instructions whatever ATEN_CPU_CAPABILITY says; torch's kernels follow that variable.
     of_torch = torch.backends.cpu.get_cpu_capability()
     if of_torch != "AVX512" or not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16")):
-        return emulated
+        return "this machine emulates bfloat16, which takes ten to thirty times as long as float32"
     # AVX512-BF16 alone makes AMD's processors faster and Intel's slower: docs/results.md has the measurements.
     if capabilities.get("amx_bf16") or capabilities.get("cpu_name", "").startswith("AMD"):
         return None

@@ -42,7 +42,7 @@ def rows(text):
 def test_the_epochs_of_this_project_and_its_peers_are_timed_in_turn(npz):
     peers = ["idiomatic PyTorch", "Keras on torch"]
     # Emulated, the products that the ceiling is measured by would take minutes.
-    precision = [] if machine.why_bfloat16_is_slow(torch.device("cpu")) else ["--mixed-precision"]
+    precision = [] if machine.why_not_bfloat16(torch.device("cpu")) else ["--mixed-precision"]
     said = run("epoch.py", "--data", npz, "--rounds", 1, "--model", "improved", *precision, "--only", *peers)
     assert "left out" not in said
     table = rows(said)

@@ -18,7 +18,7 @@ COMMANDS = [
 ]
 OTHERS = {
     *("--nproc-per-node", "--max-restarts"),  # torchrun
-    *("--array", "--cpus-per-task", "--time", "--signal", "--requeue", "--open-mode", "--gres"),  # Slurm
+    *("--array", "--cpus-per-task", "--time", "--signal", "--requeue", "--open-mode", "--gres", "--wrap"),  # Slurm
     *("--index-url", "--logdir"),  # pip, TensorBoard
 }
 

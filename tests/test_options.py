@@ -150,7 +150,7 @@ def recipe(trained, **_):
         "--model whitened --optimizer muon --lr 0.08 --l2 0 --dropout 0 --label-smoothing 0.1 "
         "--shift 2 --schedule onecycle --patience 10 --batch-size 256 --epochs 1"
     )
-    if machine.why_bfloat16_is_slow(torch.device("cpu")) is None:
+    if machine.why_not_bfloat16(torch.device("cpu")) is None:
         written_out += " --mixed-precision"
     run, same = trained("--recipe fast --epochs 1"), trained(written_out)
     own = {"recipe": "fast", "out": str(run.out)}

@@ -35,7 +35,7 @@ def hardware(monkeypatch):
     """Call it to say whether the hardware is faster in bfloat16."""
 
     def choose(faster):
-        monkeypatch.setattr(machine, "why_bfloat16_is_slow", lambda device: None if faster else "the reason")
+        monkeypatch.setattr(machine, "why_not_bfloat16", lambda device: None if faster else "the reason")
 
     return choose
 
@@ -58,30 +58,30 @@ def test_a_cpu_is_faster_in_bfloat16_if_it_has_amx_or_is_amd_s_and_torch_uses_th
     capabilities = {"cpu_name": processor} | dict.fromkeys(instructions, True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: of_torch)
-    said = machine.why_bfloat16_is_slow(CPU)
+    said = machine.why_not_bfloat16(CPU)
     assert said is None if reason is None else reason in said
 
 
 def test_bfloat16_on_arm_was_not_measured(monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert "has not been measured" in machine.why_bfloat16_is_slow(CPU)
+    assert "has not been measured" in machine.why_not_bfloat16(CPU)
 
 
 def test_a_torch_that_cannot_tell_counts_as_without(monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert "emulates" in machine.why_bfloat16_is_slow(CPU)
+    assert "emulates" in machine.why_not_bfloat16(CPU)
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
 def test_a_gpu_is_faster_in_bfloat16_from_compute_capability_8_on(capability, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert (machine.why_bfloat16_is_slow(torch.device("cuda")) is None) is expected
+    assert (machine.why_not_bfloat16(torch.device("cuda")) is None) is expected
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the two variables are for x86")
 def test_two_variables_make_any_x86_processor_one_without():
-    program = "import torch; from running import machine; print(machine.why_bfloat16_is_slow(torch.device('cpu')))"
+    program = "import torch; from running import machine; print(machine.why_not_bfloat16(torch.device('cpu')))"
     without = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, env=without, capture_output=True, text=True, check=True)
@@ -122,7 +122,7 @@ def test_the_precision_that_was_taken_stands_in_the_first_lines_and_in_config_js
     printed = capsys.readouterr().out
     assert (", mixed precision (bfloat16)\n" in printed) is faster
     assert (", float32\n" in printed) is not faster
-    assert "slower here" not in printed
+    assert "not recommended" not in printed
     config = json.loads((tmp_path / "run" / CONFIG).read_text())
     assert (config["flags"]["mixed_precision"], config["given"]["mixed_precision"]) == (faster, None)
 
@@ -130,7 +130,7 @@ def test_the_precision_that_was_taken_stands_in_the_first_lines_and_in_config_js
 def test_bfloat16_that_was_asked_for_where_it_is_slower_is_said_in_one_line(hardware, tiny, tmp_path, capsys):
     hardware(False)
     assert begin(tiny, tmp_path / "run", "--mixed-precision", "--epochs", "1") == 0
-    assert "\n--mixed-precision makes training slower here: the reason.\n" in capsys.readouterr().out
+    assert "\n--mixed-precision is not recommended here: the reason.\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("began", [True, False])
@@ -150,7 +150,7 @@ def test_a_run_keeps_its_precision_on_another_machine_unless_a_flag_says_otherwi
         assert train.main(again) == 0
         printed = capsys.readouterr().out
         assert (", mixed precision (bfloat16)\n" in printed) is began
-        assert ("slower here" in printed) is began
+        assert ("not recommended" in printed) is began
         assert json.loads((out / CONFIG).read_text())["flags"]["mixed_precision"] is began
         (out / METRICS).unlink()
 
