@@ -118,14 +118,17 @@ def load_run(run: Path) -> tuple[Network, list[int], list[str]]:
 def image_files(given: str) -> list[Path]:
     """Return the images that `given` names: itself, those that a pattern with * matches, or those in a folder.
 
-    A folder without images, and one that cannot be read, is returned itself, so that it is reported in its turn.
+    A folder without images, and one that cannot be read, is returned itself, so that it is reported in its turn. A
+    folder's other files are said.
     """
     if not os.path.exists(given) and glob.has_magic(given):  # as a shell that does not expand it leaves it
         return [path for name in sorted(glob.glob(given)) for path in image_files(name)] or [Path(given)]
     if not os.path.isdir(given):  # nor is "", although its path is the current folder's
         return [Path(given)]
-    images, _, unreadable = pictures.in_folder(given)
-    return images + unreadable or [Path(given)]
+    found = pictures.in_folder(given)
+    if found.others:
+        complain(f"predict.py: {pictures.left_out(found.others)}")
+    return found.pictures + found.unreadable or [Path(given)]
 
 
 @torch.inference_mode()

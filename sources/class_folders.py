@@ -46,22 +46,27 @@ class ClassFolders(Source):
 
     def load(self) -> Arrays:
         training_folder, test_folder = self._parts()
-        names = _classes(training_folder)
+        classes = self._classes(training_folder)
+        names = [*classes]
         if len(names) < 2:
             there = f"one folder of pictures, {names[0]}" if names else f"no folders of pictures in {training_folder}"
             raise BadInput(f"--data {self.text}: {there}; {LAYOUT}")
-        training, test = self._listed(training_folder, names), []
+        training, test = _listed(training_folder, classes, names), []
         if test_folder is None:
             training, test = _split(training)
             say(f"No test part in {self.text}: it is the last sixth of each class, by a hash ({len(test):,} pictures).")
         else:
-            unknown = sorted({*_classes(test_folder)} - {*names})
+            classes = self._classes(test_folder)
+            unknown = sorted({*classes} - {*names})
             if unknown:
                 names_there = ", ".join(unknown)
                 raise BadInput(f"--data {self.text}: {test_folder.name} has {names_there:.200}, no class of {TRAINING}")
-            test = self._listed(test_folder, names)
-            if not test:
+            if not classes:
                 raise BadInput(f"--data {self.text}: no pictures in folders of classes in {test_folder.name}; {LAYOUT}")
+            absent = [name for name in names if name not in classes]
+            if absent:
+                say(in_one_line(f"No picture in {test_folder} of: {', '.join(absent)!s:.200}."))
+            test = _listed(test_folder, classes, names)
         shape = self._shape([*training, *test])
         parts = [(_read(part, shape), np.array([one.label for one in part], np.int64)) for part in (training, test)]
         return Arrays(*parts[0], *parts[1], tuple(map(in_one_line, names)))
@@ -81,21 +86,23 @@ class ClassFolders(Source):
             say(f"Left out in {self.folder}: {', '.join(left_out)!s:.200}; validation is the last part of {TRAINING}.")
         return self.folder / TRAINING, self.folder / there[0] if there else None
 
-    def _listed(self, part: Path, names: list[str]) -> list[Picture]:
-        """Return the pictures of a part, in the order of their keys, and say what is none."""
-        listed, others = [], []
-        for label, name in enumerate(names):
-            if not (part / name).is_dir():
-                continue
-            paths, no_pictures, unreadable = pictures.in_folder(part / name)
-            if unreadable:
-                raise BadInput(f"--data {unreadable[0]}: cannot be read; check its permissions, or remove it")
-            others += no_pictures
-            keys = [hashlib.sha256(os.fsencode(path.relative_to(part).as_posix())).hexdigest() for path in paths]
-            listed += [Picture(path, label, key) for path, key in zip(paths, keys, strict=True)]
+    def _classes(self, part: Path) -> dict[str, list[Path]]:
+        """Return the pictures of each class of a part, and say what is left out. Raises BadInput."""
+        classes, others, empty = {}, [], []
+        for folder in _folders(part):
+            found = pictures.in_folder(folder)
+            if found.unreadable:
+                raise BadInput(f"--data {found.unreadable[0]}: cannot be read; check its permissions, or remove it")
+            others += found.others
+            if found.pictures:
+                classes[folder.name] = found.pictures
+            else:
+                empty.append(folder)
         if others:
-            say(f"Left out, because their suffix is not a picture's: {_some(others)}.")
-        return sorted(listed, key=lambda picture: picture.key)
+            say(pictures.left_out(others))
+        if empty and classes:
+            say(f"No class, because no picture is in it: {pictures.some(empty)}.")
+        return classes
 
     def _shape(self, listed: list[Picture]) -> tuple[int, int, int]:
         """Return what images are to be, (H, W, C). Raises BadInput for several sizes where none was asked for."""
@@ -116,7 +123,7 @@ def holds(folder: Path) -> bool:
     if not os.path.isdir(folder):
         return False
     parts = [folder, *(folder / name for name in (TRAINING, TEST))]
-    return any(_has_picture(path) for part in parts for path in _folders(part))
+    return any(pictures.is_in(path) for part in parts for path in _folders(part))
 
 
 def size(text: str) -> tuple[int, int] | None:
@@ -135,13 +142,14 @@ def _folders(folder: Path) -> list[Path]:
         raise cannot_read(f"--data {folder}", error) from None
 
 
-def _has_picture(folder: Path) -> bool:
-    """Tell whether there is a picture in `folder` or below it."""
-    return any(Path(name).suffix.lower() in pictures.ENDINGS for _, _, names in os.walk(folder) for name in names)
-
-
-def _classes(part: Path) -> list[str]:
-    return [path.name for path in _folders(part) if pictures.in_folder(path)[0]]
+def _listed(part: Path, classes: dict[str, list[Path]], names: list[str]) -> list[Picture]:
+    """Return the pictures of a part in the order of their keys."""
+    listed = []
+    for name, paths in classes.items():
+        label = names.index(name)
+        keys = [hashlib.sha256(os.fsencode(path.relative_to(part).as_posix())).hexdigest() for path in paths]
+        listed += [Picture(path, label, key) for path, key in zip(paths, keys, strict=True)]
+    return sorted(listed, key=lambda picture: picture.key)
 
 
 def _split(listed: list[Picture]) -> tuple[list[Picture], list[Picture]]:
@@ -164,8 +172,3 @@ def _read(part: list[Picture], shape: tuple[int, int, int]) -> np.ndarray:
 def _with_bar(part: list[Picture], what: str) -> Iterable[Picture]:
     hide = distributed.rank() > 0 or not sys.stderr.isatty()
     return tqdm(part, what, leave=False, unit="picture", disable=hide)
-
-
-def _some(paths: list[Path]) -> str:
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return ", ".join(map(str, paths[:3])) + more

@@ -2,30 +2,66 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from cli.errors import refusing
+from cli.messages import in_one_line
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
 ENDINGS = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
-def in_folder(folder: str | Path) -> tuple[list[Path], list[Path], list[Path]]:
-    """Return the pictures in a folder and its subfolders, sorted by path; other files; and folders that cannot be read.
+class Found(NamedTuple):
+    """The files in a folder and its subfolders, sorted by path, and the subfolders that cannot be read."""
 
-    A file is a picture by its ending. What has a name that begins with a dot is left out.
+    pictures: list[Path]
+    others: list[Path]
+    unreadable: list[Path]
+
+
+def in_folder(folder: str | Path) -> Found:
+    """Return what is in a folder. A file is a picture by its ending."""
+    unreadable = []
+    paths = sorted(_files(folder, onerror=lambda error: unreadable.append(Path(error.filename))))
+    pictures = [path for path in paths if path.suffix.lower() in ENDINGS]
+    return Found(pictures, [path for path in paths if path.suffix.lower() not in ENDINGS], unreadable)
+
+
+def is_in(folder: Path) -> bool:
+    """Tell whether there is a picture in `folder`, looking no further than the first."""
+    return any(path.suffix.lower() in ENDINGS for path in _files(folder))
+
+
+def left_out(others: list[Path]) -> str:
+    """Return the line that says which files of a folder are no pictures."""
+    return f"Left out, because their suffix is not a picture's: {some(others)}."
+
+
+def some(paths: list[Path]) -> str:
+    """Return the first three of `paths`, in one line, and how many more there are."""
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return in_one_line(", ".join(map(str, paths[:3]))) + more
+
+
+def _files(folder: str | Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """Yield the files in `folder` and its subfolders, also in those that are links, but in each folder once.
+
+    What has a name that begins with a dot is left out.
     """
-    pictures, others, unreadable = [], [], []
-    for parent, subfolders, names in os.walk(folder, onerror=lambda error: unreadable.append(Path(error.filename))):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                (pictures if Path(name).suffix.lower() in ENDINGS else others).append(Path(parent, name))
-    return sorted(pictures), sorted(others), unreadable
+    seen = {*Path(folder).resolve().parents}  # a link can lead there, or round in a circle
+    for parent, subfolders, names in os.walk(folder, followlinks=True, onerror=onerror):
+        real = Path(parent).resolve()
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
 def read(path: Path, shape: Sequence[int]) -> np.ndarray:

@@ -117,7 +117,7 @@ def test_grey_pictures_have_one_channel(tmp_path):
 
 def test_what_is_left_out_is_said_in_a_line_each(tmp_path, capsys):
     folder = draw(tmp_path / "train", 6).parent
-    draw(tmp_path / "valid", 2)
+    draw(tmp_path / "valid", 2, classes=["blue", "green"])
     (folder / "train" / "red" / "notes.txt").touch()
     (folder / "train" / "red" / ".hidden.png").touch()
     (folder / "more").mkdir()
@@ -126,7 +126,36 @@ def test_what_is_left_out_is_said_in_a_line_each(tmp_path, capsys):
         f"{folder}/valid is used as the test part; validation is the last part of train.",
         f"Left out in {folder}: more; validation is the last part of train.",
         f"Left out, because their suffix is not a picture's: {folder}/train/red/notes.txt.",
+        f"No picture in {folder}/valid of: red.",
     ]
+
+
+def test_a_folder_that_is_no_class_because_no_picture_is_in_it_is_said(tmp_path, capsys):
+    folder = draw(tmp_path / "colours", 6)
+    for number in range(4):
+        (folder / "red" / f"{number}.png").rename(folder / "red" / f"{number}.heic")
+    for file in (folder / "red").glob("*.png"):
+        file.unlink()
+    (folder / "empty").mkdir()
+    assert sources.choose(str(folder)).load().class_names == ("blue", "green")
+    names = ", ".join(f"{folder}/red/{number}.heic" for number in range(3))
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        f"Left out, because their suffix is not a picture's: {names} and 1 more.",
+        f"No class, because no picture is in it: {folder}/empty, {folder}/red.",
+    ]
+
+
+def test_pictures_behind_links_to_folders_are_taken_once_even_where_links_go_round_in_a_circle(tmp_path):
+    folder = draw(tmp_path / "colours", 6)
+    draw(tmp_path / "more", 6)
+    (folder / "red" / "more").symlink_to(tmp_path / "more" / "red")
+    (folder / "red" / "again").symlink_to(tmp_path / "more" / "red")
+    (folder / "red" / "round").symlink_to(folder / "red")
+    (folder / "red" / "up").symlink_to(folder)
+    (folder / "yellow").symlink_to(tmp_path / "more" / "blue")
+    loaded = sources.choose(str(folder)).load()
+    assert loaded.class_names == ("blue", "green", "red", "yellow")
+    assert np.bincount(np.concatenate([loaded.y_train, loaded.y_test])).tolist() == [6, 6, 12, 6]
 
 
 REFUSED = {

@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_the_images_around_it_are_answ
     assert printed.err == "predict.py: error: pictures/locked: cannot be read (Permission denied)\n"
 
 
-def test_a_folder_is_walked_by_name_and_only_what_is_an_image_is_looked_at(finished, pictures, capsys):
+def test_a_folder_is_walked_by_name_and_what_is_no_image_is_said(finished, pictures, capsys):
     for name in ("cat/deep/1.jpg", "ant/2.png", "cat/3.png", ".thumbnails/4.png"):
         (pictures / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(pictures / "a.png", pictures / name)
@@ -107,7 +107,8 @@ def test_a_folder_is_walked_by_name_and_only_what_is_an_image_is_looked_at(finis
     printed = capsys.readouterr()
     names = ("a.png", "ant/2.png", "b.jpg", "c.PNG", "cat/3.png", "cat/deep/1.jpg", "d.gif")
     assert [line.split(":")[0] for line in printed.out.splitlines()] == [f"pictures/{name}" for name in names]
-    assert printed.err == ""
+    others = "pictures/LICENSE, pictures/paper.pdf"
+    assert printed.err == f"predict.py: Left out, because their suffix is not a picture's: {others}.\n"
 
 
 def test_each_argument_is_answered_in_its_turn_whatever_the_others_are(finished, pictures, capsys, monkeypatch):
