@@ -24,7 +24,7 @@ import plots
 from cli.command import command
 from cli.errors import BadInput
 from cli.flags import ON_OFF, flag_of
-from cli.messages import say, table
+from cli.messages import counted, say, table
 from cli.parser import Parser, number, path_type
 from comparing import comparability, grid, histories
 from options import Options, parse
@@ -90,10 +90,10 @@ def main(argv: list[str] | None = None) -> int:
         compare.claim(Path(args.out or options.out.parent))
     else:
         claim(Path(args.out or options.out.parent), planned)
-    where = f" on {len(gpus)} GPUs" if gpus else ""
+    where = f" on {counted(len(gpus), 'GPU')}" if gpus else ""
     begun = sum(job.trained() > 0 and not job.done for job in queue)
-    state = f"{len(finished)} have finished" + (f" and {begun} have begun" if begun else "")
-    say(f"{len(queue)} runs, of which {state}; {slots} at once{where}; logs: <run>/{jobs.LOG}")
+    state = f"{len(finished)} finished" + (f", {begun} begun" if begun else "")
+    say(f"{counted(len(queue), 'run')}: {state}; {slots} at once{where}; logs: <run>/{jobs.LOG}")
     if args.reference is not None:
         say(args.reference.describe())
     jobs.work(queue, slots, gpus)
@@ -381,7 +381,7 @@ def say_what_failed(queue: list[Job]) -> bool:
     failed = [job for job in queue if job.fault]
     if failed:
         again = "fix the causes below, then run the same command again"
-        say(f"\n{len(failed)} of {len(queue)} runs failed; {again}:")
+        say(f"\n{len(failed)} of {counted(len(queue), 'run')} failed; {again}:")
         say(*(f"{job.name}: {job.fault} ({job.log})" for job in failed))
     return bool(failed)
 

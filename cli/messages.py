@@ -56,6 +56,11 @@ def complain(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return such words as "1 run" or "1,200 runs"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def in_one_line(text: str) -> str:
     """Escape what would end a line or is not text: control characters, line separators, bytes that are not UTF-8."""
     unfit = {character for character in text if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")}

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Collection
 
 from cli.errors import BadInput
+from cli.messages import counted
 from comparing.histories import Training
 from comparing.intervals import Difference, estimate, welch
 from running.history import best_epoch
@@ -115,8 +116,7 @@ def accuracy_difference(
         unique = len(ones) == len(first) and len(others) == len(second)
         if unique and len(partners) == min(len(first), len(second)) > 0:
             pairwise = estimate([others[start] - ones[start] for start in partners], comparisons=comparisons)
-            pairs = "1 pair" if pairwise.n == 1 else f"{pairwise.n} pairs"
-            method = f"{pairs} with the same {shared.replace('_', ' ')}"
+            method = f"{counted(pairwise.n, 'pair')} with the same {shared.replace('_', ' ')}"
             if len(first) != len(second):
                 method += f", {abs(len(first) - len(second))} without a partner left out"
             return Difference(pairwise.mean, pairwise.interval, method)

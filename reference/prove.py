@@ -24,7 +24,7 @@ import train
 from cli.command import command
 from cli.errors import BadInput, Failure
 from cli.flags import flag_of
-from cli.messages import say, table
+from cli.messages import counted, say, table
 from cli.parser import Parser, number, path_type
 from options import Options, parse
 from reference import draws
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     keras = KerasSide()
     refuse(given.checked(), keras)
     options = prepared(args, given)
-    say(f"Keras on {keras.backend} and PyTorch, {options.epochs} epochs in float64, in {args.out}")
+    say(f"Keras on {keras.backend} and PyTorch, {counted(options.epochs, 'epoch')} in float64, in {args.out}")
     sides = train_both(args, options, keras)
     proof = compare(sides, ROUNDING.get(keras.backend, 1e-3))
     say("", table(as_columns(proof["figures"]), markdown=False), "", proof["verdict"])

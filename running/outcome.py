@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cli.errors import BadInput
+from cli.messages import counted
 from running import files, history
 from running.code import KERAS, TRAIN
 
@@ -68,9 +69,9 @@ def _kind(folder: Path, config: dict, metrics: dict) -> tuple[str, str]:
     logs = _logs(folder / HISTORY)
     # The figures of an earlier end stay until those of a later one are there.
     if logs and len(logs) != epochs:
-        return UNFINISHED, f"{len(logs)} epochs in its history, {epochs} in {METRICS}"
+        return UNFINISHED, f"{counted(len(logs), 'epoch')} in its history, {epochs} in {METRICS}"
     if metrics["stopped"] == ALL_EPOCHS and isinstance(wanted, int) and wanted > epochs:
-        return UNFINISHED, f"{epochs} epochs in {METRICS}, and {wanted} are wanted"
+        return UNFINISHED, f"{counted(epochs, 'epoch')} in {METRICS}, and {wanted} are wanted"
     fault = _contradiction(metrics, flags, {name: [row[name] for row in logs] for name in (logs[0] if logs else ())})
     if fault:
         raise BadInput(f"{folder / METRICS}: {fault}; delete that file, and --resume writes it again")

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from cli.errors import BadInput, Interrupted
-from cli.messages import complain, say
+from cli.messages import complain, counted, say
 from running import machine
 from running.lock import InUse, refuse_in_use
 from running.outcome import FINISHED, HISTORY, outcome
@@ -206,7 +206,7 @@ def end(jobs: list[Job], signum: int) -> None:
     """Hand the signal on to each process, and wait for its end; a second signal is handed on and ends the waiting."""
     running = [job for job in jobs if job.process is not None]
     if running:
-        complain(f"Waiting for {len(running)} runs to end; interrupt again to exit without waiting.")
+        complain(f"Waiting for {counted(len(running), 'run')} to end; interrupt again to exit without waiting.")
     try:
         for job in running:
             job.process.send_signal(signum)
