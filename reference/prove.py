@@ -52,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit code."""
     args, given = parse_arguments(argv)
     keras = KerasSide()
-    refuse(given.checked(), keras)
+    refuse(given.checked())
+    refuse_folder(args.out, given)
+    keras.refuse_without(download=False)
     options = prepared(args, given)
     say(f"Keras on {keras.backend} and PyTorch, {counted(options.epochs, 'epoch')} in float64, in {args.out}")
     sides = train_both(args, options, keras)
@@ -88,16 +90,12 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, Options
 def prepared(args: argparse.Namespace, given: Options) -> Options:
     """Leave the images that are trained on in the folder `args.out`, and return the options with these images.
 
-    An earlier proof there goes. Raises BadInput if the folder holds anything else.
+    An earlier proof there goes.
     """
     arrays = given.checked().source().load()
-    out, mark = args.out, args.out / MARK
+    out = args.out
     files.make_folder(out)
-    if any(out.iterdir()) and not mark.exists():
-        raise BadInput(f"--out {out}: holds something else than an earlier proof; pass another --out")
-    if out.resolve() in Path(given.data).resolve().parents:
-        raise BadInput(f"--data {given.data}: lies in --out {out}, which is emptied; pass another --out")
-    mark.touch()
+    (out / MARK).touch()
     for name in ("keras", "torch"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("data.npz", "draws.npz", PROOF, PICTURE):
@@ -107,18 +105,25 @@ def prepared(args: argparse.Namespace, given: Options) -> Options:
     return dataclasses.replace(given, data=str(out / "data.npz"), out=out / "torch").checked()
 
 
-def refuse(options: Options, keras: KerasSide) -> None:
-    """Raise BadInput for what Keras's side has not; Unavailable or BadInput where Keras does not start."""
+def refuse(options: Options) -> None:
+    """Raise BadInput for what Keras's side has not."""
     if options.model not in MODELS:
         raise BadInput(
             f"--model {options.model}: reference/notebook.py has no such network in Keras; add a function that makes "
             "it to its MODELS, under that name, and the name to MODELS in sweeping/keras_side.py"
         )
-    available = (*keras.options, *keras.needless, *WITH_DRAWS, "seed", "dtype")
+    available = (*KerasSide.options, *KerasSide.needless, *WITH_DRAWS, "seed", "dtype")
     lacking = [f"{flag_of(name)} {options.flags()[name]}" for name in options.not_default() if name not in available]
     if lacking:
         raise BadInput(f"{', '.join(lacking)}: {KERAS} does not have this; leave it out")
-    keras.refuse_without(download=False)
+
+
+def refuse_folder(out: Path, given: Options) -> None:
+    """Raise BadInput if the folder `out` holds anything else than an earlier proof, or the data."""
+    if out.is_dir() and any(out.iterdir()) and not (out / MARK).exists():
+        raise BadInput(f"--out {out}: holds something else than an earlier proof; pass another --out")
+    if out.resolve() in Path(given.data).resolve().parents:
+        raise BadInput(f"--data {given.data}: lies in --out {out}, which is emptied; pass another --out")
 
 
 def train_both(args: argparse.Namespace, options: Options, keras: KerasSide) -> dict[str, Path]:

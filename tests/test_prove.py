@@ -83,25 +83,34 @@ def test_what_keras_s_side_has_not_is_refused_in_one_line(flags, message, little
     assert message in capsys.readouterr().err
 
 
-def test_a_folder_of_something_else_is_not_emptied(little, tmp_path, capsys):
+@pytest.fixture
+def starts_of_keras(monkeypatch):
+    """How often Keras was started, which takes seconds, to see whether it does; it is not started truly."""
+    starts = []
+    monkeypatch.setattr(prove.KerasSide, "refuse_without", lambda self, download: starts.append(self))
+    return starts
+
+
+def test_a_folder_of_something_else_is_not_emptied(little, tmp_path, starts_of_keras, capsys):
     (tmp_path / "thesis.txt").touch()
     assert prove.main(["--data", str(little), "--out", str(tmp_path)]) == 2
     assert "holds something else than an earlier proof" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert starts_of_keras == []
 
 
-def test_an_earlier_proof_stays_where_the_next_one_cannot_begin(little, tmp_path, capsys):
+def test_an_earlier_proof_stays_where_the_next_one_cannot_begin(little, tmp_path, starts_of_keras, capsys):
     out = tmp_path / "proof"
     out.mkdir()
     for name in (prove.MARK, "proof.json", "data.npz"):
         (out / name).touch()
-    for flags, message in (
-        (["--data", str(little), "--optimizer", "sgd"], "--optimizer sgd: "),
-        (["--data", str(tmp_path / "none.npz")], "no such file"),
+    (out / "data.npz").write_bytes(little.read_bytes())
+    for flags, message, starts in (
+        (["--data", str(little), "--optimizer", "sgd"], "--optimizer sgd: ", 0),
+        (["--data", str(out / "data.npz")], "lies in --out", 0),
+        (["--data", str(tmp_path / "none.npz")], "no such file", 1),
     ):
         assert prove.main([*flags, "--out", str(out)]) == 2
         assert message in capsys.readouterr().err
-    (out / "data.npz").write_bytes(little.read_bytes())
-    assert prove.main(["--data", str(out / "data.npz"), "--out", str(out)]) == 2
-    assert "lies in --out" in capsys.readouterr().err
+        assert len(starts_of_keras) == starts
     assert sorted(path.name for path in out.iterdir()) == [".proof", "data.npz", "proof.json"]
