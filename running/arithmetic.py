@@ -82,7 +82,7 @@ def of_run(device: torch.device, threads: int | None, tf32: bool, deterministic:
             torch.set_default_dtype(torch.float32)
             # In a container with a quota torch would take a thread for each core of the machine.
             torch.set_num_threads(threads or min(torch.get_num_threads(), machine.cores()))
-            torch.use_deterministic_algorithms(deterministic)
+            _set_deterministic(deterministic)
             if deterministic:
                 os.environ[WORKSPACE] = ":4096:8"  # read when cuBLAS starts
             backends.cudnn.benchmark, backends.mkldnn.enabled = False, True
@@ -113,7 +113,7 @@ def _kept() -> Iterator[None]:
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         backends.mkldnn.enabled = onednn
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        _set_deterministic(deterministic, warn_only)
         os.environ.pop(WORKSPACE, None)
         if workspace is not None:
             os.environ[WORKSPACE] = workspace
@@ -124,6 +124,16 @@ def _kept() -> Iterator[None]:
             torch.set_float32_matmul_precision(products)
         for one, precision in zip(_PRECISIONS, precisions, strict=True):
             one.fp32_precision = precision
+
+
+def _set_deterministic(mode: bool, warn_only: bool = False) -> None:
+    """Set torch's switch if it is set otherwise.
+
+    For that torch imports its compiler, and after a signal during this import any further try is an AttributeError.
+    """
+    now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if now != (mode, warn_only):
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
 
 
 def _value(getter: Callable) -> object:

@@ -1,6 +1,7 @@
 """train() in Python, whatever torch was set to before: the run is the command's, and the settings come back."""
 
 import contextlib
+import signal
 import threading
 
 import pytest
@@ -10,7 +11,7 @@ from torch import backends
 import data
 import options
 import train
-from cli.errors import BadInput
+from cli.errors import BadInput, Interrupted
 from metrics import Objective
 from running import arithmetic
 
@@ -97,6 +98,18 @@ def test_threads_that_a_run_was_given_are_its_own(little, tmp_path):
     usual = torch.get_num_threads()
     train.train(options.Options(data=str(little), epochs=1, out=tmp_path / "run", threads=usual + 1))
     assert torch.get_num_threads() == usual
+
+
+def test_a_signal_while_torch_imports_its_compiler_is_not_lost_by_importing_it_again(monkeypatch):
+    def imports(*_, **__):
+        raise AttributeError("module 'torch._dynamo' has no attribute 'utils'")
+
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", imports)
+    with (
+        pytest.raises(Interrupted),
+        arithmetic.of_run(torch.device("cpu"), None, tf32=False, deterministic=False),
+    ):
+        raise Interrupted(signal.SIGINT)
 
 
 def test_another_run_in_the_same_process_is_refused_in_one_line(run, little, tmp_path):
