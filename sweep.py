@@ -22,7 +22,7 @@ import torch
 import compare
 import plots
 from cli.command import command
-from cli.errors import BadInput
+from cli.errors import BadInput, Unavailable
 from cli.flags import ON_OFF, flag_of
 from cli.messages import counted, say, table
 from cli.parser import Parser, number, path_type
@@ -84,8 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     finished = [job for job in queue if job.done]
     if len(finished) < len(queue):
         refuse_without_data(all_options, args.reference)
-    if 0 < len(finished) < len(queue):
-        refuse_others(finished, fingerprint(options.source().load()))
+    if finished:
+        refuse_others(finished, options, others_follow=len(finished) < len(queue))
     if args.grid is None:
         compare.claim(Path(args.out or options.out.parent))
     else:
@@ -252,14 +252,23 @@ def refuse_without_data(all_options: list[Options], reference: Reference | None)
         reference.refuse_without(download=data == "")
 
 
-def refuse_others(finished: list[Job], data_sha256: str) -> None:
-    """Raise BadInput if a run that has finished had other data or code, before others are paired or pooled with it."""
+def refuse_others(finished: list[Job], options: Options, others_follow: bool) -> None:
+    """Raise BadInput if a run that has finished had other data than the `options` name, or, where `others_follow` that
+    will be paired or pooled with it, other code.
+    """
+    try:
+        data_sha256 = fingerprint(options.source().load())
+    except (BadInput, Unavailable):
+        if others_follow:
+            raise
+        say(f"Its data cannot be read any more from {options.data}, so whether they have changed is not known.")
+        return
     for job in finished:
         config = files.read_json(job.out / CONFIG)
         fault, here = None, code.sha256(program_of(config))
         if config.get("data_sha256", data_sha256) != data_sha256:
             fault = "had other images or labels"
-        elif any(part.get("code_sha256", here) != here for part in parts_of(config)):
+        elif others_follow and any(part.get("code_sha256", here) != here for part in parts_of(config)):
             fault = "was trained by other code than this, which may compute something else"
         if fault:
             raise BadInput(f"{job.out}: the run there {fault}; delete it, or pass another --out after --")

@@ -7,7 +7,6 @@ of code. Exit code 1 for a training that diverged, 2 for bad input.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -108,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     if what and args.dtype == "float64":
         print(f"keras_notebook.py: note: on this backend Keras computes {what} in float32 anyway", file=sys.stderr)
     if args.resume and finished(args.out):
-        different = differences(args)
+        different = differences(args) + other_files(args)
         if different:
             return refuse(f"--out {args.out}: the run there had {', '.join(different)}; pass another --out")
         print(f"finished already: {args.out}")
@@ -118,10 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         notebook.seed_everything(args.seed)
         model = notebook.MODELS[args.model](arrays[0].shape[1:], arrays[4], args.dropout)
         if args.init_weights:
-            weights = notebook.read_arrays(args.init_weights)
-            model.set_weights(
-                [weights[name] for name in sorted(weights, key=lambda name: (len(name), name))]
-            )  # arr_0 on
+            model.set_weights(notebook.in_order(notebook.read_arrays(args.init_weights)))
         draws = None
         if args.draws:
             draws = replay.Draws(args.draws)
@@ -159,6 +155,26 @@ def differences(args: argparse.Namespace) -> list[str]:
     return [
         f"--{name.replace('_', '-')} {had[name]}" for name in sorted(names) if had.get(name, now[name]) != now[name]
     ]
+
+
+def other_files(args: argparse.Namespace) -> list[str]:
+    """Name which files of `args` are others than those of the finished run in `args.out`; say which cannot be read."""
+    from reference import notebook
+
+    saved, metrics = (json.loads((args.out / name).read_text()) for name in (CONFIG, METRICS))
+    draws = saved["flags"].get("draws")
+    different = [] if bool(draws) == bool(args.draws) else [f"--draws {draws}"]
+    try:
+        data_sha256 = notebook.fingerprint(notebook.load_data(args.data))
+        if saved.get("data_sha256", data_sha256) != data_sha256:
+            different.append("other images or labels")
+        if args.init_weights:
+            weights = notebook.in_order(notebook.read_arrays(args.init_weights))
+            if notebook.hash_of([array.astype(args.dtype) for array in weights]) != metrics["initial_weights"]:
+                different.append("other initial weights")
+    except ValueError as error:
+        print(f"keras_notebook.py: note: {error}; whether that has changed is not known", file=sys.stderr)
+    return different
 
 
 def claim(out: Path, resume: bool):
@@ -250,12 +266,11 @@ def run(model, arrays: tuple[np.ndarray, ...], draws, args: argparse.Namespace) 
     np.savez(args.out / "best_weights.npz", *model.get_weights())
     epochs = len(log.seconds)
     pairs = enumerate(zip(history["learning_rate"], log.learning_rates, strict=True), start=1)
-    values = b"".join(array.astype("<f8").tobytes() for array in initial_weights)
     metrics = {
         "model": name,
         "data": str(args.data or "CIFAR-10 from keras.datasets"),
         "seed": args.seed,
-        "initial_weights": hashlib.sha256(values).hexdigest(),
+        "initial_weights": notebook.hash_of(initial_weights),
         "parameters": model.count_params(),
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,

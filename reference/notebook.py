@@ -109,13 +109,26 @@ def read_arrays(path: str, names: tuple[str, ...] = ()) -> dict[str, np.ndarray]
         raise ValueError(f"{path}: not a readable .npz file ({error})") from None
 
 
+def in_order(weights: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Return the arrays that `np.savez(FILE, *model.get_weights())` wrote, in that order: arr_0, arr_1 and so on."""
+    return [weights[name] for name in sorted(weights, key=lambda name: (len(name), name))]
+
+
+def hash_of(weights: list[np.ndarray]) -> str:
+    """SHA-256 of a network's weights, as train.py computes it."""
+    return hashlib.sha256(b"".join(array.astype("<f8").tobytes() for array in weights)).hexdigest()
+
+
 def load_data(path: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
     """Return x_train, y_train, x_test, y_test, and the number of classes: images (N, H, W, C) of 0 to 255, labels (N,).
 
-    Raises ValueError for a file with others.
+    Raises ValueError for a file with others, and without a file if Keras cannot have CIFAR-10.
     """
     if path is None:
-        (x_train, y_train), (x_test, y_test) = keras.datasets.cifar10.load_data()
+        try:
+            (x_train, y_train), (x_test, y_test) = keras.datasets.cifar10.load_data()
+        except Exception as error:  # Keras raises no narrower one where it cannot download
+            raise ValueError(f"Keras has no CIFAR-10 ({error}); pass --data FILE.npz") from None
         names = ()
     else:
         arrays = read_arrays(path, ("x_train", "y_train", "x_test", "y_test", "class_names"))

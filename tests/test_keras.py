@@ -426,6 +426,39 @@ def test_a_second_run_of_keras_in_one_directory_is_refused(npz, tmp_path, capsys
     assert "the run there had --epochs 1, --seed 0; pass another --out" in capsys.readouterr().err
 
 
+def test_a_finished_run_of_keras_is_not_taken_for_one_on_other_files(npz, arrays, tmp_path, capsys):
+    own, out = tmp_path / "own.npz", tmp_path / "run"
+    np.savez(own, **arrays)
+    again = ["--data", str(own), "--epochs", "1", "--out", str(out), "--resume"]
+    start = ["--init-weights", str(out / "initial_weights.npz")]
+    assert keras_notebook.main(again) == 0
+    assert keras_notebook.main([*again, *start]) == 0
+    np.savez(out / "other.npz", *(array + 1 for array in np.load(out / "initial_weights.npz").values()))
+    for flags, fault in (
+        (["--init-weights", str(out / "other.npz")], "other initial weights"),
+        (["--draws", "draws.npz"], "--draws None"),
+        (["--data", str(npz)], None),  # the same under another name
+    ):
+        assert keras_notebook.main([*again, *flags]) == (2 if fault else 0)
+        assert fault is None or f"the run there had {fault}; pass another" in capsys.readouterr().err
+    np.savez(own, **arrays | {"x_test": arrays["x_test"][::-1]})
+    assert keras_notebook.main(again) == 2
+    assert "the run there had other images or labels; pass another --out" in capsys.readouterr().err
+    own.unlink()
+    assert keras_notebook.main(again) == 0
+    assert f"note: {own}: not a readable .npz file" in capsys.readouterr().err
+
+
+def test_keras_that_cannot_have_cifar_10_says_so_in_one_line(tmp_path, monkeypatch, capsys):
+    def fails():
+        raise Exception("URL fetch failure")
+
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", fails)
+    assert keras_notebook.main(["--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("Keras has no CIFAR-10 (URL fetch failure); pass --data FILE.npz")
+
+
 @pytest.mark.parametrize("kept", [None, "history.csv"])
 def test_keras_s_side_leaves_the_files_of_others_alone(kept, finished, npz, tmp_path, capsys):
     out = shutil.copytree(finished, tmp_path / "run")

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -465,6 +466,23 @@ def test_what_could_not_end_well_is_refused_before_any_run_starts(own, behind, s
     assert begin("--seeds", "0", *own, behind=behind) == 2
     assert said in capsys.readouterr().err
     assert starts(tmp_path) == {}
+
+
+def test_finished_runs_are_not_reported_as_those_of_data_that_have_changed_since(begin, npz, tmp_path, capsys):
+    own = tmp_path / "own.npz"
+    own.write_bytes(npz.read_bytes())
+    for run in ("s0", "s1"):
+        assert begin("--seeds", run[1], behind=["--data", str(own)]) == 0
+    capsys.readouterr()
+    arrays = dict(np.load(own))
+    np.savez(own, **arrays | {"x_test": arrays["x_test"][::-1]})
+    assert begin("--seeds", "0-1", behind=["--data", str(own)]) == 2
+    assert "r/s0: the run there had other images or labels; delete it" in capsys.readouterr().err
+    own.unlink()
+    assert begin("--seeds", "0-1", behind=["--data", str(own)]) == 0
+    said = capsys.readouterr().out
+    assert f"Its data cannot be read any more from {own}, so whether they have changed is not known.\n" in said
+    assert re.search(r"^runs +2$", said, re.MULTILINE)
 
 
 def test_a_run_of_keras_on_other_data_is_refused_before_any_run_starts(begin, npz, tmp_path, capsys):
