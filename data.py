@@ -28,13 +28,20 @@ class Split(NamedTuple):
 def unseen(training: Split, validation: Split, test: Split, classes: int) -> dict[str, list[int]]:
     """Return the classes that no training image has, by the part that has them; `no` is for those that no image has.
 
-    `only training` has those that training has and validation lacks.
+    `not validation` and `not test` have those that training has and these parts lack.
     """
-    trained, others = {*training.labels.tolist()}, {}
+    trained, others, lacking = {*training.labels.tolist()}, {}, {}
     for part, split in (("validation", validation), ("test", test)):
-        others[part] = sorted({*split.labels.tolist()} - trained)
+        labels = {*split.labels.tolist()}
+        others[part], lacking[f"not {part}"] = sorted(labels - trained), sorted(trained - labels)
     others["no"] = sorted({*range(classes)} - trained.union(*others.values()))
-    return others | {"only training": sorted(trained - {*validation.labels.tolist()})}
+    return others | lacking
+
+
+def repeated(training: np.ndarray, others: np.ndarray) -> int:
+    """Return how many of the images `others` are, pixel by pixel, among the images `training`; both (N, H, W, C)."""
+    known = {hash(image.tobytes()) for image in training}  # of 64 bits: 50,000 with 10,000 meet by chance once in 4e10
+    return sum(hash(image.tobytes()) in known for image in others)
 
 
 def split_validation(images: np.ndarray, labels: np.ndarray, fraction: float) -> tuple[Split, Split]:

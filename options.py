@@ -220,6 +220,11 @@ class Options:
                 converted = flags.checked(field, value)
             setattr(self, field.name, converted if field.metadata["path"] else value)  # ~ is the home directory
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in {field.name for field in dataclasses.fields(self)}:
+            raise AttributeError(f"no option {name}; python train.py --help lists them")
+        super().__setattr__(name, value)
+
     def checked(self) -> "Options":
         """Return the options resolved, each value as its flag would have converted it.
 
@@ -302,6 +307,8 @@ class Options:
         if self.mixed_precision and self.dtype != "float32":
             raise BadInput(f"--mixed-precision does not go with --dtype {self.dtype}: pass one of the two")
         self.source()
+        if os.path.isdir(self.data) and self.out.resolve() == Path(self.data).resolve():
+            raise BadInput(f"--out {self.out}: is the folder of --data; pass another")
         if self.tensorboard:
             TensorBoard.refuse_without_package()
 

@@ -58,7 +58,11 @@ def main(argv: list[str] | None = None) -> int:
             answers[str(path)] = classes = likeliest(model, pictures.read(path, shape), names, args.top)
             answer = ", ".join(f"{name} {probability:.1%}" for name, probability in classes)
             if not args.json:
-                say(in_one_line(f"{path}: {answer}"))
+                try:
+                    say(in_one_line(f"{path}: {answer}"))
+                except BrokenPipeError:  # as behind `| head`
+                    if not args.csv:
+                        raise
         except BadInput as error:  # the others are answered all the same
             complain(in_one_line(f"predict.py: error: {error}"))
             code = error.code

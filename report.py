@@ -20,17 +20,25 @@ from running import history as history_file
 from running.code import TRAIN
 from running.directory import Run
 from running.outcome import ALL_EPOCHS, CONFIG, CONFUSION, CURVES, HISTORY, METRICS, WEIGHTS, parts_of
+from sources.source import numbered
 
-UNSEEN = {  # what training lacks a class of, and what it may come from
-    "validation": "but some validation images are: the last images are for validation, so shuffle sorted arrays first",
-    "test": "but some test images are",
-    "no": "nor is any other image: labels count from 0",
-    "only training": "but some training images are: shuffle sorted arrays first",
+UNSEEN = {  # by part of data.unseen: which images lack a class, and what it may come from
+    "validation": ("training", "but some validation images are: {uneven}"),
+    "test": ("training", "but some test images are"),
+    "no": ("training", "nor is any other image: labels count from 0"),
+    "not validation": ("validation", "but some training images are: {uneven}"),
+    "not test": ("test", "so test accuracy says nothing of that"),
 }
 
 
-def beginning(options: Options, config: dict, unseen: dict[str, list[int]]) -> None:
-    """Say what is trained, on what, and where it goes; `config` is config.json, `unseen` data.unseen's by part."""
+def beginning(
+    options: Options, config: dict, unseen: dict[str, list[int]], uneven: str, repeated: dict[str, int]
+) -> None:
+    """Say what is trained, on what, and where it goes.
+
+    `config` is config.json, `unseen` data.unseen's by part, with what to do about it, `uneven`, and `repeated` how many
+    images of each part are training images too.
+    """
     why = machine.why_no_cuda() if config["given"]["device"] == "auto" else None
     if why:
         say(f"No CUDA device: training on the CPU ({why}).")
@@ -48,18 +56,25 @@ def beginning(options: Options, config: dict, unseen: dict[str, list[int]]) -> N
         say(f"{variable} is set: libraries may compute products with fewer bits than {options.dtype} has.")
     names, shape = config["class_names"], "x".join(map(str, config["image_shape"]))
     counts = ", ".join(f"{count:,} {part}" for part, count in images.items())
-    say(f"{config['data']}: {counts} images of {shape}, {len(names)} classes")
+    of_names = "" if names == list(numbered(len(names))) else f": {first_five(names)}"
+    say(f"{config['data']}: {counts} images of {shape}, {len(names)} classes{of_names}")
     if options.augment:
         mirrored = "" if options.no_mirror else "mirrored or not, and "
         say(f"Training images are {mirrored}shifted by up to {options.shift} pixels, at random.")
     for part, classes in unseen.items():
         if classes:
-            labels = ", ".join(names[number] for number in classes[:5])
-            if len(classes) > 5:
-                labels += f" and {len(classes) - 5} more"
-            who = "validation" if part == "only training" else "training"
-            say(f"No {who} image is labelled {labels}, {UNSEEN[part]}.")
+            who, why = UNSEEN[part]
+            labels = first_five([names[number] for number in classes])
+            say(f"No {who} image is labelled {labels}, {why.format(uneven=uneven)}.")
+    for part, count in repeated.items():
+        if count:
+            say(f"{count:,} of {images[part]:,} {part} images are training images too: accuracy on them is memory.")
     say(f"Run directory: {options.out}")
+
+
+def first_five(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def end(

@@ -78,6 +78,7 @@ def run_training(options: Options) -> tuple[dict, History]:
 def train_checked(options: Options, given: Options) -> tuple[dict, History]:
     """Do what `train` does with options that are checked; `given` are those before."""
     run, source = Run(options), options.source()
+    distributed.first(run.refuse_if_taken)  # before images are read, which can take minutes
     start = options.init_weights
     if run.goes_on_without(start):
         say(f"--init-weights {start} does not exist; the run's directory has everything that is needed.")
@@ -111,7 +112,10 @@ def train_checked(options: Options, given: Options) -> tuple[dict, History]:
         images = {"training": len(training), "validation": len(validation), "test": len(test)}
         config = describe(options, given, source, arrays, model) | {"images": images, "data_sha256": data_sha256}
         run.begin(config, to_keras_weights(model), to_keras_weights)
-        report.beginning(options, config, data.unseen(training, validation, test, len(arrays.class_names)))
+        cut, unseen = len(training), data.unseen(training, validation, test, len(arrays.class_names))
+        others = {"validation": arrays.x_train[cut:], "test": arrays.x_test}
+        repeated = {part: data.repeated(arrays.x_train[:cut], images) for part, images in others.items()}
+        report.beginning(options, config, unseen, source.uneven, repeated)
         # One objective for training and one for evaluation: the same, unless an option says otherwise.
         objective = evaluation = Objective(options.l2, options.label_smoothing, options.mixed_precision)
         best, history, best_epoch, stop = fit(

@@ -48,7 +48,7 @@ class CannotWrite(Failure):
 
 
 class OutOfMemory(Failure):
-    advice = "pass a smaller --batch-size, or another --device"
+    advice = "pass a smaller --batch-size or --image-size, or another --device"
 
 
 class DeviceFailed(Failure):

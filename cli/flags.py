@@ -87,7 +87,8 @@ def checked(field: dataclasses.Field, value: object) -> object:
         return None
     if kind in (bool, ON_OFF, RUN_OR_SWITCH):
         if not isinstance(value, bool):
-            raise BadInput(f"{flag}: {value!r:.60} is not True or False")
+            run = "; pass a run's directory as out, and its other options again" if kind is RUN_OR_SWITCH else ""
+            raise BadInput(f"{flag}: {value!r:.60} is not True or False{run}")
         return value
     if not callable(kind):
         if not isinstance(value, str) or value not in list(kind):

@@ -81,7 +81,7 @@ class Run:
     def _claim(self) -> None:
         try:
             refuse_in_use(self.out)
-            self._refuse_if_taken()  # before a folder or a lock is made
+            self.refuse_if_taken()  # before a folder or a lock is made
             files.make_folder(self.out)
             self.lock.claim()
         except InUse as holder:
@@ -91,13 +91,14 @@ class Run:
         except OSError as error:
             raise self._refusal(f"cannot write there ({error.strerror})") from None
         try:
-            self._refuse_if_taken()  # another process may have been at work there meanwhile
+            self.refuse_if_taken()  # another process may have been at work there meanwhile
         except BadInput:
             self.lock.release()
             raise
         files.remove_partial(self.out, (*FILES, ERROR))
 
-    def _refuse_if_taken(self) -> None:
+    def refuse_if_taken(self) -> None:
+        """Raise BadInput if the directory holds a run and none is to be resumed."""
         try:
             present = [name for name in FILES if (self.out / name).exists()]
         except OSError as error:

@@ -130,8 +130,9 @@ def read_npz(
             missing = [name for name in needed if name not in file.files]
             if missing:
                 there = ", ".join(file.files) or "nothing"
+                call = f"np.savez('new.npz', {', '.join(f'{name}=...' for name in needed)})"
                 raise BadInput(
-                    f"{flag} {path}: no array {', '.join(missing)} in it (it has {there:.200}); add it with np.savez"
+                    f"{flag} {path}: no array {', '.join(missing)} in it (it has {there:.200}); write all by {call}"
                 )
             wanted = [name for name in file.files if not needed or name in needed or name in optional]
             return {name: _read_array(file, name) for name in wanted}
@@ -178,6 +179,10 @@ def _read_array(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     except (MemoryError, OSError):
         raise
     except Exception as error:  # damaged bytes can raise nearly anything
+        if "allow_pickle" in str(error):
+            raise ValueError(
+                f"{name} holds objects: make it plain by np.stack(...), or strings by astype(str)"
+            ) from None
         raise ValueError(f"{name}: {first_line(error)}") from None
     if not isinstance(array, np.ndarray):  # numpy returns what is not its own as bytes
         raise ValueError(f"{name} in it is not an array")

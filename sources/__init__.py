@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from cli.errors import BadInput
-from sources import class_folders
+from sources import class_folders, pictures
 from sources.cifar10 import Cifar10
 from sources.class_folders import ClassFolders
 from sources.npz import NpzFile
@@ -39,15 +39,25 @@ def _choose(text: str, image_size: str | None) -> Source:
     fault = _other_kind(text)
     if fault:
         raise BadInput(f"--data {text}: is {fault}")
+    if os.path.isfile(path) and re.search(r"\.(zip|tar|tar\.gz|tgz|7z|rar)$", path.name.lower()):
+        raise BadInput(f"--data {text}: is an archive; unpack it, and pass the folder")
     if os.path.isfile(path):
         raise BadInput(f"--data {text}: neither a folder nor an .npz file; pass one of them, or '{SYNTHETIC}'")
     source = Cifar10(text)
-    if source.root is not None:
+    if source.root is not None and not source.is_in_cache():
         return source
     if class_folders.holds(path):
         return ClassFolders(text, class_folders.size(image_size) if image_size else None)
+    if source.root is not None:
+        return source
     if os.path.isdir(path) and any(path.rglob("*.parquet")):  # only now: a folder of pictures may have very many files
         raise BadInput(f"--data {text}: is {PARQUET}")
+    endings = [] if source.may_download() or not os.path.isdir(path) else class_folders.endings(path)
+    if endings:
+        found, wanted = ", ".join(endings[:5]), ", ".join(sorted(pictures.ENDINGS))
+        raise BadInput(
+            f"--data {text}: no pictures in its folders, whose files end in {found}; convert them to {wanted}"
+        )
     return source
 
 

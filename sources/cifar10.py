@@ -34,14 +34,17 @@ class Cifar10(Source):
     def _root(self) -> Path | None:
         """Return the folder that has FOLDER in it; None if there is none yet."""
         roots = [self.folder.parent] if self.folder.name == FOLDER else [self.folder]
-        if self._may_download() and not (self.folder / ARCHIVE).exists():
+        if self.may_download() and not (self.folder / ARCHIVE).exists():
             roots += _keras_caches()
         return next((root for root in roots if os.path.isdir(root / FOLDER)), None)
+
+    def is_in_cache(self) -> bool:
+        return self.root in _keras_caches()
 
     def _is_default(self) -> bool:
         return os.path.abspath(self.text) == os.path.abspath(DEFAULT)  # a run's config.json has the whole path
 
-    def _may_download(self) -> bool:
+    def may_download(self) -> bool:
         if self._is_default():
             return True
         return os.path.isdir(self.folder) and {path.name for path in self.folder.iterdir()} <= {LOCK}
@@ -73,14 +76,14 @@ class Cifar10(Source):
         """Raise BadInput for a folder that is not there, or that holds something else."""
         if not self.folder.exists() and not self._is_default():
             raise BadInput(f"--data {self.text}: no such folder; pass one that exists, or an empty one to download to")
-        if not self._may_download() and not (self.folder / ARCHIVE).exists():
+        if not self.may_download() and not (self.folder / ARCHIVE).exists():
             raise BadInput(
                 f"--data {self.text}: holds neither {FOLDER} nor {ARCHIVE}; pass the folder of CIFAR-10, an empty one "
                 "to download to, an .npz file, or a folder with a folder of pictures for each class"
             )
 
     def describe(self) -> str:
-        if self.root in _keras_caches():
+        if self.is_in_cache():
             return f"CIFAR-10 in Keras's cache, {self.root / FOLDER}"
         return f"CIFAR-10 in {self.text}"
 

@@ -1,25 +1,27 @@
 """A folder with a folder of pictures for each class."""
 
 import hashlib
+import math
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from cli.errors import BadInput, cannot_read
-from cli.messages import in_one_line, say
+from cli.messages import counted, in_one_line, say
 from running import distributed
 from sources import pictures
 from sources.source import Arrays, Source
 
 TRAINING, TEST = "train", "test"
-INSTEAD_OF_TEST = ("val", "valid", "validation")
+PARTS = {TRAINING: "train(ing)?", TEST: "test(ing)?", "validation": "val(id(ation)?)?"}  # usual names, in any case
+ENDS = "([ _-]?(set|data|images))?"  # of such a name, as in training_set
 LAYOUT = "pictures lie in CLASS/*, of two classes or more, or in train/CLASS/* and test/CLASS/*"
 TEST_PART = 6  # of a folder without a test part, every class's last sixth is it
 
@@ -39,6 +41,7 @@ class ClassFolders(Source):
     """
 
     scales = True
+    uneven = "add pictures of that class, or pass another --validation-split"
 
     def __init__(self, text: str, size: tuple[int, int] | None = None):
         super().__init__(text)
@@ -61,11 +64,6 @@ class ClassFolders(Source):
             if unknown:
                 names_there = ", ".join(unknown)
                 raise BadInput(f"--data {self.text}: {test_folder.name} has {names_there:.200}, no class of {TRAINING}")
-            if not classes:
-                raise BadInput(f"--data {self.text}: no pictures in folders of classes in {test_folder.name}; {LAYOUT}")
-            absent = [name for name in names if name not in classes]
-            if absent:
-                say(in_one_line(f"No picture in {test_folder} of: {', '.join(absent)!s:.200}."))
             test = _listed(test_folder, classes, names)
         shape = self._shape([*training, *test])
         parts = [(_read(part, shape), np.array([one.label for one in part], np.int64)) for part in (training, test)]
@@ -75,16 +73,36 @@ class ClassFolders(Source):
         return f"pictures in {self.text}"
 
     def _parts(self) -> tuple[Path, Path | None]:
-        """Return the folder of training pictures, and that of test pictures, None if there is none."""
-        if not (self.folder / TRAINING).is_dir():
+        """Return the folder of training pictures, and that of test pictures, None if there is none. Raises BadInput."""
+        folders = _folders(self.folder)
+        parts = {kind: [path for path in folders if _is_part(path, kind)] for kind in PARTS}
+        for kind, named in parts.items():
+            if len(named) > 1:
+                names = " and ".join(path.name for path in named)
+                raise BadInput(f"--data {self.text}: {names} could each be the {kind} part; move one elsewhere")
+        there = [path for named in parts.values() for path in named]
+        if there and not parts[TRAINING]:
+            names = " and ".join(path.name for path in there)
+            raise BadInput(f"--data {self.text}: has {names}, but no {TRAINING}; name the training part so")
+        if not there:
+            _say_of_loose(self.folder)
             return self.folder, None
-        there = [name for name in (TEST, *INSTEAD_OF_TEST) if (self.folder / name).is_dir()]
-        if there and there[0] != TEST:
-            say(f"{self.folder / there[0]} is used as the test part; validation is the last part of {TRAINING}.")
-        left_out = [path.name for path in _folders(self.folder) if path.name not in (TRAINING, *there[:1])]
+        (training, *others), test = there, None
+        without_classes = [path.name for path in folders if _is_called(path, TEST) and path not in others]
+        if without_classes:
+            remedy = "move it away to train without it: predict.py classifies pictures whose class is not known"
+            raise BadInput(f"--data {self.text}: no pictures in folders of classes in {without_classes[0]}; {remedy}")
+        if others:
+            test = others[0]
+            if {training.name, test.name} != {TRAINING, TEST}:
+                say(f"{test} is used as the test part; validation is the last part of {training.name}.")
+        left_out = [path.name for path in folders if path not in (training, test)]
         if left_out:
-            say(f"Left out in {self.folder}: {', '.join(left_out)!s:.200}; validation is the last part of {TRAINING}.")
-        return self.folder / TRAINING, self.folder / there[0] if there else None
+            names = ", ".join(left_out)
+            say(f"Left out in {self.folder}: {names:.200}; validation is the last part of {training.name}.")
+        for folder in filter(None, (self.folder, training, test)):
+            _say_of_loose(folder)
+        return training, test
 
     def _classes(self, part: Path) -> dict[str, list[Path]]:
         """Return the pictures of each class of a part, and say what is left out. Raises BadInput."""
@@ -106,7 +124,7 @@ class ClassFolders(Source):
 
     def _shape(self, listed: list[Picture]) -> tuple[int, int, int]:
         """Return what images are to be, (H, W, C). Raises BadInput for several sizes where none was asked for."""
-        shapes = Counter(pictures.size_and_channels(picture.path) for picture in _with_bar(listed, "Looking at sizes"))
+        shapes = Counter(_each(listed, "Looking at sizes", pictures.size_and_channels))
         channels = max(channels for *_, channels in shapes)
         sizes = Counter()
         for (height, width, _), count in shapes.items():
@@ -119,17 +137,37 @@ class ClassFolders(Source):
 
 
 def holds(folder: Path) -> bool:
-    """Tell whether `folder` has folders of pictures in it, or parts that have."""
-    if not os.path.isdir(folder):
-        return False
-    parts = [folder, *(folder / name for name in (TRAINING, TEST))]
-    return any(pictures.is_in(path) for part in parts for path in _folders(part))
+    """Tell whether `folder` has folders of pictures in it."""
+    return os.path.isdir(folder) and any(pictures.is_in(path) for path in _folders(folder))
+
+
+def endings(folder: Path) -> list[str]:
+    """Return how the files in the folders in `folder` end, the most frequent ending first."""
+    found = (pictures.in_folder(path) for path in _folders(folder))
+    counts = Counter(file.suffix for one in found for file in one.pictures + one.others)
+    return [ending or "nothing" for ending, _ in counts.most_common()]
 
 
 def size(text: str) -> tuple[int, int] | None:
     """Return (H, W) of `H` or `HxW`; None if it is neither, or of no pixel."""
     match = re.fullmatch(r"([1-9]\d{0,3})(?:x([1-9]\d{0,3}))?", text)
     return (int(match[1]), int(match[2] or match[1])) if match else None
+
+
+def _is_part(folder: Path, kind: str) -> bool:
+    """Tell whether a folder is such a part: one by its name, with folders of pictures in it."""
+    return _is_called(folder, kind) and any(pictures.is_in(path) for path in _folders(folder))
+
+
+def _is_called(folder: Path, kind: str) -> bool:
+    return bool(re.fullmatch(PARTS[kind] + ENDS, folder.name, re.IGNORECASE))
+
+
+def _say_of_loose(folder: Path) -> None:
+    """Say which pictures lie beside the folders of classes."""
+    loose = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in pictures.ENDINGS)
+    if loose:
+        say(f"Left out, because they lie in no class's folder: {pictures.some(loose)}.")
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -162,13 +200,31 @@ def _split(listed: list[Picture]) -> tuple[list[Picture], list[Picture]]:
 
 
 def _read(part: list[Picture], shape: tuple[int, int, int]) -> np.ndarray:
-    """Return uint8 images (N, H, W, C)."""
-    images = np.empty((len(part), *shape), np.uint8)
-    for number, picture in enumerate(_with_bar(part, "Reading pictures")):
-        images[number] = pictures.read(picture.path, shape)
+    """Return uint8 images (N, H, W, C). Raises BadInput."""
+    try:
+        images = np.empty((len(part), *shape), np.uint8)
+    except MemoryError:
+        size, gigabytes = "x".join(map(str, shape[:2])), len(part) * math.prod(shape) / 1e9
+        raise BadInput(
+            f"--image-size {size}: {counted(len(part), 'picture')} would take {gigabytes:,.0f} GB; pass a smaller size"
+        ) from None
+    for number, image in enumerate(
+        _each(part, "Reading pictures", lambda path: pictures.read(path, shape, "take it out"))
+    ):
+        images[number] = image
     return images
 
 
-def _with_bar(part: list[Picture], what: str) -> Iterable[Picture]:
-    hide = distributed.rank() > 0 or not sys.stderr.isatty()
-    return tqdm(part, what, leave=False, unit="picture", disable=hide)
+def _each(part: list[Picture], what: str, look: Callable[[Path], Any]) -> Iterator[Any]:
+    """Yield what `look` returns for each picture's path. Raises BadInput at the end, for all that cannot be read."""
+    hide, faults = distributed.rank() > 0 or not sys.stderr.isatty(), {}
+    for picture in tqdm(part, what, leave=False, unit="picture", disable=hide):
+        try:
+            yield look(picture.path)
+        except BadInput as error:
+            faults[picture.path] = error
+    if len(faults) == 1:
+        raise next(iter(faults.values()))
+    if faults:
+        names, first = pictures.some([*faults]), next(iter(faults.values()))
+        raise BadInput(f"{len(faults)} pictures cannot be read: {names}; take them out. The first: {first}")

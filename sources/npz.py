@@ -31,8 +31,12 @@ def load_npz(path: Path) -> Arrays:
 
     Each conversion is a line on standard output. Raises BadInput.
     """
-    names = ["x_train", "y_train", "x_test", "y_test"]
-    arrays = files.read_npz("--data", path, names, ["class_names"])
+    names, more = ["x_train", "y_train", "x_test", "y_test"], ["class_names"]
+    arrays = files.read_npz("--data", path, names, more)
+    with np.load(path) as file:
+        others = [name for name in file.files if name not in (*names, *more)]
+    if others:
+        say(f"Not used of {path}: {in_one_line(', '.join(others)):.200}. Validation images are the last of x_train.")
     try:
         x_train, (y_train, trained) = _images("x_train", arrays["x_train"]), _labels("y_train", arrays["y_train"])
         x_test, (y_test, tested) = _images("x_test", arrays["x_test"]), _labels("y_test", arrays["y_test"])
@@ -100,7 +104,9 @@ def _labels(name: str, labels: np.ndarray) -> tuple[np.ndarray, int]:
         say(f"{name}: {labels.dtype} of whole numbers, taken as labels.")
         labels = labels.astype(np.int64)
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{name} is {labels.dtype}; labels must be whole numbers from 0")
+        numbered = f"class_names, {name} = np.unique({name}, return_inverse=True)"
+        how = f": {numbered} numbers names" if labels.dtype.kind in "US" else ", by astype(int)"
+        raise ValueError(f"{name} is {labels.dtype}; labels must be whole numbers from 0{how}")
     if labels.size == 0 or labels.shape not in ((labels.size,), (labels.size, 1)):
         raise ValueError(f"{name} has shape {labels.shape}; labels must be (N,) or (N, 1), or one-hot (N, classes)")
     if labels.min() < 0 or labels.max() >= CLASSES_LIMIT:

@@ -13,7 +13,7 @@ from cli.errors import refusing
 from cli.messages import in_one_line
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
-ENDINGS = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+ENDINGS = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 class Found(NamedTuple):
@@ -64,14 +64,15 @@ def _files(folder: str | Path, onerror: Callable[[OSError], None] | None = None)
         yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
-def read(path: Path, shape: Sequence[int]) -> np.ndarray:
+def read(path: Path, shape: Sequence[int], remedy: str = "pass a .png or .jpg file") -> np.ndarray:
     """Return a picture as uint8 of `shape`, (H, W, C): upright, its middle, averaged down or scaled up.
 
-    One of that size is taken as it is. Raises BadInput.
+    One of that size is taken as it is. Where `shape` has no channel for it, what is transparent becomes white. Raises
+    BadInput.
     """
     height, width, channels = shape
     mode = MODES[channels]
-    with refusing(path, "not a readable image", "pass a .png or .jpg file"), warnings.catch_warnings(action="ignore"):
+    with refusing(path, "not a readable image", remedy), warnings.catch_warnings(action="ignore"):
         if path.is_dir():
             os.listdir(path)  # raises what keeps it from being read
             raise ValueError("a folder without images")
@@ -79,6 +80,9 @@ def read(path: Path, shape: Sequence[int]) -> np.ndarray:
             raise ValueError("not a file")
         with Image.open(path) as file:
             image = _with_8_bits(ImageOps.exif_transpose(file))
+            if mode in ("L", "RGB") and image.has_transparency_data:
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image.convert("RGBA"))
             image = image if image.mode == mode else image.convert(mode)
     return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)).reshape(shape)
 

@@ -36,6 +36,7 @@ class Source:
     """Where images come from; one subclass for each kind of `--data`. `sources.choose` makes it of that text."""
 
     scales = False  # does it take --image-size?
+    uneven = "the last training images are for validation, so shuffle sorted arrays first"  # where a part lacks a class
 
     def __init__(self, text: str):
         self.text = text

@@ -14,7 +14,7 @@ import sources
 import train
 from cli.errors import BadInput
 from running.outcome import CONFIG, HISTORY, WEIGHTS
-from sources import class_folders
+from sources import class_folders, pictures
 
 COLOURS = {"blue": (0, 0, 180), "green": (0, 180, 0), "red": (180, 0, 0)}
 
@@ -57,7 +57,10 @@ def test_a_folder_is_trained_on_resumed_predicted_and_compared_and_a_change_is_n
     assert train.main([*flags, "--epochs", "3"]) == 0
     run = tmp_path / "runs" / "baseline-colours-seed0"
     printed = capsys.readouterr().out
-    assert "pictures in colours: 48 training, 12 validation, 12 test images of 16x16x3, 3 classes\n" in printed
+    assert (
+        "pictures in colours: 48 training, 12 validation, 12 test images of 16x16x3, 3 classes: blue, green, red\n"
+        in printed
+    )
     assert json.loads((run / CONFIG).read_text())["class_names"] == ["blue", "green", "red"]
     whole = {name: (run / name).read_bytes() for name in (HISTORY, WEIGHTS)}
     shutil.rmtree(run)
@@ -117,7 +120,7 @@ def test_grey_pictures_have_one_channel(tmp_path):
 
 def test_what_is_left_out_is_said_in_a_line_each(tmp_path, capsys):
     folder = draw(tmp_path / "train", 6).parent
-    draw(tmp_path / "valid", 2, classes=["blue", "green"])
+    draw(tmp_path / "valid", 2)
     (folder / "train" / "red" / "notes.txt").touch()
     (folder / "train" / "red" / ".hidden.png").touch()
     (folder / "more").mkdir()
@@ -126,7 +129,6 @@ def test_what_is_left_out_is_said_in_a_line_each(tmp_path, capsys):
         f"{folder}/valid is used as the test part; validation is the last part of train.",
         f"Left out in {folder}: more; validation is the last part of train.",
         f"Left out, because their suffix is not a picture's: {folder}/train/red/notes.txt.",
-        f"No picture in {folder}/valid of: red.",
     ]
 
 
@@ -145,6 +147,70 @@ def test_a_folder_that_is_no_class_because_no_picture_is_in_it_is_said(tmp_path,
     ]
 
 
+@pytest.mark.parametrize(
+    ("training", "test"), [("Train", "Test"), ("training_set", "test_set"), ("training", "validation")]
+)
+def test_parts_are_known_by_their_usual_names(training, test, tmp_path, capsys):
+    draw(tmp_path / training, 6)
+    draw(tmp_path / test, 2)
+    loaded = sources.choose(str(tmp_path)).load()
+    assert (loaded.class_names, len(loaded.y_train), len(loaded.y_test)) == (("blue", "green", "red"), 18, 6)
+    used = f"{tmp_path}/{test} is used as the test part; validation is the last part of {training}."
+    assert capsys.readouterr().out.splitlines() == [used]
+
+
+def test_a_class_may_be_called_as_a_part_is(tmp_path):
+    folder = draw(tmp_path / "vehicles", 6)
+    (folder / "red").rename(folder / "train")
+    assert sources.choose(str(folder)).load().class_names == ("blue", "green", "train")
+
+
+def test_pictures_that_lie_in_no_class_s_folder_are_said(tmp_path, capsys):
+    folder = draw(tmp_path / "train", 6).parent
+    draw(tmp_path / "test", 2)
+    loose = [folder / "loose.png", folder / "train" / "loose.png", folder / "test" / "loose.png"]
+    for path in loose:
+        Image.new("RGB", (16, 16)).save(path)
+    assert len(sources.choose(str(folder)).load().y_train) == 18
+    assert capsys.readouterr().out.splitlines() == [
+        f"Left out, because they lie in no class's folder: {path}." for path in loose
+    ]
+
+
+def test_what_is_transparent_is_white_unless_the_network_sees_transparency(tmp_path):
+    image = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    image.paste((255, 0, 0, 255), (0, 0, 8, 16))
+    image.save(tmp_path / "rgba.png")
+    image.quantize(8).save(tmp_path / "palette.png")
+    image.convert("LA").save(tmp_path / "grey.png")
+    for name, colour in (("rgba.png", [255, 0, 0]), ("palette.png", [255, 0, 0]), ("grey.png", [76, 76, 76])):
+        pixels = pictures.read(tmp_path / name, (16, 16, 3))
+        assert (pixels[:, 8:] == 255).all()
+        assert pixels[0, 0].tolist() == colour
+    assert pictures.read(tmp_path / "grey.png", (16, 16, 1))[0, [0, 15], 0].tolist() == [76, 255]
+    assert pictures.read(tmp_path / "rgba.png", (16, 16, 4))[0, 15].tolist() == [0, 0, 0, 0]
+
+
+def test_pictures_in_the_default_folder_are_trained_on_also_where_keras_has_cifar_10(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    (tmp_path / "keras" / "datasets" / "cifar-10-batches-py").mkdir(parents=True)
+    assert "Keras's cache" in sources.choose("data").describe()
+    draw(tmp_path / "data", 6)
+    assert sources.choose("data").describe() == "pictures in data"
+
+
+def test_all_damaged_pictures_are_named_at_once(tmp_path):
+    folder = draw(tmp_path / "colours", 6)
+    cut = [folder / "red" / f"{number}.png" for number in (2, 4)]
+    for path in cut:
+        path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(BadInput, match="2 pictures cannot be read: ") as error:
+        sources.choose(str(folder)).load()
+    assert all(str(path) in str(error.value) for path in cut)
+    assert "; take them out. The first: " in str(error.value)
+
+
 def test_pictures_behind_links_to_folders_are_taken_once_even_where_links_go_round_in_a_circle(tmp_path):
     folder = draw(tmp_path / "colours", 6)
     draw(tmp_path / "more", 6)
@@ -159,6 +225,18 @@ def test_pictures_behind_links_to_folders_are_taken_once_even_where_links_go_rou
 
 
 REFUSED = {
+    "two parts for training": (
+        lambda folder: (draw(folder / "train", 6), draw(folder / "Training", 6)),
+        ["Training and train could each be the train part; move one elsewhere"],
+    ),
+    "parts without one for training": (
+        lambda folder: (draw(folder / "val", 6), draw(folder / "test", 6)),
+        ["has test and val, but no train; name the training part so"],
+    ),
+    "files that are no pictures": (
+        lambda folder: [(path := folder / name / "a.heic").parent.mkdir(parents=True) or path.touch() for name in "ab"],
+        ["no pictures in its folders, whose files end in .heic; convert them to .avif"],
+    ),
     "several sizes": (lambda folder: draw(folder, 6, ((8, 8), (9, 7))), ["8x8 (9)", "7x9 (9)", "--image-size HxW"]),
     "one class": (lambda folder: draw(folder, 6, classes=["red"]), ["one folder of pictures, red"]),
     "a broken picture": (
@@ -171,11 +249,11 @@ REFUSED = {
     ),
     "a test part without classes": (
         lambda folder: (draw(folder / "train", 6), (folder / "test").mkdir()),
-        ["no pictures in folders of classes in test; pictures lie in CLASS/*"],
+        ["no pictures in folders of classes in test; move it away to train without it"],
     ),
     "a training part without classes": (
         lambda folder: (draw(folder / "test", 2), (folder / "train").mkdir()),
-        ["no folders of pictures in ", "train/CLASS/* and test/CLASS/*"],
+        ["has test, but no train; name the training part so"],
     ),
     "a class that training lacks": (
         lambda folder: (draw(folder / "train", 6, classes=["red", "green"]), draw(folder / "test", 2)),

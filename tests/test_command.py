@@ -90,7 +90,10 @@ def test_another_runtime_error_is_a_bug_with_its_traceback():
     ("error", "said"),
     [
         (BadInput("why"), "process 1: why"),
-        (torch.OutOfMemoryError("why"), "process 1: why; pass a smaller --batch-size, or another --device"),
+        (
+            torch.OutOfMemoryError("why"),
+            "process 1: why; pass a smaller --batch-size or --image-size, or another --device",
+        ),
         (Diverged("why"), None),
         (Lost("why"), "process 1: why; to continue: x.py --resume"),
         (Interrupted(signal.SIGTERM), None),
@@ -176,7 +179,7 @@ def test_a_cpu_whose_memory_is_not_enough_is_one_line(allocate, capsys):
     assert command("x.py", resumes=True)(lambda _: allocate(1 << 50))([]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("x.py: error: out of memory (")
-    assert line.endswith("); pass a smaller --batch-size, or another --device")
+    assert line.endswith("); pass a smaller --batch-size or --image-size, or another --device")
 
 
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])

@@ -222,12 +222,12 @@ WRONG_ARRAYS = {
     "too few names": ({"class_names": np.array(["a", "b"])}, "class_names has 2 names; labels ask for 10"),
     "names in numbers": ({"class_names": np.arange(10)}, "class_names is int64"),
     "names in bytes": ({"class_names": np.array([b"a"] * 10)}, "class_names is |S1"),
-    "names as objects": ({"class_names": np.array(["a", "b"], object)}, "class_names: Object arrays cannot be loaded"),
+    "names as objects": ({"class_names": np.array(["a", "b"], object)}, "class_names holds objects: make it plain"),
     "a name twice": ({"class_names": np.array([*"abcdefghij", "a"])}, "class_names has a name twice"),
     "a name of two lines": ({"class_names": np.array(["a\nb", *"bcdefghij"])}, r"class_names has 'a\nb'"),
     "an empty name": ({"class_names": np.array([" ", *"bcdefghij"])}, "class_names has ' '"),
     "a label of -1": ({"y_train": np.arange(320) % 10 - 1}, "y_train has labels from -1 to 8"),
-    "pickled objects": ({"y_train": np.array([None] * 320)}, "y_train: Object arrays cannot be loaded"),
+    "pickled objects": ({"y_train": np.array([None] * 320)}, "y_train holds objects: make it plain"),
 }
 
 
@@ -347,6 +347,23 @@ def test_images_that_were_divided_by_255_are_said_where_some_pixel_was_white_too
     assert "x_train and x_test: no pixel above 1" in capsys.readouterr().out
 
 
+def test_arrays_of_other_names_are_said_not_to_be_used(arrays, tmp_path, capsys):
+    np.savez(tmp_path / "more.npz", **arrays, x_val=arrays["x_test"], y_val=arrays["y_test"])
+    sources.choose(str(tmp_path / "more.npz")).load()
+    said = f"Not used of {tmp_path}/more.npz: x_val, y_val. Validation images are the last of x_train.\n"
+    assert capsys.readouterr().out == said
+
+
+def test_images_that_training_has_too_are_counted(arrays, tmp_path, capsys):
+    assert data.repeated(arrays["x_train"], arrays["x_test"]) == 0
+    again = np.concatenate([arrays["x_train"][:5], arrays["x_test"][5:]])
+    np.savez(tmp_path / "again.npz", **arrays | {"x_test": again})
+    assert train.main(["--data", str(tmp_path / "again.npz"), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "5 of 100 test images are training images too: accuracy on them is memory.\n" in said
+    assert "validation images are training images" not in said
+
+
 def test_classes_that_another_part_has_are_not_said_to_be_in_none():
     def part(*labels):
         return data.Split(torch.zeros(len(labels), 1, 1, 1), torch.tensor(labels))
@@ -355,7 +372,8 @@ def test_classes_that_another_part_has_are_not_said_to_be_in_none():
         "validation": [2],
         "test": [3],
         "no": [4],
-        "only training": [0],
+        "not validation": [0],
+        "not test": [0, 1],
     }
 
 
@@ -766,7 +784,8 @@ def test_a_run_on_keras_s_cache_says_so_from_the_first_line_to_config_json(serve
     assert train.main(["--data", str(tmp_path / "data"), "--out", str(out), "--epochs", "1"]) == 0
     described = f"CIFAR-10 in Keras's cache, {place}"
     assert (
-        f"\n{described}: 80 training, 20 validation, 20 test images of 32x32x3, 10 classes\n" in capsys.readouterr().out
+        f"\n{described}: 80 training, 20 validation, 20 test images of 32x32x3, 10 classes: airplane, "
+        in capsys.readouterr().out
     )
     assert json.loads((out / "config.json").read_text())["data"] == described
 

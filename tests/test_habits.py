@@ -68,7 +68,8 @@ def test_sorted_arrays_whose_validation_part_lacks_classes_are_said(arrays, tmp_
     np.savez(tmp_path / "sorted.npz", **arrays | sorted_arrays)
     assert train.main(["--data", str(tmp_path / "sorted.npz"), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
     line = "No validation image is labelled class 0, class 1, class 2, class 3, class 4 and 3 more, "
-    assert f"{line}but some training images are: shuffle sorted arrays first.\n" in capsys.readouterr().out
+    why = "the last training images are for validation, so shuffle sorted arrays first"
+    assert f"{line}but some training images are: {why}.\n" in capsys.readouterr().out
 
 
 def test_equal_accuracies_and_one_thread_are_called_so(little, tmp_path, capsys):
@@ -213,6 +214,11 @@ def test_what_is_no_text_is_refused_where_a_name_is_wanted(name, value):
 
 
 # --- in Python --------------------------------------------------------------------------------------------------------
+
+
+def test_an_attribute_that_is_no_option_is_refused_where_it_is_set():
+    with pytest.raises(AttributeError, match="no option learningrate"):
+        Options().learningrate = 0.1
 
 
 def test_an_option_with_a_value_that_it_cannot_have_is_refused_when_it_is_made():

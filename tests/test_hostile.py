@@ -120,7 +120,7 @@ INPUT = {
     "data: an array is missing": (
         "--data=f.npz",
         lambda: change_arrays("f.npz", y_test=None),
-        ["f.npz: no array y_test", "add it"],
+        ["f.npz: no array y_test", "write all by np.savez("],
     ),
     "data: images in floats with NaN": (
         "--data=f.npz",

@@ -95,6 +95,15 @@ def test_a_folder_that_cannot_be_read_is_named_and_the_images_around_it_are_answ
     assert printed.err == "predict.py: error: pictures/locked: cannot be read (Permission denied)\n"
 
 
+def test_a_reader_of_the_answers_that_has_gone_leaves_their_table_whole(finished, pictures, monkeypatch):
+    def gone(line):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(predict, "say", gone)
+    assert predict.main([str(finished), "pictures", "--csv", "answers.csv"]) == 0
+    assert Path("answers.csv").read_text().count("pictures/d.gif") == 3
+
+
 def test_a_folder_is_walked_by_name_and_what_is_no_image_is_said(finished, pictures, capsys):
     for name in ("cat/deep/1.jpg", "ant/2.png", "cat/3.png", ".thumbnails/4.png"):
         (pictures / name).parent.mkdir(parents=True, exist_ok=True)
