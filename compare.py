@@ -93,6 +93,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         args.runs = [run for run in args.runs if Path(run).name not in OWN_FILES] or args.runs
     if args.csv and not args.list:
         parser.error("--csv: needs --list")
+    if args.csv and args.markdown:
+        parser.error("--csv: not with --markdown; leave one of them out")
+    if args.list and (args.mixed or args.within is not None):
+        parser.error("--list: compares nothing, so not with --mixed or --within; leave it or them out")
     return args
 
 
@@ -203,9 +207,7 @@ def read_groups(arguments: list[str]) -> tuple[dict[str, list[Training]], list[s
     groups: dict[str, list[Training]] = {}
     unnamed = {}
     for argument in arguments:
-        label, equals, pattern = argument.partition("=")
-        if not equals or os.path.exists(os.path.expanduser(argument)):
-            label, equals, pattern = argument, "", argument
+        label, equals, pattern = labelled(argument)
         paths, accuracy = matches(pattern), None
         if not paths and "@" in pattern:
             pattern, _, text = pattern.rpartition("@")
@@ -222,6 +224,18 @@ def read_groups(arguments: list[str]) -> tuple[dict[str, list[Training]], list[s
             runs = [runs[0]._replace(metrics={"test_accuracy": accuracy})]
         groups.setdefault(label, []).extend(runs)
     return with_headings(groups, unnamed)
+
+
+def labelled(argument: str) -> tuple[str, str, str]:
+    """Return label, "=" and pattern; without a label the argument itself, "", and the argument.
+
+    A label may have = in it: its end is the first = that something is found behind, or else the first of all.
+    """
+    if "=" not in argument or os.path.exists(os.path.expanduser(argument)):
+        return argument, "", argument
+    ends = [place for place, character in enumerate(argument) if character == "="]
+    splits = [(argument[:end], "=", argument[end + 1 :]) for end in ends]
+    return next((one for one in splits if matches(one[2]) or matches(one[2].rpartition("@")[0])), splits[0])
 
 
 def with_headings(
@@ -318,7 +332,11 @@ def verdict(difference: Difference | None, figures: dict, estimates: dict, judge
     """Say how two groups differ, and where a single run lies among the other group's."""
     (first, a), (second, b) = ((label, of_group[judged_by]) for label, of_group in estimates.items())
     if difference is None:
-        return ["No difference of accuracies: a group has none of test and none of validation."]
+        without = first if a is None else second
+        return [
+            f"No difference of accuracies: {without} has no test accuracy, and no validation accuracy at a best epoch,",
+            "which is that of the lowest val_loss. @0.7236 behind a history gives it its test accuracy.",
+        ]
     what, lines = "Test accuracy", []
     if judged_by == VALIDATION:
         what = "Validation accuracy at the best epoch"

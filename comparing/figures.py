@@ -101,7 +101,7 @@ def accuracy_difference(
     others: list[float | None],
     comparisons: int = 1,
 ) -> Difference | None:
-    """Compare accuracies by pairs if each run of the smaller group has a partner in the other, else by Welch's method.
+    """Compare accuracies by pairs if most of the smaller group's runs have a partner, else by Welch's method.
 
     `ones` and `others` are the accuracies of the runs, which count where they have one. Partners have the same initial
     weights, or else the same seed. None if a group has no accuracy at all. `comparisons` as for `estimate`.
@@ -110,18 +110,24 @@ def accuracy_difference(
         [(run.metrics, value) for run, value in zip(group, values, strict=True) if value is not None]
         for group, values in ((first, ones), (second, others))
     )
+    dependent = ""
     for shared in ("initial_weights", "seed"):
         ones, others = ({metrics.get(shared): value for metrics, value in group} for group in (first, second))
         partners = [start for start in ones if start is not None and start in others]
         unique = len(ones) == len(first) and len(others) == len(second)
-        if unique and len(partners) == min(len(first), len(second)) > 0:
+        if unique and 2 * len(partners) > min(len(first), len(second)):
             pairwise = estimate([others[start] - ones[start] for start in partners], comparisons=comparisons)
             method = f"{counted(pairwise.n, 'pair')} with the same {shared.replace('_', ' ')}"
-            if len(first) != len(second):
-                method += f", {abs(len(first) - len(second))} without a partner left out"
+            alone = len(first) + len(second) - 2 * pairwise.n
+            if alone:
+                method += f", {alone} without a partner left out"
             return Difference(pairwise.mean, pairwise.interval, method)
+        if partners and not dependent:
+            dependent = f", although {len(partners)} have the {shared.replace('_', ' ')} of one on the other side"
 
     a, b = (estimate([value for _, value in group]) for group in (first, second))
     if a is None or b is None:
         return None
-    return Difference(b.mean - a.mean, welch(a, b, comparisons), f"Welch's method, {a.n} and {b.n} independent runs")
+    return Difference(
+        b.mean - a.mean, welch(a, b, comparisons), f"Welch's method, {a.n} and {b.n} independent runs{dependent}"
+    )

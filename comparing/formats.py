@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ ROLES = {
     "val_accuracy": f"{VALIDATION}(?:{ACCURACY})",
     "learning_rate": r"(?:train_)?(?:lr|learning_rate)|lr-\w+",
 }
+COUNTERS = ("step", "steps", "global_step", "iteration", "iter", "batch")  # of what is not an epoch
 IN_PER_CENT = ("eval_top1",)  # timm's, always
 
 
@@ -43,7 +44,8 @@ def read_table(path: Path) -> Table:
         if not all(isinstance(cells, list) for cells in columns.values()):
             raise BadInput(f"{path}: {listed(columns)}, not a list for each; {WANTED}")
         return _checked(path, _spread_validation(Table("Keras's history in .npz", columns, [])))
-    text = files.read_text(path).removeprefix("\ufeff")  # Excel's
+    text = files.read_text(path).removeprefix("\ufeff")  # Excel's, as its first line that names the separator
+    text = re.sub(r"\Asep=.\r?\n", "", text)
     if path.suffix.lower() in (".json", ".jsonl") or text.lstrip().startswith("{"):
         return _json_table(path, text)
     return _csv_table(path, text)
@@ -80,7 +82,10 @@ def _csv_table(path: Path, text: str) -> Table:
     header = _with_counter(header)
     form = "CSV" if separators == [","] else f"CSV separated by {separators[0]!r}"
     if {"epoch", "step"} <= {*header}:
-        return _by_epoch(path, "Lightning's CSV", [dict(zip(header, row, strict=True)) for row in rows], remarks)
+        named = [dict(zip(header, row, strict=True)) for row in rows]
+        if _is_hugging_face(header):
+            return _of_hugging_face(path, named, remarks)
+        return _by_epoch(path, "Lightning's CSV", named, remarks)
     columns = {name: [row[number] for row in rows] for number, name in enumerate(header)}
     return _checked(path, Table(form, columns, remarks))
 
@@ -94,14 +99,18 @@ def _json_table(path: Path, text: str) -> Table:
             value = [json.loads(line, object_pairs_hook=_named_once) for line in text.splitlines() if line.strip()]
             form = "JSON lines"
         except (ValueError, RecursionError):
+            if text.lstrip().startswith("{'"):
+                how = "json.dump(history.history, file, default=float)"
+                raise BadInput(f"{path}: a Python dict as text, which is not JSON; write it by {how}") from None
             raise BadInput(f"{path}: not JSON ({error}); {WANTED}") from None
     if isinstance(value, dict) and isinstance(value.get("history"), dict):
         value = value["history"]  # a History object by its attributes
     if isinstance(value, dict) and isinstance(value.get("log_history"), list):
-        rows = [row for row in value["log_history"] if isinstance(row, dict) and "train_runtime" not in row]
-        return _by_epoch(path, "Hugging Face's log_history", rows, [])
+        return _of_hugging_face(path, [row for row in value["log_history"] if isinstance(row, dict)], [])
     if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
         names = dict.fromkeys(name for row in value for name in row)
+        if _is_hugging_face(names):
+            return _of_hugging_face(path, value, [])
         columns = {name: [row.get(name) for row in value] for name in names}
         columns = dict(zip(_with_counter([*columns]), columns.values(), strict=True))
         return _checked(path, Table(form, columns, []))
@@ -114,6 +123,16 @@ def _json_table(path: Path, text: str) -> Table:
         return _checked(path, Table("pandas's to_json()", columns, []))
     what = f"an object: {', '.join(map(repr, value))}" if isinstance(value, dict) else f"a {type(value).__name__}"
     raise BadInput(f"{path}: found {what:.200}; {WANTED}")
+
+
+def _is_hugging_face(names: Collection[str]) -> bool:
+    return {"epoch", "step"} <= {*names} and not {"eval_loss", "train_runtime"}.isdisjoint(names)
+
+
+def _of_hugging_face(path: Path, rows: list[dict], remarks: list[str]) -> Table:
+    """Read a Trainer's log without the row at its end, which sums the whole training up."""
+    rows = [row for row in rows if str(row.get("train_runtime", "")).strip().lower() in MISSING]
+    return _by_epoch(path, "Hugging Face's log_history", rows, remarks)
 
 
 def _with_counter(names: list[str]) -> list[str]:
@@ -229,6 +248,15 @@ def role(name: str) -> str | None:
     return next((name for name, pattern in ROLES.items() if re.fullmatch(pattern, plain)), None)
 
 
+def _remedy(cell: object) -> str:
+    """Say how to write a cell that is not a number."""
+    if re.fullmatch(r"-?\d+,\d+", str(cell).strip()):
+        return "write a decimal point for the comma"
+    if re.fullmatch(r"[\d.,]+ ?%", str(cell).strip()):
+        return "leave the % out: accuracies may be in per cent"
+    return WANTED
+
+
 def numbers(path: Path, name: str, cells: list) -> list[float]:
     """Return the cells as numbers, NaN for one that is missing. Raises BadInput."""
     values = []
@@ -238,5 +266,5 @@ def numbers(path: Path, name: str, cells: list) -> list[float]:
                 raise ValueError(f"{cell!r:.40} is none")
             values.append(math.nan if str(cell).strip().lower() in MISSING else float(cell))
         except (ValueError, OverflowError) as error:
-            raise BadInput(f"{path}: column {name!r:.60} is not all numbers ({error!s:.80}); {WANTED}") from None
+            raise BadInput(f"{path}: column {name!r:.60} is not all numbers ({error!s:.80}); {_remedy(cell)}") from None
     return values

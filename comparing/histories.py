@@ -1,6 +1,7 @@
 """Histories of trainings, this project's and other people's, read from where they are."""
 
 import contextlib
+import itertools
 import math
 import re
 from collections import Counter
@@ -76,6 +77,9 @@ def how_read(groups: dict[str, list[Training]]) -> list[str]:
 
 def _only_history(folder: Path) -> Path:
     """Return the one training history in `folder`. Raises BadInput if there is none, or more than one."""
+    runs = [path for path in folder.iterdir() if (path / HISTORY).exists()]
+    if runs:
+        raise BadInput(f"{folder}: a folder of runs, {runs[0].name} for one; pass {str(folder / '*')!r}")
     candidates = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     candidates = [file for file in candidates if file.name not in (METRICS, CONFIG)]
     if len(candidates) > 1:
@@ -108,6 +112,13 @@ def _read_history(path: Path) -> tuple[dict[str, list[float]], str, list[str]]:
     finite = [epoch for epoch, value in enumerate(losses, start=1) if math.isfinite(value)]
     if finite[-1:] != [len(losses)]:
         remarks.append(f"no finite loss after epoch {(finite or [0])[-1]}: it diverged, or its figures are missing")
+    validated = [epoch for epoch, value in enumerate(history.get("val_loss", []), start=1) if math.isfinite(value)]
+    longest = max((after - before for before, after in itertools.pairwise([0, *validated])), default=0)
+    if "val_loss" in history and "loss" in history and len(losses) - (validated or [0])[-1] >= longest:
+        remarks.append(f"no finite val_loss after epoch {(validated or [0])[-1]}, so no later epoch can be the best")
+    counters = [name for name in table.columns if name.lower() in formats.COUNTERS]
+    if counters and "epoch" not in table.columns:
+        remarks.append(f"it counts {counters[0]!r} and no epochs: each of its {len(losses)} rows is taken as an epoch")
     per_cent = _as_fractions(path, history, names)
     remarks += [f"{names[role]!r:.60} is used as {role}" for role in names if _instead(names[role])]
     columns = []

@@ -26,7 +26,8 @@ def rows(runs: list[Training], rules: Rules, cutting: Collection[str], complete:
     """
     settings = [_settings(run, rules) for run in runs]
     names = dict.fromkeys(name for of_run in settings for name in of_run)
-    differing = [name for name in names if len({of_run.get(name) for of_run in settings}) > 1]
+    # A history of another program lacks settings; that is no difference in them.
+    differing = [name for name in names if len({of_run[name] for of_run in settings if name in of_run}) > 1]
     labels, _ = differing_parts([run.path for run in runs])
     if complete:
         labels = [run.path for run in runs]

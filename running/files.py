@@ -109,7 +109,8 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise cannot_read(path, error) from None
     except UnicodeDecodeError:
-        raise BadInput(f"{path}: not a text file; pass a run's directory or its history") from None
+        remedy = "if it is one, save it as UTF-8; else pass a run's directory or its history"
+        raise BadInput(f"{path}: not a text file in UTF-8; {remedy}") from None
 
 
 def read_npz(

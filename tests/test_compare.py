@@ -196,6 +196,27 @@ def test_runs_without_a_partner_are_left_out_and_counted(greater, make_run, resu
     assert content["difference"]["mean"] == pytest.approx(np.subtract(SECOND, FIRST).mean())
 
 
+def test_most_runs_with_a_partner_are_paired_and_fewer_are_not_called_independent(make_run, result, tmp_path):
+    """One seed has failed on each side, another one; then only the first two are shared."""
+    for number, (first, second) in enumerate(zip(FIRST, SECOND, strict=True)):
+        make_run(f"k{number}", first, seed=number)
+        make_run(f"t{number}", second, seed=number + 1 if number == 3 else number)
+        make_run(f"u{number}", second, seed=number + 4 if number > 1 else number)
+    keras = f"keras={tmp_path}/k*"
+    _, text, content = result(keras, f"torch={tmp_path}/t*")
+    assert "3 pairs with the same seed, 2 without a partner left out" in text
+    assert content["difference"]["mean"] == pytest.approx(np.subtract(SECOND, FIRST)[:3].mean())
+    _, text, _ = result(keras, f"torch={tmp_path}/u*")
+    assert "Welch's method, 4 and 4 independent runs, although 2 have the seed of one on the other side" in text
+
+
+def test_a_label_may_have_an_equals_sign_in_it(make_run, result, tmp_path):
+    make_run("a0", 0.7, seed=0)
+    make_run("b0", 0.6, seed=0)
+    _, _, content = result(f"lr=0.01={tmp_path}/a*", f"lr=0.1 l2=0={tmp_path}/b*")
+    assert [*content["groups"]] == ["lr=0.01", "lr=0.1 l2=0"]
+
+
 @pytest.mark.parametrize(
     ("margin", "shared", "code"), [(0.01, {"seed": ""}, 0), (0.001, {"seed": ""}, 1), (0.01, {}, 1), (0.05, {}, 0)]
 )
@@ -237,7 +258,7 @@ def test_keras_2_s_lr_bare_files_and_json_histories_are_read_and_what_lacks_is_a
     assert (second["learning-rate cuts"], second["best val_loss"], second["test accuracy"]) == (None, None, None)
     assert row(text, "test accuracy") == row(text, "mean images per second") == ["-", "-"]
     assert row(text, "best val_loss") == ["1.5000", "-"]
-    assert "No difference of accuracies" in text
+    assert "No difference of accuracies: " in text
 
 
 def test_a_loss_that_was_not_a_number_in_some_epoch_does_not_hide_the_best_one(result, tmp_path):
@@ -288,7 +309,9 @@ def test_a_file_that_is_no_history_is_one_clear_line(name, content, message, tmp
         (["nowhere"], "nowhere: no such run"),
         (["k=nowhere*"], "k=nowhere*: no such run"),
         (["=run"], "=run: no such run"),
-        (["."], ".: no training history in that folder; pass the file"),
+        (["."], ".: a folder of runs, run for one; pass '*'"),
+        (["run", "--list", "--within", "0.01"], "--list: compares nothing, so not with --mixed or --within"),
+        (["run", "--list", "--csv", "--markdown"], "--csv: not with --markdown"),
         (["run", "--within", "0.01"], "needs two groups, not 1"),
         (["run", "--within", "0"], "argument --within: '0' is not a number in (0, 1]"),
         (["run@72"], "run@72: no such run, and as a test accuracy '72' is not a number in [0, 1]; write 72.36 %"),

@@ -59,6 +59,14 @@ def hugging_face():
     return {"best_metric": 0.62, "epoch": 6.0, "global_step": 3750, "log_history": log}
 
 
+def hugging_face_by_pandas():
+    """What pandas.DataFrame(trainer.state.log_history).to_csv() gives."""
+    log = hugging_face()["log_history"]
+    names = dict.fromkeys(name for row in log for name in row)
+    rows = [["", *names], *([number, *(row.get(name, "") for name in names)] for number, row in enumerate(log))]
+    return "".join(",".join(map(str, row)) + "\n" for row in rows)
+
+
 def without(columns, *names):
     return {name: values for name, values in columns.items() if name not in names}
 
@@ -113,6 +121,17 @@ FORMS = {
         without(FULL, "accuracy"),
         "Hugging Face's log_history: loss",
     ),
+    "hf_log_history.json": (
+        json.dumps(hugging_face()["log_history"]),
+        without(FULL, "accuracy"),
+        "Hugging Face's log_history: loss",
+    ),
+    "hf_log_history.csv": (
+        hugging_face_by_pandas(),
+        without(FULL, "accuracy"),
+        "Hugging Face's log_history: loss",
+    ),
+    "excel_sep.csv": ("sep=;\n" + csv(FULL, ";"), FULL, "CSV separated by ';'"),
 }
 
 
@@ -193,7 +212,9 @@ HEADER, *ROWS = csv(BARE).splitlines(keepends=True)
         ("holes.json", '{"loss": {"0": 1.0, "2": 0.5}}', ["found an object"]),
         ("bools.json", '{"loss": [true, false]}', ["column 'loss' is not all numbers"]),
         ("lists.json", '{"loss": [[1.0], [0.5]]}', ["column 'loss' is not all numbers"]),
-        ("decimal_commas.csv", "epoch;loss\n0;1,71\n1;1,38\n", ["column 'loss' is not all numbers", "'1,71'"]),
+        ("decimal_commas.csv", "epoch;loss\n0;1,71\n1;1,38\n", ["'1,71'", "; write a decimal point for the comma"]),
+        ("signs.csv", "epoch,loss,accuracy\n0,1.7,35.0%\n", ["column 'accuracy'", "; leave the % out"]),
+        ("by_str.json", str(BARE), ["a Python dict as text, which is not JSON; write it by json.dump(history.history"]),
         ("two_kinds.csv", "epoch,loss;val_loss\n0,1;2\n", ["more than one kind of separator"]),
         ("uneven.json", json.dumps(FULL | {"val_loss": VAL_LOSS[:5]}), ["as many values in each column"]),
         ("ambiguous.json", json.dumps(BARE | {"val_loss": [1.1], "val_accuracy": [0.6]}), ["as many values"]),
@@ -287,6 +308,24 @@ def test_lightning_s_rows_without_an_epoch_belong_to_the_next_that_has_one_and_i
         "val_loss": [2.0, 1.0],
         "learning_rate": [0.1, 0.05],
     }
+
+
+def test_rows_that_count_steps_are_said_to_be_taken_as_epochs(tmp_path):
+    run = read(tmp_path, "log.csv", csv(BARE, epoch="step"))
+    assert run.remarks == ["it counts 'step' and no epochs: each of its 6 rows is taken as an epoch"]
+
+
+def test_a_val_loss_that_ends_before_the_loss_is_said(tmp_path):
+    run = read(tmp_path, "log.csv", csv(BARE | {"val_loss": [1.4, 1.3, *["nan"] * 4]}))
+    assert run.remarks == ["no finite val_loss after epoch 2, so no later epoch can be the best"]
+    run = read(tmp_path, "log.csv", csv(BARE | {"val_loss": [1.4, "", 1.3, "", 1.2, ""]}))
+    assert run.remarks == []
+
+
+def test_text_in_another_encoding_is_to_be_saved_anew(tmp_path):
+    (tmp_path / "excel.csv").write_bytes(csv(BARE).encode("utf-16"))
+    with pytest.raises(BadInput, match="not a text file in UTF-8; if it is one, save it as UTF-8"):
+        histories.read(tmp_path / "excel.csv")
 
 
 def test_what_is_logged_by_step_is_left_out_and_that_is_said(tmp_path):

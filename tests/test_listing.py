@@ -41,6 +41,14 @@ def listed(capsys, *arguments):
     return code, capsys.readouterr()
 
 
+def test_a_history_of_another_program_adds_no_columns_for_settings_that_it_lacks(many, capsys):
+    shutil.copy(many / "runs" / "r0" / "history.csv", many / "mine.csv")
+    code, printed = listed(capsys, many / "runs" / "r0", many / "runs" / "r1", many / "mine.csv")
+    assert code == 0
+    header = printed.out[printed.out.index("  run ") :].splitlines()[0].split()
+    assert header == ["run", "lr", "seed", "val_accuracy", "test", "epochs", "best", "minutes", "state"]
+
+
 def test_runs_are_sorted_by_validation_with_what_differs_among_them_and_how_they_ended(many, capsys):
     code, printed = listed(capsys, many / "runs" / "*", "--csv")
     assert code == 0
