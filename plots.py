@@ -163,7 +163,8 @@ def settings(rows: list[tuple[str, float, tuple[float, float] | None]], title: s
     for text in axes.get_yticklabels():
         text.set_parse_math(False)
     axes.invert_yaxis()
-    axes.set(xlabel="validation accuracy at the best epoch, mean and its 95 % interval")
+    spread = ", mean and its 95 % interval" if any(interval for *_, interval in rows) else ""
+    axes.set(xlabel=f"validation accuracy at the best epoch{spread}")
     axes.grid(alpha=0.3)
     return _png(figure)
 

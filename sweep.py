@@ -14,6 +14,7 @@ import itertools
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,7 +164,11 @@ def values_of_option(text: str) -> tuple[str, list[str]]:
     name = name.removeprefix("--").replace("-", "_")
     listed = values.split(",")
     option = {field.name: field for field in dataclasses.fields(Options)}.get(name)
-    if option is None or option.metadata["may_change"] or option.metadata["repeats"]:
+    if option is not None and (option.metadata["may_change"] or option.metadata["repeats"]):
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.60}: {flag_of(name)} is no setting that a grid can vary; run a sweep for each value"
+        )
+    if option is None:
         raise argparse.ArgumentTypeError(
             f"{text!r:.60}: not an option of train.py that affects results; pass one such as l2=0.001,0.01"
         )
@@ -182,17 +187,27 @@ def plan(args: argparse.Namespace, flags: list[str]) -> list[Planned]:
         if any(word.partition("=")[0] == flag_of(name) for word in flags):
             raise BadInput(f"{flag_of(name)} after --: --grid varies it; leave it out there")
     if grid and not any(word.partition("=")[0] == "--out" for word in flags):  # directories that name what differs
-        pattern = ["runs/<name><data>", *(f"{name}_<{name}>" for name in names), "seed<seed>"]
-        flags = [*flags, "--out", "-".join(pattern)]
+        flags = [*flags, "--out", pattern_of(names)]
     planned = []
     for values in itertools.product(*(values for _, values in grid)):
         chosen = dict(zip(names, values, strict=True))
         words = [*flags, *words_of(chosen)]
-        setting = " ".join(f"{name}={value}" for name, value in chosen.items())
         for seed in args.seeds:
             options = parse([*words, "--seed", str(seed), "--resume"]).checked()
-            planned.append(Planned(setting, words, options, names))
+            planned.append(Planned(setting_of(options, chosen), words, options, names))
     return planned
+
+
+def setting_of(options: Options, chosen: dict[str, str]) -> str:
+    """Return a setting in words: numbers alike, however they were `chosen`, and all else as given."""
+    flags = options.flags()
+    numbers = {name: str(flags[name]).removesuffix(".0") for name in chosen if type(flags[name]) in (int, float)}
+    return " ".join(f"{name}={value}" for name, value in (chosen | numbers).items())
+
+
+def pattern_of(names: Iterable[str]) -> str:
+    """Return an --out that tells apart runs which differ in the options `names`."""
+    return "-".join(["runs/<name><data>", *(f"{name}_<{name}>" for name in names), "seed<seed>"])
 
 
 def words_of(setting: dict[str, str]) -> list[str]:
@@ -305,8 +320,11 @@ def runs_of(
     run = Job(name, options.out, command, {}, options.epochs, after=before)
     try:
         metrics = Run(options).finished(None)
-    except BadInput as error:  # the --out that helps is train.py's
-        raise BadInput(f"{error} after --, such as 'runs/<name>-lr<lr>-seed<seed>'") from None
+    except BadInput as error:
+        if not str(error).endswith("pass another --out"):
+            raise
+        differing = [name for name in options.not_default() if name not in ("data", "init_weights")]
+        raise BadInput(f"{error} after --, such as {pattern_of(differing)!r}") from None  # it is train.py's
     if before is None or before.done:  # made anew, the reference's run would start from other weights
         note_if_finished(run, metrics)
     return [before, run] if before else [run]
@@ -338,15 +356,17 @@ def claim(out: Path, planned: list[Planned]) -> None:
         return
     earlier = files.read_json(out / grid.CONTENT) if (out / grid.CONTENT).exists() else {}
     settings, seeds, options = (earlier.get(name) for name in ("settings", "seeds", "options"))
-    of_grid = all(isinstance(value, kind) for value, kind in ((settings, dict), (seeds, list), (options, dict)))
-    of_any_length = {"epochs": None}  # with more --epochs the same runs go on
-    if (
-        not of_grid
-        or options | of_any_length != common_options(planned) | of_any_length
-        or settings.keys() - {run.setting for run in planned}
-        or {*seeds} - {run.options.seed for run in planned}
-    ):
-        raise BadInput(f"--out {out}: has the {grid.CONTENT} of another grid; pass another --out")
+    if not all(isinstance(value, kind) for value, kind in ((settings, dict), (seeds, list), (options, dict))):
+        raise BadInput(f"--out {out}: its {grid.CONTENT} or {grid.PICTURE} is not sweep.py's; pass another before --")
+    now = common_options(planned)
+    more = [f"seed {seed}" for seed in seeds if seed not in {run.options.seed for run in planned}]
+    more += [setting for setting in settings if setting not in {run.setting for run in planned}]
+    for name in dict.fromkeys([*options, *now]):
+        if name != "epochs" and options.get(name) != now.get(name):  # with more epochs the same runs go on
+            more.append(f"{flag_of(name)} {options.get(name, 'at its default')}")
+    if more:
+        remedy = "ask for these too, or pass another --out before --"
+        raise BadInput(f"--out {out}: its {grid.CONTENT} has {', '.join(more):.200}, which this grid lacks; {remedy}")
 
 
 def common_options(planned: list[Planned]) -> dict:
@@ -369,7 +389,9 @@ def compare_settings(args: argparse.Namespace, planned: list[Planned], pairs: li
     compare.pooled(groups, compare.rules_of_options(), mixed=False)
     rows, out = grid.settings(groups, default), Path(args.out or planned[0].options.out.parent)
     stand_in = comparability.all_of_stand_in(run for group in groups.values() for run in group)
-    say("", *stand_in, table(grid.as_columns(rows, default), markdown=False), "", *grid.in_words(rows, default))
+    lacking = dict.fromkeys(run.setting for run in planned if run.setting not in groups)
+    words = grid.in_words(rows, default, lacking, len(args.seeds))
+    say("", *stand_in, table(grid.as_columns(rows, default), markdown=False), "", *words)
     common = {"options": common_options(planned), "default": default, "seeds": args.seeds}
     content = common | {"settings": {row.label: as_json(row) for row in rows}}
     files.write_json(out / grid.CONTENT, content)

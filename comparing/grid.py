@@ -1,8 +1,10 @@
 """Settings trained with the same seeds: what each reached, and how far it is from the default by pairs of seeds."""
 
 import statistics
+from collections.abc import Collection
 from typing import NamedTuple
 
+from cli.messages import counted
 from comparing.figures import metric, run_figures
 from comparing.histories import Training
 from comparing.intervals import Estimate, estimate
@@ -69,10 +71,24 @@ def as_columns(rows: list[Setting], default: str | None) -> dict[str, dict[str, 
     return {heading: {row.label: cell(row) for row in rows} for heading, cell in headings.items()}
 
 
-def in_words(rows: list[Setting], default: str | None) -> list[str]:
-    """Say which setting is the best by validation, and what the table's differences are."""
-    lines = [f"Best by validation of {len(rows)} settings: {rows[0].label} ({rows[0].validation.spread()})."]
-    if default is not None and len(rows) > 1:
+def in_words(rows: list[Setting], default: str | None, lacking: Collection[str] = (), runs: int = 0) -> list[str]:
+    """Say which setting is the best by validation, what the table's differences are, and what makes them unsure.
+
+    `lacking` are the settings of which no run has finished, `runs` how many each setting was to have.
+    """
+    best, most = rows[0], max(runs, *(row.validation.n for row in rows))
+    lines = [f"Best by validation of {counted(len(rows), 'setting')}: {best.label} ({best.validation.spread()})."]
+    if lacking:
+        lines.append(f"No run has finished of {', '.join(lacking)}.")
+    fewer = [f"{row.label} ({row.validation.n})" for row in rows if row.validation.n < most]
+    if fewer:
+        lines.append(f"Not all of the {counted(most, 'run')} have finished of {', '.join(fewer)}: such means are over")
+        lines.append("other seeds, and a seed can be worth more than a setting.")
+    if most == 1:
+        lines.append("One seed each: how much chance is in the order cannot be told. Give --seeds several.")
+    elif default is None:
+        lines.append("No difference is stated, since no setting of the grid is the default.")
+    elif len(rows) > 1:
         others = len(rows) - 1
         corrected = f" that are corrected for {others} comparisons (Bonferroni)" if others > 1 else ""
         lines.append(f"Differences from the default, {default}, are over pairs of runs with the same seed,")

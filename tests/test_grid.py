@@ -59,6 +59,30 @@ def test_settings_are_sorted_by_validation_and_compared_with_the_default_by_pair
     assert grid.in_words(of_two, "default")[2] == "with 95 % intervals."
 
 
+def test_what_makes_a_grid_s_order_unsure_is_said():
+    groups = {"a": [run("a", 0, 0.6), run("a", 1, 0.7)], "b": [run("b", 0, 0.5)]}
+    assert grid.in_words(grid.settings(groups, None), None, ["c"], runs=3) == [
+        "Best by validation of 2 settings: a (0.6500 ± 0.0707).",
+        "No run has finished of c.",
+        "Not all of the 3 runs have finished of a (2), b (1): such means are over",
+        "other seeds, and a seed can be worth more than a setting.",
+        "No difference is stated, since no setting of the grid is the default.",
+    ]
+    rows = grid.settings({name: group[:1] for name, group in groups.items()}, "a")
+    assert grid.in_words(rows, "a")[1:] == [
+        "One seed each: how much chance is in the order cannot be told. Give --seeds several."
+    ]
+
+
+def test_a_number_is_the_same_setting_however_it_is_written(little):
+    words = ["--seeds", "0", "--grid", "l2=.001,1e-2", "batch_size=016", "schedule=plateau,cosine", "--"]
+    planned = sweep.plan(*sweep.parse_arguments([*words, "--data", str(little)]))
+    assert [run.setting for run in planned][:2] == [
+        "l2=0.001 batch_size=16 schedule=plateau",
+        "l2=0.001 batch_size=16 schedule=cosine",
+    ]
+
+
 def test_a_dry_run_prints_a_command_for_each_setting_and_seed_with_directories_named_after_them(little, capsys):
     arguments = [
         "--seeds",
@@ -102,7 +126,7 @@ def test_the_default_is_that_of_the_run_s_other_options_and_off_is_off(setting, 
     ("words", "message"),
     [
         (["rate=1,2"], "'rate=1,2': not an option of train.py that affects results"),
-        (["seed=1,2"], "'seed=1,2': not an option of train.py that affects results"),
+        (["seed=1,2"], "'seed=1,2': --seed is no setting that a grid can vary; run a sweep for each value"),
         (["l2=1,"], "'l2=1,': separate the values by commas, and give each only once"),
         (["l2=1,2", "l2=3"], "--grid: has an option twice"),
         (["l2=high"], "argument --l2: 'high' is not a number"),
@@ -125,15 +149,15 @@ WHOLE = {"settings": {"l2=0.001": {}, "l2=0.01": {}}, "seeds": [0, 1], "options"
 @pytest.mark.parametrize(
     ("earlier", "refused"),
     [
-        (WHOLE, False),
-        (WHOLE | {"settings": {"l2=0.001": {}}, "seeds": [1]}, False),  # a part of it, which is extended
-        (WHOLE | {"settings": {"dropout=0.3": {}}}, True),
-        (WHOLE | {"seeds": [0, 1, 2]}, True),
-        (WHOLE | {"options": {"lr": 0.003}}, True),
-        (WHOLE | {"options": {"lr": 0.002, "epochs": 3}}, False),  # the same runs, which go on
-        ({"settings": 3}, True),
-        ({}, True),
-        (None, True),  # another program's grid.png
+        (WHOLE, None),
+        (WHOLE | {"settings": {"l2=0.001": {}}, "seeds": [1]}, None),  # a part of it, which is extended
+        (WHOLE | {"settings": {"dropout=0.3": {}}}, "has dropout=0.3, which this grid lacks"),
+        (WHOLE | {"seeds": [0, 1, 2]}, "has seed 2, which this grid lacks; ask for these too, or pass another --out"),
+        (WHOLE | {"options": {"lr": 0.003}}, "has --lr 0.003, which"),
+        (WHOLE | {"options": {"lr": 0.002, "epochs": 3}}, None),  # the same runs, which go on
+        ({"settings": 3}, "is not sweep.py's"),
+        ({}, "is not sweep.py's"),
+        (None, "is not sweep.py's"),  # another program's grid.png
     ],
 )
 def test_a_grid_does_not_overwrite_the_figures_of_another(earlier, refused, little, tmp_path):
@@ -148,7 +172,7 @@ def test_a_grid_does_not_overwrite_the_figures_of_another(earlier, refused, litt
     if not refused:
         assert sweep.claim(tmp_path, planned) is None
         return
-    with pytest.raises(BadInput, match=r"has the grid\.json of another grid; pass another --out"):
+    with pytest.raises(BadInput, match=refused):
         sweep.claim(tmp_path, planned)
 
 

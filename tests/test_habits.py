@@ -174,7 +174,7 @@ def test_a_second_sweep_with_another_option_is_told_where_its_directories_are_na
     behind = ["--data", flags["data"], "--epochs", "2", "--lr", "0.01", "--out", str(tmp_path / "s<seed>")]
     assert sweep.main(["--seeds", "0", "--", *behind]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--lr 0.01 (was 0.001); pass another --out after --, such as 'runs/<name>-lr<lr>-seed<seed>'" in line
+    assert "--lr 0.01 (was 0.001); pass another --out after --, such as 'runs/<name><data>-lr_<lr>-seed<seed>'" in line
 
 
 def test_the_home_directory_is_known_in_python_too_and_the_run_can_be_repeated(little, tmp_path, monkeypatch):
