@@ -104,19 +104,25 @@ def overlay(groups: dict[str, list[dict[str, list[float]]]], loss_name: str, rat
                     _draw_group(all_axes[panel], curves, linestyle=style, **on_top)
         width = {"linewidth": THIN} if len(histories) > 1 else {}
         for history in histories:
-            _draw_steps(all_axes["learning rate"], history.get("learning_rate", []), **on_top, **width)
+            if "learning_rate" in history:
+                _draw_steps(all_axes["learning rate"], history["learning_rate"], **on_top, **width)
         runs = "" if len(histories) == 1 else f", mean and range of {len(histories)} runs"
         handles.append(Line2D([], [], color=colour, label=label + runs))
+    longest = max(len(column) for histories in groups.values() for one in histories for column in one.values())
     for panel, axes in all_axes.items():
         axes.set(title=panel.capitalize(), ylabel=panel)
-        longest = max(len(column) for histories in groups.values() for one in histories for column in one.values())
-        _count_epochs(axes, longest)
+        if axes.has_data():
+            _count_epochs(axes, longest)
+        else:
+            axes.text(0.5, 0.5, "not logged", ha="center", va="center", transform=axes.transAxes)
+            axes.set(xticks=[], yticks=[])
     all_axes["loss"].set(ylabel=loss_name)
     all_axes["learning rate"].set(ylabel=rate_name)
     rates = [
         rate for histories in groups.values() for history in histories for rate in history.get("learning_rate", [])
     ]
-    _scale_rates(all_axes["learning rate"], rates)
+    if rates:
+        _scale_rates(all_axes["learning rate"], rates)
     handles += [Line2D([], [], color="0.3", linestyle=style, label=label) for style, label in STYLES]
     if any(
         len({len(columns["loss"]) for columns in histories if "loss" in columns}) > 1 for histories in groups.values()

@@ -24,7 +24,7 @@ import data
 import train
 from cli.command import command
 from cli.errors import BadInput
-from cli.messages import say
+from cli.messages import counted, say
 from options import Options, parse
 from running import arithmetic, files
 from sources.source import fingerprint
@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     refuse_others(Path(file))
     files.make_folder(Path(file).parent)
     files.write_npz(Path(file), draws(options))
+    say(f"Draws of {counted(options.epochs, 'epoch')} with seed {options.seed}: {file}")
 
 
 def refuse_others(file: Path) -> None:

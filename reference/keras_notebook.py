@@ -7,6 +7,7 @@ of code. Exit code 1 for a training that diverged, 2 for bad input.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -36,9 +37,12 @@ def within(kind: type, least: float, below: float = math.inf):
     """An argparse type: a number of `kind`, at least `least` and less than `below`."""
 
     def number(text: str):
-        if not least <= kind(text) < below:
-            raise ValueError
-        return kind(text)
+        with contextlib.suppress(ValueError):
+            if least <= kind(text) < below:
+                return kind(text)
+        what = "a whole number" if kind is int else "a number"
+        limit = "" if below == math.inf else f" and below {below:g}"
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not {what} of at least {least:g}{limit}")
 
     return number
 

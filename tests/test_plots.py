@@ -206,6 +206,16 @@ def test_an_overlay_leaves_out_what_a_history_lacks(drawn):
     assert not rate.get_lines()
     (line,) = loss.get_lines()
     assert ([*line.get_xdata()], [*line.get_ydata()], line.get_linestyle()) == ([1, 2], [2.0, 1.0], "--")
+    for axes in (accuracy, rate):  # and say so, in place of axes of nothing
+        assert [text.get_text() for text in axes.texts] == ["not logged"]
+        assert [*axes.get_xticks(), *axes.get_yticks()] == []
+
+
+@pytest.mark.parametrize("interval", [None, (0.4, 0.6)])
+def test_a_grid_s_axis_names_an_interval_where_there_is_one(interval, drawn):
+    plots.settings([("a", 0.5, interval), ("b", 0.4, None)])
+    named = drawn[0].axes[0].get_xlabel()
+    assert named == "validation accuracy at the best epoch" + (", mean and its 95 % interval" if interval else "")
 
 
 @pytest.mark.parametrize(("lengths", "end"), [((4, 4, 4, 12), 4), ((12, 12), 12), ((6, 4, 12), 4), ((5,), 5)])
