@@ -166,7 +166,9 @@ def compare(args: argparse.Namespace) -> int:
     elif copies:
         say("\nGroups that share a run are not independent, so no difference is stated.")
     elif from_first:
-        say("", *against_first(from_first, next(iter(groups)), judged_by))
+        first = next(iter(groups))
+        say("", *against_first(from_first, first, judged_by))
+        say(*places([(first, label) for label in from_first], figures, estimates, judged_by))
     elif len(groups) == 2:
         say("", *verdict(difference, figures, estimates, judged_by, args.within or 0.01))
 
@@ -347,8 +349,15 @@ def verdict(difference: Difference | None, figures: dict, estimates: dict, judge
                 f"{label}: only {one.n} of {len(figures[label])} runs have this accuracy; the others are left out."
             )
     lines.append(f"{what}, {second} minus {first}: {difference.in_words(margin)}")
-    for label, one, among, several in ((first, a, second, b), (second, b, first, a)):
-        if len(figures[label]) == 1 < several.n:
+    return lines + places([(first, second)], figures, estimates, judged_by)
+
+
+def places(pairs: list[tuple[str, str]], figures: dict, estimates: dict, judged_by: str) -> list[str]:
+    """Say of each pair of groups, where one is a single run, where it lies among the other's."""
+    lines = []
+    for label, among in (order for one, other in pairs for order in ((one, other), (other, one))):
+        one, several = estimates[label][judged_by], estimates[among][judged_by]
+        if one is not None and several is not None and len(figures[label]) == 1 < several.n:
             below = sum(run[judged_by] is not None and run[judged_by] < one.mean for run in figures[among])
             lines.append(f"{label} is one run, at {one.mean:.4f}: {several.place(one.mean, below, among)}")
     return lines

@@ -112,7 +112,8 @@ def load_run(run: Path) -> tuple[Network, list[int], list[str]]:
             raise ValueError(f"no network {config['model']!r:.60} here")
         model = build_model(config["model"], tuple(shape), len(names)).to(getattr(torch, config["flags"]["dtype"]))
     if not (run / WEIGHTS).exists():
-        remedy = f"train an epoch, or make it again from {CHECKPOINT}: train.py --resume {run}"
+        what = f"make it again from {CHECKPOINT}" if (run / CHECKPOINT).exists() else "train an epoch"
+        remedy = f"{what}: train.py --resume {run}"
         raise BadInput(f"{run / WEIGHTS}: does not exist; {remedy}")
     with refusing(run / WEIGHTS, "not the weights of this run", "pass a run's directory as train.py left it"):
         model.load_state_dict(checkpoint.read_weights(run / WEIGHTS))

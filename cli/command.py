@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from cli.errors import CannotWrite, DeviceFailed, Failure, Interrupted, OutOfMemory, first_line, out_of_memory
+from cli.errors import BadInput, CannotWrite, DeviceFailed, Failure, Interrupted, OutOfMemory, first_line, out_of_memory
 from cli.messages import complain
 from running import distributed, signals
 
@@ -67,6 +67,8 @@ def _failure(error: BaseException) -> Failure | Interrupted | None:
     """Return what to report of `error`; None for a bug."""
     if isinstance(error, Failure | Interrupted):
         return error
+    if isinstance(error, PermissionError) and error.filename:
+        return BadInput(f"{error.filename}: {error.strerror}; check its permissions")
     if isinstance(error, OSError):
         return Failure(error)
     if isinstance(error, torch.OutOfMemoryError):

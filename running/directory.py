@@ -79,26 +79,34 @@ class Run:
                 self.lock.release()
 
     def _claim(self) -> None:
+        self.refuse_if_taken()  # before a folder or a lock is made
         try:
-            refuse_in_use(self.out)
-            self.refuse_if_taken()  # before a folder or a lock is made
             files.make_folder(self.out)
             self.lock.claim()
         except InUse as holder:
-            raise self._refusal(f"in use by {holder}; wait until that is done") from None
+            raise self._in_use(holder) from None
         except NotImplementedError as error:
             say(f"No locks in {self.out} ({error}): make sure that no other process works there.")
         except OSError as error:
             raise self._refusal(f"cannot write there ({error.strerror})") from None
         try:
-            self.refuse_if_taken()  # another process may have been at work there meanwhile
+            self._refuse_if_there_is_a_run()  # another process may have been at work there meanwhile
         except BadInput:
             self.lock.release()
             raise
         files.remove_partial(self.out, (*FILES, ERROR))
 
     def refuse_if_taken(self) -> None:
-        """Raise BadInput if the directory holds a run and none is to be resumed."""
+        """Raise BadInput if another process is at work there, or there is a run and none is to be resumed."""
+        try:
+            refuse_in_use(self.out)
+        except InUse as holder:
+            raise self._in_use(holder) from None
+        except OSError as error:
+            raise self._refusal(f"cannot write there ({error.strerror})") from None
+        self._refuse_if_there_is_a_run()
+
+    def _refuse_if_there_is_a_run(self) -> None:
         try:
             present = [name for name in FILES if (self.out / name).exists()]
         except OSError as error:
@@ -108,6 +116,9 @@ class Run:
                 f"--out {self.out}: already holds a run ({', '.join(present)}); "
                 "resume it with --resume, pass another --out or --seed, or delete that folder first"
             )
+
+    def _in_use(self, holder: InUse) -> BadInput:
+        return self._refusal(f"in use by {holder}; wait until that is done")
 
     def _refusal(self, reason: str) -> BadInput:
         return BadInput(f"--out {self.out}: {reason}; pass another --out")
@@ -123,6 +134,8 @@ class Run:
         end = outcome(self.out)
         if end.kind == EMPTY:
             return None
+        if not end.config:
+            raise BadInput(f"{self.out / CONFIG}: missing, so what the run there was is not known; pass another --out")
         if program_of(end.config) != TRAIN:
             raise BadInput(f"{self.out / CONFIG}: not written by {TRAIN}; pass another --out")
         different = self.settings.differences(end.config)

@@ -211,6 +211,24 @@ def test_all_damaged_pictures_are_named_at_once(tmp_path):
     assert "; take them out. The first: " in str(error.value)
 
 
+def test_a_directory_that_holds_a_run_is_refused_before_pictures_are_read(tmp_path, monkeypatch, capsys):
+    flags = ["--data", str(draw(tmp_path / "colours", 6)), "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert train.main(flags) == 0
+
+    def read(*_):
+        raise AssertionError("read")
+
+    monkeypatch.setattr(pictures, "read", read)
+    assert train.main(flags) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_the_folder_of_the_data_is_not_the_run_s_directory(tmp_path, capsys):
+    folder = str(draw(tmp_path / "colours", 6))
+    assert train.main(["--data", folder, "--out", folder]) == 2
+    assert f"--out {folder}: is the folder of --data; pass another" in capsys.readouterr().err
+
+
 def test_pictures_behind_links_to_folders_are_taken_once_even_where_links_go_round_in_a_circle(tmp_path):
     folder = draw(tmp_path / "colours", 6)
     draw(tmp_path / "more", 6)

@@ -37,6 +37,11 @@ def test_an_error_of_the_system_that_nobody_expected_is_one_line_too(capsys):
     assert capsys.readouterr().err == "x.py: error: [Errno 5] Input/output error\n"
 
 
+def test_what_may_not_be_read_is_bad_input_that_is_named(capsys):
+    assert ending(PermissionError(errno.EACCES, "Permission denied", "private"))([]) == 2
+    assert capsys.readouterr().err == "x.py: error: private: Permission denied; check its permissions\n"
+
+
 @pytest.mark.parametrize(
     ("argv", "resumes", "expected"),
     [

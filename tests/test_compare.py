@@ -884,6 +884,12 @@ def test_a_bare_history_is_given_its_test_accuracy_and_placed_among_several_runs
     # The single run may come second as well, and without a label.
     text = result(f"torch={tmp_path}/t*", f"{bare}@0.7")[1]
     assert f"{bare} is one run, at 0.7000: 1 of the 4 runs of torch score lower" in text
+    # Among several groups it is placed in each.
+    make_run("k0", 0.6)
+    make_run("k1", 0.8)
+    text = result(f"mine={bare}@0.7236", f"torch={tmp_path}/t*", f"keras={tmp_path}/k*")[1]
+    assert "mine is one run, at 0.7236: 4 of the 4 runs of torch score lower" in text
+    assert "mine is one run, at 0.7236: 1 of the 2 runs of keras score lower" in text
 
 
 def test_a_tilde_is_the_home_directory_wherever_a_path_begins(make_run, tmp_path, monkeypatch, capsys):

@@ -249,7 +249,10 @@ OTHER_CONFIG, OTHER_WEIGHTS = "config.json: not of a run of this version (", "be
 BAD_RUNS = {
     "no directory": (shutil.rmtree, NO_RUN),
     "no run": (lambda run: (run / CONFIG).unlink(), NO_RUN),
-    "no weights": (lambda run: (run / "best.pt").unlink(), "best.pt: does not exist; train an epoch, or make it again"),
+    "no weights": (
+        lambda run: (run / "best.pt").unlink(),
+        "best.pt: does not exist; make it again from checkpoint.pt: train.py --resume",
+    ),
     "weights cut off": (lambda run: os.truncate(run / "best.pt", 1000), OTHER_WEIGHTS),
     "of another network": (lambda run: spoil_config(run, model="improved"), OTHER_WEIGHTS),
     "an unknown network": (lambda run: spoil_config(run, model="resnet"), f"{OTHER_CONFIG}no network 'resnet' here"),
