@@ -321,14 +321,17 @@ RUN = {
     "config: nested without end": (replaced("config.json", b"[" * 100_000), ["run/config.json: not JSON"]),
     "config: no text": (replaced("config.json", b"\xff\xfe"), ["run/config.json: not a text file"]),
     "config: a folder": (folder_for("config.json"), ["run/config.json: cannot be read"]),
-    "config: gone": (lambda run: (run / "config.json").unlink(), ["run/config.json: not written by train.py", ANOTHER]),
+    "config: gone": (
+        lambda run: (run / "config.json").unlink(),
+        ["run/config.json: missing, so what the run there was is not known", ANOTHER],
+    ),
     "config: no flags": (
         lambda run: change_json(run / "config.json", flags=None),
         ["run/config.json: not written by train.py", ANOTHER],
     ),
     "config: Keras's side's": (
         lambda run: change_json(run / "config.json", program="reference/keras_notebook.py"),
-        ["run/config.json: not written by train.py", ANOTHER],
+        ["run/config.json: missing, so what the run there was is not known", ANOTHER],
     ),
     "config: flags of nonsense": (other_flags(lr=[{}]), ["--lr 0.001 (was [{}])", ANOTHER]),
     "checkpoint: more epochs than asked for": (

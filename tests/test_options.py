@@ -442,7 +442,7 @@ def image_size(trained, few, folder, **_):
         for number in range(9):
             Image.new("RGB", size, (number * 20, 0, 0)).save(folder / "pictures" / name / f"{number}.png")
     run = trained("--epochs 1 --image-size 8x16", folder / "pictures")
-    assert " images of 8x16x3, 2 classes\n" in run.stdout
+    assert " images of 8x16x3, 2 classes: " in run.stdout
     assert run.flags["image_size"] == "8x16"
 
 

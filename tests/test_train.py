@@ -134,7 +134,7 @@ def test_history_metrics_and_terminal_tell_the_same_story(whole_run):
     assert f"Epoch {epochs}: early stopping" in lines
     assert f"Restoring model weights from the end of the best epoch: {best}." in lines
     assert (
-        len([line for line in lines if re.match(r"Epoch \d+/50 - 4/4 - \d+s - \d+ms/step - accuracy: ", line)])
+        len([line for line in lines if re.match(r"Epoch \d+/50 - 4/4 - \d+s - \d+m?s/step - accuracy: ", line)])
         == epochs
     )
 
