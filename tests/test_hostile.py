@@ -331,7 +331,7 @@ RUN = {
     ),
     "config: Keras's side's": (
         lambda run: change_json(run / "config.json", program="reference/keras_notebook.py"),
-        ["run/config.json: missing, so what the run there was is not known", ANOTHER],
+        ["run/config.json: not written by train.py", ANOTHER],
     ),
     "config: flags of nonsense": (other_flags(lr=[{}]), ["--lr 0.001 (was [{}])", ANOTHER]),
     "checkpoint: more epochs than asked for": (

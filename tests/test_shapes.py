@@ -29,7 +29,8 @@ def test_grey_digits_with_names_are_trained_on_drawn_and_predicted_by_name(tmp_p
     flags = ["--model", "improved", "--no-mirror", "--epochs", "1", "--out", "run"]
     assert train.main(["--data", source, *flags]) == 0
     said = capsys.readouterr().out
-    assert "data from digits.npz: 48 training, 12 validation, 10 test images of 28x28x1, 4 classes\n" in said
+    counts = "48 training, 12 validation, 10 test images of 28x28x1"
+    assert f"data from digits.npz: {counts}, 4 classes: zero, one, $two, three$\n" in said
     assert "Training images are shifted by up to 4 pixels, at random.\n" in said
     config, metrics = (json.loads((tmp_path / "run" / name).read_text()) for name in (CONFIG, METRICS))
     assert (config["image_shape"], config["class_names"]) == ([28, 28, 1], names)
