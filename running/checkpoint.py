@@ -11,6 +11,7 @@ from cli.errors import refusing
 from running import files
 
 FORMAT = 6
+DIRECTORY = 0x10  # the bit of a zip's attributes that marks a folder
 
 
 def write(path: Path, state: dict, run: dict) -> None:
@@ -69,6 +70,8 @@ def refusing_checkpoint(path: Path) -> contextlib.AbstractContextManager:
 def _load(path: Path) -> dict:
     with zipfile.ZipFile(path) as members:
         damaged = members.testzip()  # torch.load does not look at checksums
+        folders = [member.filename for member in members.infolist() if member.external_attr & DIRECTORY]
+    damaged = damaged or next(iter(folders), None)  # of a folder torch.load reads nothing, and gives memory as it was
     if damaged:
         raise ValueError(f"{damaged} in it is damaged")
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import tempfile
 import zipfile
@@ -592,6 +593,15 @@ def test_a_checkpoint_is_refused_whichever_byte_it_is_cut_at(tmp_path):
     assert reads_or_refuses(path, whole).keys() == {"format", "run", *small_parts()} - {"schedule"}
     for size in range(0, len(whole), 10):
         assert reads_or_refuses(path, whole[:size]) is None
+
+
+def test_a_checkpoint_is_refused_if_the_damage_makes_a_folder_of_a_tensor(tmp_path):
+    whole, entry = small_checkpoint(), b"PK\x01\x02"  # of the zip's directory
+    places = [match.start() + 38 for match in re.finditer(re.escape(entry), whole)]  # where attributes stand
+    assert len(places) > 5
+    for place in places:
+        content = whole[:place] + b"\x10" + whole[place + 1 :]
+        assert reads_or_refuses(tmp_path / "checkpoint.pt", content) is None
 
 
 @FUZZ
