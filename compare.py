@@ -168,7 +168,8 @@ def compare(args: argparse.Namespace) -> int:
     elif from_first:
         first = next(iter(groups))
         say("", *against_first(from_first, first, judged_by))
-        say(*places([(first, label) for label in from_first], figures, estimates, judged_by))
+        for line in places([(first, label) for label in from_first], figures, estimates, judged_by):
+            say(line)
     elif len(groups) == 2:
         say("", *verdict(difference, figures, estimates, judged_by, args.within or 0.01))
 

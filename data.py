@@ -38,10 +38,10 @@ def unseen(training: Split, validation: Split, test: Split, classes: int) -> dic
     return others | lacking
 
 
-def repeated(training: np.ndarray, others: np.ndarray) -> int:
-    """Return how many of the images `others` are, pixel by pixel, among the images `training`; both (N, H, W, C)."""
-    known = {hash(image.tobytes()) for image in training}  # of 64 bits: 50,000 with 10,000 meet by chance once in 4e10
-    return sum(hash(image.tobytes()) in known for image in others)
+def repeated(training: np.ndarray, others: dict[str, np.ndarray]) -> dict[str, int]:
+    """Return how many of each part's images are, pixel by pixel, among the images `training`; all (N, H, W, C)."""
+    hashes = {hash(image.tobytes()) for image in training}  # of 64 bits: 50,000 with 10,000 meet by chance once in 4e10
+    return {part: sum(hash(image.tobytes()) in hashes for image in images) for part, images in others.items()}
 
 
 def split_validation(images: np.ndarray, labels: np.ndarray, fraction: float) -> tuple[Split, Split]:

@@ -130,10 +130,10 @@ def image_files(given: str) -> list[Path]:
         return [path for name in sorted(glob.glob(given)) for path in image_files(name)] or [Path(given)]
     if not os.path.isdir(given):  # nor is "", although its path is the current folder's
         return [Path(given)]
-    found = pictures.in_folder(given)
-    if found.others:
-        complain(f"predict.py: {pictures.left_out(found.others)}")
-    return found.pictures + found.unreadable or [Path(given)]
+    contents = pictures.in_folder(given)
+    if contents.others:
+        complain(f"predict.py: {pictures.left_out(contents.others)}")
+    return contents.pictures + contents.unreadable or [Path(given)]
 
 
 @torch.inference_mode()

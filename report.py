@@ -12,7 +12,7 @@ import torch
 import plots
 from callbacks import SCHEDULES, History, Stop
 from cli.errors import BadInput, first_line
-from cli.messages import say, to_standard_output
+from cli.messages import say, shortened, to_standard_output
 from metrics import Figures
 from options import Options
 from running import arithmetic, code, files, machine
@@ -56,7 +56,7 @@ def beginning(
         say(f"{variable} is set: libraries may compute products with fewer bits than {options.dtype} has.")
     names, shape = config["class_names"], "x".join(map(str, config["image_shape"]))
     counts = ", ".join(f"{count:,} {part}" for part, count in images.items())
-    of_names = "" if names == list(numbered(len(names))) else f": {first_five(names)}"
+    of_names = "" if names == list(numbered(len(names))) else f": {shortened(names)}"
     say(f"{config['data']}: {counts} images of {shape}, {len(names)} classes{of_names}")
     if options.augment:
         mirrored = "" if options.no_mirror else "mirrored or not, and "
@@ -64,17 +64,12 @@ def beginning(
     for part, classes in unseen.items():
         if classes:
             who, why = UNSEEN[part]
-            labels = first_five([names[number] for number in classes])
+            labels = shortened([names[number] for number in classes])
             say(f"No {who} image is labelled {labels}, {why.format(uneven=uneven)}.")
     for part, count in repeated.items():
         if count:
             say(f"{count:,} of {images[part]:,} {part} images are training images too: accuracy on them is memory.")
     say(f"Run directory: {options.out}")
-
-
-def first_five(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
 
 
 def end(

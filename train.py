@@ -114,7 +114,7 @@ def train_checked(options: Options, given: Options) -> tuple[dict, History]:
         run.begin(config, to_keras_weights(model), to_keras_weights)
         cut, unseen = len(training), data.unseen(training, validation, test, len(arrays.class_names))
         others = {"validation": arrays.x_train[cut:], "test": arrays.x_test}
-        repeated = {part: data.repeated(arrays.x_train[:cut], images) for part, images in others.items()}
+        repeated = distributed.first(lambda: data.repeated(arrays.x_train[:cut], others))
         report.beginning(options, config, unseen, source.uneven, repeated)
         # One objective for training and one for evaluation: the same, unless an option says otherwise.
         objective = evaluation = Objective(options.l2, options.label_smoothing, options.mixed_precision)

@@ -184,11 +184,11 @@ def main() -> None:
         names, versions = contenders.installed(args.only or list(peers))
         described = machine.describe(torch.device(args.device))
         versions |= described["versions"]
-        said = ", ".join(f"{package} {version}" for package, version in versions.items())
+        packages = ", ".join(f"{package} {version}" for package, version in versions.items())
         where = f"{described['device_name']}, {described['threads']} threads"
         name = f"{args.model}, bfloat16" if args.mixed_precision else args.model
         print(f"{name}, {args.described}, {images:,} training images, batch {BATCH}; {where}")
-        print(f"{said}, {args.workers} DataLoader workers", flush=True)
+        print(f"{packages}, {args.workers} DataLoader workers", flush=True)
         timings = alternate([OURS, *names, CEILING], file, args)
 
     flop = flop_per_step(args.model)

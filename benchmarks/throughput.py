@@ -92,9 +92,9 @@ def main() -> None:
             print(f"{count} of {name}: {rates[count, name][-1]:,.0f} images per second", flush=True)
     print("\n| processes | threads each | | images per second, together | times the first row |\n|---|---|---|---|---|")
     base = statistics.median(next(iter(rates.values())))
-    for (count, name), found in rates.items():
-        times = statistics.median(found) / base
-        print(f"| {count} | {max(1, cores // count)} | {name} | {measuring.spread(found, 0)} | {times:.2f} |")
+    for (count, name), measured in rates.items():
+        times = statistics.median(measured) / base
+        print(f"| {count} | {max(1, cores // count)} | {name} | {measuring.spread(measured, 0)} | {times:.2f} |")
 
 
 if __name__ == "__main__":

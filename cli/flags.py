@@ -133,7 +133,10 @@ def with_saved(given: dict, options: type, decided: Collection[str]) -> dict:
     given = {name: value for name, value in given.items() if name != "config"}
     if isinstance(run, str):
         if "out" in given or file is not None:
-            raise BadInput(f"--resume {run}: names directory and options; leave --out and --config out")
+            raise BadInput(
+                f"--resume {run}: names directory and options; leave --out and --config out, "
+                f"or pass --config {run} with another --out to start a new run"
+            )
         if not os.path.isdir(run):
             raise BadInput(f"--resume {run}: no such directory; pass a run's, or none to resume the one in --out")
         given |= {"out": Path(run), "resume": True}

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from cli.errors import CannotWrite
 from running import distributed
@@ -59,6 +59,12 @@ def complain(line: str) -> None:
 def counted(number: int, noun: str) -> str:
     """Return such words as "1 run" or "1,200 runs"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def shortened(names: Sequence[object], most: int = 5) -> str:
+    """Return the first `most` names, in one line, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return in_one_line(", ".join(map(str, names[:most]))) + more
 
 
 def in_one_line(text: str) -> str:

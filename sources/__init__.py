@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from cli.errors import BadInput
+from cli.messages import shortened
 from sources import class_folders, pictures
 from sources.cifar10 import Cifar10
 from sources.class_folders import ClassFolders
@@ -54,9 +55,10 @@ def _choose(text: str, image_size: str | None) -> Source:
         raise BadInput(f"--data {text}: is {PARQUET}")
     endings = [] if source.may_download() or not os.path.isdir(path) else class_folders.endings(path)
     if endings:
-        found, wanted = ", ".join(endings[:5]), ", ".join(sorted(pictures.ENDINGS))
+        wanted = ", ".join(sorted(pictures.ENDINGS))
         raise BadInput(
-            f"--data {text}: no pictures in its folders, whose files end in {found}; convert them to {wanted}"
+            f"--data {text}: no pictures in its folders, whose files end in {shortened(endings)}; "
+            f"convert them to {wanted}"
         )
     return source
 

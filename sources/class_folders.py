@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cli.errors import BadInput, cannot_read
-from cli.messages import counted, in_one_line, say
+from cli.messages import counted, in_one_line, say, shortened
 from running import distributed
 from sources import pictures
 from sources.source import Arrays, Source
@@ -66,8 +66,13 @@ class ClassFolders(Source):
                 raise BadInput(f"--data {self.text}: {test_folder.name} has {names_there:.200}, no class of {TRAINING}")
             test = _listed(test_folder, classes, names)
         shape = self._shape([*training, *test])
-        parts = [(_read(part, shape), np.array([one.label for one in part], np.int64)) for part in (training, test)]
-        return Arrays(*parts[0], *parts[1], tuple(map(in_one_line, names)))
+        return Arrays(
+            self._read(training, shape),
+            _labels(training),
+            self._read(test, shape),
+            _labels(test),
+            tuple(map(in_one_line, names)),
+        )
 
     def describe(self) -> str:
         return f"pictures in {self.text}"
@@ -108,18 +113,18 @@ class ClassFolders(Source):
         """Return the pictures of each class of a part, and say what is left out. Raises BadInput."""
         classes, others, empty = {}, [], []
         for folder in _folders(part):
-            found = pictures.in_folder(folder)
-            if found.unreadable:
-                raise BadInput(f"--data {found.unreadable[0]}: cannot be read; check its permissions, or remove it")
-            others += found.others
-            if found.pictures:
-                classes[folder.name] = found.pictures
+            contents = pictures.in_folder(folder)
+            if contents.unreadable:
+                raise BadInput(f"--data {contents.unreadable[0]}: cannot be read; check its permissions, or remove it")
+            others += contents.others
+            if contents.pictures:
+                classes[folder.name] = contents.pictures
             else:
                 empty.append(folder)
         if others:
             say(pictures.left_out(others))
         if empty and classes:
-            say(f"No class, because no picture is in it: {pictures.some(empty)}.")
+            say(f"No class, because no picture is in it: {shortened(empty, 3)}.")
         return classes
 
     def _shape(self, listed: list[Picture]) -> tuple[int, int, int]:
@@ -130,10 +135,24 @@ class ClassFolders(Source):
         for (height, width, _), count in shapes.items():
             sizes[height, width] += count
         if self.size is None and len(sizes) > 1:
-            common = ", ".join(f"{height}x{width} ({count})" for (height, width), count in sizes.most_common(3))
-            more = f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""
-            raise BadInput(f"--data {self.text}: pictures of {common}{more}; pass --image-size HxW, such as 32x32")
+            common = shortened([f"{height}x{width} ({count})" for (height, width), count in sizes.most_common()], 3)
+            raise BadInput(f"--data {self.text}: pictures of {common}; pass --image-size HxW, such as 32x32")
         return *(self.size or next(iter(sizes))), channels
+
+    def _read(self, part: list[Picture], shape: tuple[int, int, int]) -> np.ndarray:
+        """Return uint8 images (N, H, W, C). Raises BadInput."""
+        try:
+            images = np.empty((len(part), *shape), np.uint8)
+        except MemoryError:
+            size, gigabytes = "x".join(map(str, shape[:2])), len(part) * math.prod(shape) / 1e9
+            raise BadInput(
+                f"--data {self.text}: {counted(len(part), 'picture')} of {size} take {gigabytes:,.1f} GB, more memory "
+                "than there is; pass a smaller size with --image-size"
+            ) from None
+        read = _each(part, "Reading pictures", lambda path: pictures.read(path, shape, "take it out"))
+        for number, image in enumerate(read):
+            images[number] = image
+        return images
 
 
 def holds(folder: Path) -> bool:
@@ -143,8 +162,8 @@ def holds(folder: Path) -> bool:
 
 def endings(folder: Path) -> list[str]:
     """Return how the files in the folders in `folder` end, the most frequent ending first."""
-    found = (pictures.in_folder(path) for path in _folders(folder))
-    counts = Counter(file.suffix for one in found for file in one.pictures + one.others)
+    contents = (pictures.in_folder(path) for path in _folders(folder))
+    counts = Counter(file.suffix for of_class in contents for file in of_class.pictures + of_class.others)
     return [ending or "nothing" for ending, _ in counts.most_common()]
 
 
@@ -167,7 +186,7 @@ def _say_of_loose(folder: Path) -> None:
     """Say which pictures lie beside the folders of classes."""
     loose = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in pictures.ENDINGS)
     if loose:
-        say(f"Left out, because they lie in no class's folder: {pictures.some(loose)}.")
+        say(f"Left out, because they lie in no class's folder: {shortened(loose, 3)}.")
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -199,20 +218,8 @@ def _split(listed: list[Picture]) -> tuple[list[Picture], list[Picture]]:
     return [one for one in listed if one not in test], [one for one in listed if one in test]
 
 
-def _read(part: list[Picture], shape: tuple[int, int, int]) -> np.ndarray:
-    """Return uint8 images (N, H, W, C). Raises BadInput."""
-    try:
-        images = np.empty((len(part), *shape), np.uint8)
-    except MemoryError:
-        size, gigabytes = "x".join(map(str, shape[:2])), len(part) * math.prod(shape) / 1e9
-        raise BadInput(
-            f"--image-size {size}: {counted(len(part), 'picture')} would take {gigabytes:,.0f} GB; pass a smaller size"
-        ) from None
-    for number, image in enumerate(
-        _each(part, "Reading pictures", lambda path: pictures.read(path, shape, "take it out"))
-    ):
-        images[number] = image
-    return images
+def _labels(part: list[Picture]) -> np.ndarray:
+    return np.array([picture.label for picture in part], np.int64)
 
 
 def _each(part: list[Picture], what: str, look: Callable[[Path], Any]) -> Iterator[Any]:
@@ -226,5 +233,5 @@ def _each(part: list[Picture], what: str, look: Callable[[Path], Any]) -> Iterat
     if len(faults) == 1:
         raise next(iter(faults.values()))
     if faults:
-        names, first = pictures.some([*faults]), next(iter(faults.values()))
+        names, first = shortened([*faults], 3), next(iter(faults.values()))
         raise BadInput(f"{len(faults)} pictures cannot be read: {names}; take them out. The first: {first}")

@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from cli.errors import refusing
-from cli.messages import in_one_line
+from cli.messages import shortened
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
 ENDINGS = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
-class Found(NamedTuple):
+class Contents(NamedTuple):
     """The files in a folder and its subfolders, sorted by path, and the subfolders that cannot be read."""
 
     pictures: list[Path]
@@ -24,12 +24,12 @@ class Found(NamedTuple):
     unreadable: list[Path]
 
 
-def in_folder(folder: str | Path) -> Found:
+def in_folder(folder: str | Path) -> Contents:
     """Return what is in a folder. A file is a picture by its ending."""
     unreadable = []
     paths = sorted(_files(folder, onerror=lambda error: unreadable.append(Path(error.filename))))
     pictures = [path for path in paths if path.suffix.lower() in ENDINGS]
-    return Found(pictures, [path for path in paths if path.suffix.lower() not in ENDINGS], unreadable)
+    return Contents(pictures, [path for path in paths if path.suffix.lower() not in ENDINGS], unreadable)
 
 
 def is_in(folder: Path) -> bool:
@@ -39,13 +39,7 @@ def is_in(folder: Path) -> bool:
 
 def left_out(others: list[Path]) -> str:
     """Return the line that says which files of a folder are no pictures."""
-    return f"Left out, because their suffix is not a picture's: {some(others)}."
-
-
-def some(paths: list[Path]) -> str:
-    """Return the first three of `paths`, in one line, and how many more there are."""
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return in_one_line(", ".join(map(str, paths[:3]))) + more
+    return f"Left out, because their suffix is not a picture's: {shortened(others, 3)}."
 
 
 def _files(folder: str | Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:

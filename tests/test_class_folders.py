@@ -211,6 +211,19 @@ def test_all_damaged_pictures_are_named_at_once(tmp_path):
     assert "; take them out. The first: " in str(error.value)
 
 
+def test_pictures_too_many_for_memory_are_refused_with_the_option_that_makes_them_smaller(tmp_path, monkeypatch):
+    folder = draw(tmp_path / "colours", 6)
+
+    def empty(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(class_folders.np, "empty", empty)
+    with pytest.raises(BadInput) as error:
+        sources.choose(str(folder), "2000").load()
+    fault = f"--data {folder}: 15 pictures of 2000x2000 take 0.2 GB, more memory than there is"
+    assert str(error.value) == f"{fault}; pass a smaller size with --image-size"
+
+
 def test_a_directory_that_holds_a_run_is_refused_before_pictures_are_read(tmp_path, monkeypatch, capsys):
     flags = ["--data", str(draw(tmp_path / "colours", 6)), "--epochs", "1", "--out", str(tmp_path / "run")]
     assert train.main(flags) == 0

@@ -1133,6 +1133,7 @@ def test_each_of_several_groups_is_set_against_the_first_with_intervals_for_as_m
         "Differences from a in test accuracy; 95 % intervals, corrected for 2 comparisons (Bonferroni):\nb minus a: "
         in text
     )
+    assert "\n\n\n" not in text
     pairs = np.subtract(accuracies["b"], accuracies["a"])
     half = stats.t.ppf(1 - 0.025 / 2, 2) * pairs.std(ddof=1) / 3**0.5
     difference = content["differences from the first"]["b"]

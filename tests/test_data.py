@@ -355,7 +355,7 @@ def test_arrays_of_other_names_are_said_not_to_be_used(arrays, tmp_path, capsys)
 
 
 def test_images_that_training_has_too_are_counted(arrays, tmp_path, capsys):
-    assert data.repeated(arrays["x_train"], arrays["x_test"]) == 0
+    assert data.repeated(arrays["x_train"], {"test": arrays["x_test"]}) == {"test": 0}
     again = np.concatenate([arrays["x_train"][:5], arrays["x_test"][5:]])
     np.savez(tmp_path / "again.npz", **arrays | {"x_test": again})
     assert train.main(["--data", str(tmp_path / "again.npz"), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0

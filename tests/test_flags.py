@@ -151,7 +151,11 @@ def test_a_run_that_was_moved_with_its_data_says_what_it_reached_and_goes_on_whe
 
 
 REFUSED = {
-    "a directory beside it": ("--resume runs/first --out x", None, ["--resume runs/first", "leave --out"]),
+    "a directory beside it": (
+        "--resume runs/first --out x",
+        None,
+        ["--resume runs/first", "leave --out", "pass --config runs/first with another --out to start a new run"],
+    ),
     "a config beside it": ("--resume runs/first --config c.json", None, ["--resume runs/first", "leave --out"]),
     "no run": ("--resume runs/none", None, ["--resume runs/none: no such directory"]),
     "a file": ("--resume mine.npz", None, ["--resume mine.npz: no such directory"]),
