@@ -127,7 +127,11 @@ def read_npz(
             raise ValueError("not a file")
         _refuse_other_kinds(flag, path)
         # numpy warns of a header that is not Python before it raises.
-        with warnings.catch_warnings(action="ignore"), np.load(path, allow_pickle=False) as file:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            path.open("rb") as opened,  # numpy leaves a damaged file open
+            np.load(opened, allow_pickle=False) as file,
+        ):
             missing = [name for name in needed if name not in file.files]
             if missing:
                 there = ", ".join(file.files) or "nothing"

@@ -23,6 +23,7 @@ TRAINING, TEST = "train", "test"
 PARTS = {TRAINING: "train(ing)?", TEST: "test(ing)?", "validation": "val(id(ation)?)?"}  # usual names, in any case
 ENDS = "([ _-]?(set|data|images))?"  # of such a name, as in training_set
 LAYOUT = "pictures lie in CLASS/*, of two classes or more, or in train/CLASS/* and test/CLASS/*"
+DARK = 63  # the highest value of 14 bits in a file of 16
 TEST_PART = 6  # of a folder without a test part, every class's last sixth is it
 
 
@@ -66,13 +67,12 @@ class ClassFolders(Source):
                 raise BadInput(f"--data {self.text}: {test_folder.name} has {names_there:.200}, no class of {TRAINING}")
             test = _listed(test_folder, classes, names)
         shape = self._shape([*training, *test])
-        return Arrays(
-            self._read(training, shape),
-            _labels(training),
-            self._read(test, shape),
-            _labels(test),
-            tuple(map(in_one_line, names)),
-        )
+        x_train, x_test = self._read(training, shape), self._read(test, shape)
+        highest = max(x_train.max(), x_test.max())
+        if highest <= DARK:
+            remedy = "scale their values up, for example where a file of 16 bits holds values of 12"
+            say(f"No pixel of the pictures is above {highest}, where 255 is white; {remedy}.")
+        return Arrays(x_train, _labels(training), x_test, _labels(test), tuple(map(in_one_line, names)))
 
     def describe(self) -> str:
         return f"pictures in {self.text}"

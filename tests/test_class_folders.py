@@ -200,6 +200,18 @@ def test_pictures_in_the_default_folder_are_trained_on_also_where_keras_has_cifa
     assert sources.choose("data").describe() == "pictures in data"
 
 
+def test_pictures_that_use_only_the_lower_bits_of_their_files_are_said_to_be_dark(tmp_path, capsys):
+    folder = draw(tmp_path / "grey", 6, mode="L")
+    sources.choose(str(folder)).load()
+    assert "where 255 is white" not in capsys.readouterr().out
+    for path in folder.rglob("*.png"):
+        of_12_bits = np.asarray(Image.open(path)).astype(np.uint16) << 4
+        Image.fromarray(of_12_bits).save(path)
+    arrays = sources.choose(str(folder)).load()
+    highest = max(arrays.x_train.max(), arrays.x_test.max())
+    assert f"No pixel of the pictures is above {highest}, where 255 is white; scale " in capsys.readouterr().out
+
+
 def test_all_damaged_pictures_are_named_at_once(tmp_path):
     folder = draw(tmp_path / "colours", 6)
     cut = [folder / "red" / f"{number}.png" for number in (2, 4)]
