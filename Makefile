@@ -1,4 +1,4 @@
-# All the set-up there is: `make train` and `make test`. ARGS="..." passes flags on to train.py or to pytest.
+# `make train` and `make test` do the whole setup. ARGS="..." passes flags on to train.py or pytest.
 PYTHON ?= python3
 TRAIN := .venv/bin/python train.py --resume $(ARGS)
 export ARGS
@@ -10,7 +10,7 @@ train: .venv/train.installed
 	@$(TRAIN); code=$$?; \
 	case " $$ARGS" in *" --data"*|*" --out"*|*" --resume="*|*" --resume "[!-]*) exit $$code;; esac; \
 	if [ $$code -eq 3 ]; then \
-		echo "CIFAR-10 is out of reach: doing the same on --data synthetic, which is NOT CIFAR-10."; \
+		echo "CIFAR-10 is not available: training on --data synthetic instead, which is NOT CIFAR-10."; \
 		$(TRAIN) --data synthetic; \
 	else \
 		exit $$code; \
@@ -21,7 +21,7 @@ test: .venv/test.installed
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest $(ARGS)
 
-# Keras on the backend that KERAS_BACKEND names; else on TensorFlow, which is installed if it is missing.
+# Uses the Keras backend that KERAS_BACKEND names, or else TensorFlow, which is installed if it is missing.
 proof: .venv/train.installed
 	@.venv/bin/python -c "import keras" 2>/dev/null || .venv/bin/python -m pip install -q keras
 	@[ -n "$$KERAS_BACKEND" ] || .venv/bin/python -c "import tensorflow" 2>/dev/null || \

@@ -1,11 +1,11 @@
-"""BatchNormalization as Keras computes it; running/distributed.py has it for several processes."""
+"""BatchNormalization as Keras computes it; running/distributed.py has the version for several processes."""
 
 import torch
 from torch import Tensor, nn
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Keras's BatchNormalization; `state_dict` has the names of torch's."""
+    """Keras's BatchNormalization, with the `state_dict` keys of torch's BatchNorm2d."""
 
     def __init__(self, channels: int):
         # Difference 10: epsilon and momentum are Keras's; torch's momentum is 1 - Keras's.
@@ -16,12 +16,12 @@ class BatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         self.num_batches_tracked.add_(1)
         # Difference 14: Keras averages the biased variance of each batch, torch the unbiased one, n / (n - 1) times as
-        # large. torch puts that into `added`, times momentum; running_var itself, changed later, would spoil backward.
+        # large. torch adds momentum times that to `added`; correcting running_var itself later would break backward.
         added, n = torch.zeros_like(self.running_var), x.numel() // x.shape[1]
         where = (self.weight, self.bias, self.running_mean, added)
         x = torch.batch_norm(x, *where, True, self.momentum, self.eps, torch.backends.cudnn.enabled)
         with torch.no_grad():
             self.running_var.mul_(1 - self.momentum)
-            if n > 1:  # one value varies by 0, in Keras too; torch divides that by 0
+            if n > 1:  # a single value has variance 0, as in Keras; torch divides 0 by 0
                 self.running_var.add_(added, alpha=(n - 1) / n)
         return x

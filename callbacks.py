@@ -17,25 +17,25 @@ from cli.errors import BadInput, first_line
 from metrics import rounded
 from running.history import less
 
-LOOKAHEAD_STEPS, LOOKAHEAD_ALPHA = 5, 0.5  # k and alpha as Zhang et al. 2019 advise
+LOOKAHEAD_STEPS, LOOKAHEAD_ALPHA = 5, 0.5  # k and alpha, as Zhang et al. 2019 recommend
 
 
 class Stop(NamedTuple):
-    """Why a callback ends training. `final` tells that the run has then finished; else `--resume` goes on with it."""
+    """Why a callback ends training. If `final`, the run has then finished; otherwise, `--resume` continues it."""
 
     reason: str
     final: bool = True
 
 
 class Callback:
-    """What happens between steps and between epochs; a subclass overrides what it needs.
+    """Base class of callbacks; a subclass overrides the methods that it needs.
 
-    `train.fit` calls them all, in the order of its dict. One that has a state also has `state_dict` and
-    `load_state_dict`, as a torch module does: tensors and plain values, saved after each epoch.
+    `train.fit` calls all callbacks, in the order of its dict. A callback with a state also has `state_dict` and
+    `load_state_dict`, like a torch module; the state, tensors and plain values, is saved after each epoch.
     """
 
-    network: nn.Module | None = None  # is evaluated, and kept as best, in place of the network that is trained
-    stop: Stop | None = None  # training ends before the next epoch
+    network: nn.Module | None = None  # evaluated, and kept as best, instead of the network that is trained
+    stop: Stop | None = None  # if set, training ends before the next epoch
 
     def before_epoch(self, epoch: int) -> None:
         """Called before `epoch`, from 0."""
@@ -44,15 +44,15 @@ class Callback:
         """Called after each step of the optimizer."""
 
     def after_epoch(self, epoch: int, logs: dict[str, float]) -> str | None:
-        """Called with the figures of `epoch`, from 0; return a line to print, or None."""
+        """Called after `epoch`, from 0, with its metrics; return a line to print, or None."""
         return None
 
 
 class EarlyStopping(Callback):
-    """`keras.callbacks.EarlyStopping(monitor, patience)`: says which epoch is the best and when to stop.
+    """`keras.callbacks.EarlyStopping(monitor, patience)`: decides which epoch is the best and when to stop.
 
-    The caller keeps the weights: a copy whenever `improved`, put back when training ends for any reason. An epoch in
-    which `schedule` still rises takes nothing of the patience.
+    The caller copies the weights whenever `improved`, and uses that copy when training ends for any reason. Epochs do
+    not count toward the patience while `schedule` is rising.
     """
 
     REASON = "early stopping"
@@ -63,7 +63,7 @@ class EarlyStopping(Callback):
         self.best_epoch: int | None = None  # from 0
         self.stopped_epoch: int | None = None
         self.wait = 0
-        self.improved = False  # was the last epoch the best so far?
+        self.improved = False  # whether the last epoch was the best so far
 
     def after_epoch(self, epoch: int, logs: dict[str, float]) -> str | None:
         value = logs[self.monitor]
@@ -95,23 +95,23 @@ class EarlyStopping(Callback):
 
 
 class Schedule(Callback):
-    """Mixed in before one of torch's schedulers, which holds the optimizer and has the state: what the loop asks of it.
+    """Mixin that makes a torch scheduler a callback; it precedes the scheduler, which holds optimizer and state.
 
-    Made by `make_schedule`. Its keyword-only arguments are `total_steps` and `steps_per_epoch`, if it wants them, and
-    the options that it takes, under their names; these options are refused beside any schedule that does not.
+    `make_schedule` constructs it. The keyword-only arguments are the options that it uses, by name, and `total_steps`
+    and `steps_per_epoch` if it needs them. These options are refused with any schedule that does not use them.
     """
 
-    spans_all_epochs: ClassVar[bool] = True  # their number is fixed then, also when a run is resumed
-    cutting: ClassVar[bool] = False  # does the rate stay as it is but for cuts between epochs?
+    spans_all_epochs: ClassVar[bool] = True  # if so, a resumed run cannot change their number
+    cutting: ClassVar[bool] = False  # whether the rate changes only by cuts between epochs
 
     @property
     def rate(self) -> float:
-        """The learning rate of the next step."""
+        """Return the learning rate of the next step."""
         return self.optimizer.param_groups[0]["lr"]
 
     @property
     def rising(self) -> bool:
-        """Tell whether the highest rate is still to come; until then early stopping does not count."""
+        """Return whether the peak rate is still ahead; until then, early stopping does not count epochs."""
         return False
 
     def after_step(self) -> None:
@@ -119,7 +119,7 @@ class Schedule(Callback):
 
 
 class Plateau(Schedule, lr_scheduler.ReduceLROnPlateau):
-    """`keras.callbacks.ReduceLROnPlateau`: cuts the rate by `lr_factor` after `lr_patience` epochs without a gain."""
+    """`keras.callbacks.ReduceLROnPlateau`: cuts the rate by `lr_factor` after `lr_patience` bad epochs."""
 
     spans_all_epochs, cutting = False, True
 
@@ -135,14 +135,14 @@ class Plateau(Schedule, lr_scheduler.ReduceLROnPlateau):
             threshold_mode="abs",
             cooldown=0,
             min_lr=_as_rate(min_lr, optimizer),
-            eps=0,  # torch skips cuts smaller than eps; Keras takes each one down to min_lr
+            eps=0,  # torch skips cuts smaller than eps; Keras makes every cut down to min_lr
         )
 
     def is_better(self, loss: float, best: float) -> bool:
         # Difference 13: torch compares in float64.
         return less(loss + self.threshold, best)
 
-    _is_better = is_better  # torch has had both names
+    _is_better = is_better  # torch has used both names
 
     def after_step(self) -> None:
         pass
@@ -152,27 +152,27 @@ class Plateau(Schedule, lr_scheduler.ReduceLROnPlateau):
         self.step(logs["val_loss"])
         if self.rate != before:
             for group, floor in zip(self.optimizer.param_groups, self.min_lrs, strict=True):
-                # Keras rounds a float32 model's rate at each cut, and compares any with its floor in float32.
+                # Keras rounds a float32 model's rate at each cut, and compares every rate with its floor in float32.
                 cut = rounded(group["lr"], group["params"][0].dtype)
                 group["lr"] = cut if less(floor, before) else before
         return None if self.rate == before else f"ReduceLROnPlateau reducing learning rate to {self.rate}."
 
 
 class Cosine(Schedule, lr_scheduler.CosineAnnealingLR):
-    """Falls from the rate to `min_lr` along half a cosine, step by step."""
+    """Decays from the initial rate to `min_lr` along half a cosine, step by step."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, total_steps: int, min_lr: float):
         super().__init__(optimizer, T_max=total_steps, eta_min=_as_rate(min_lr, optimizer))
 
 
 class OneCycle(Schedule, lr_scheduler.OneCycleLR):
-    """Rises from 1/25 of the rate to it in 5 % of the steps and falls to 4e-6 of it, both in a straight line."""
+    """Warms up linearly from 1/25 of the peak rate in 5 % of the steps, then decays linearly to 4e-6 of it."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, total_steps: int):
         super().__init__(
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
-            total_steps=total_steps + 1,  # the rates before and after each step
+            total_steps=total_steps + 1,  # a rate before the first step and one after each
             # torch divides by zero where the rise ends with the first step.
             pct_start=max(0.05, 1.5 / (total_steps + 1)),
             anneal_strategy="linear",
@@ -188,14 +188,14 @@ SCHEDULES = {"plateau": Plateau, "cosine": Cosine, "onecycle": OneCycle}
 
 
 def options_of(schedule: type[Schedule]) -> set[str]:
-    """Return the names of the options that a schedule takes, as its signature has them."""
+    """Return the names of the options that a schedule uses, from its signature."""
     return _keywords(schedule) - {"total_steps", "steps_per_epoch"}
 
 
 def make_schedule(
     name: str, optimizer: torch.optim.Optimizer, options: Mapping[str, object], epochs: int, steps_per_epoch: int
 ) -> Schedule:
-    """Return the schedule called `name` for so many epochs, with those of the `options` that it takes."""
+    """Return the schedule called `name` for this number of epochs, with the `options` that it uses."""
     available = {**options, "total_steps": epochs * steps_per_epoch, "steps_per_epoch": steps_per_epoch}
     return SCHEDULES[name](optimizer, **{keyword: available[keyword] for keyword in _keywords(SCHEDULES[name])})
 
@@ -206,7 +206,7 @@ def _keywords(schedule: type[Schedule]) -> set[str]:
 
 
 def _as_rate(value: float, optimizer: torch.optim.Optimizer) -> float:
-    """Return `value` as the learning rates of the optimizer's weights are kept."""
+    """Return `value` rounded to the dtype of the optimizer's weights."""
     # Difference 9: a float32 Keras model keeps its rates in float32, so that 0.001 is 0.0010000000474974513.
     return rounded(value, optimizer.param_groups[0]["params"][0].dtype)
 
@@ -214,9 +214,9 @@ def _as_rate(value: float, optimizer: torch.optim.Optimizer) -> float:
 class History(Callback):
     """The log of a run, by epoch: Keras's `history`, the notebook's own list of learning rates, and times.
 
-    In `logs` the `learning_rate` is the one that an epoch began with; `learning_rates` are those after each epoch, as
-    the notebook logs them, read from `schedule`, which comes before; `seconds` are wall time. `columns` names the
-    figures that this version logs; a resumed run keeps those that it has.
+    In `logs`, `learning_rate` is the rate before the epoch. `learning_rates` are the rates after each epoch, as the
+    notebook logs them, read from `schedule`, which must be called first. `seconds` are wall time. `columns` names the
+    metrics that this version logs; a resumed run keeps its own columns.
     """
 
     def __init__(self, columns: Sequence[str] = (), schedule: Schedule | None = None):
@@ -230,7 +230,7 @@ class History(Callback):
         return len(self.logs)
 
     def __repr__(self) -> str:
-        """Return a table, a row for each epoch."""
+        """Return a table with a row for each epoch."""
         names = ["epoch", *self.columns]
         rows = [[str(epoch), *(f"{row[name]:.4g}" for name in self.columns)] for epoch, row in enumerate(self.logs, 1)]
         widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
@@ -238,7 +238,7 @@ class History(Callback):
 
     @property
     def history(self) -> dict[str, list[float]]:
-        """The figures by column, as the `history` of what Keras's `fit` returns."""
+        """Return the metrics by column, like `history` in the object that Keras's `fit` returns."""
         return {name: [row[name] for row in self.logs] for name in self.columns}
 
     def before_epoch(self, epoch: int) -> None:
@@ -252,7 +252,7 @@ class History(Callback):
 
     @property
     def cuts(self) -> list[dict]:
-        """The epochs that ended with another rate: `[{"epoch": from 1, "learning_rate": after it}]`."""
+        """Return the epochs that changed the rate: `[{"epoch": from 1, "learning_rate": after it}]`."""
         pairs = enumerate(zip(self.logs, self.learning_rates, strict=True), start=1)
         return [
             {"epoch": epoch, "learning_rate": after} for epoch, (logs, after) in pairs if after != logs["learning_rate"]
@@ -262,7 +262,7 @@ class History(Callback):
         return {"logs": self.logs, "learning_rates": self.learning_rates, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, list]) -> None:
-        """Take up where `state_dict` was called. Raises ValueError for a figure that this version does not log."""
+        """Restore what `state_dict` returned. Raises ValueError for a column that this version does not log."""
         logs, rates, seconds = (list(state_dict[name]) for name in ("logs", "learning_rates", "seconds"))
         if not (logs and len(logs) == len(rates) == len(seconds)):
             raise ValueError(f"its history has {len(logs)}, {len(rates)} and {len(seconds)} epochs")
@@ -274,7 +274,7 @@ class History(Callback):
 
 
 class Lookahead(Callback):
-    """Puts the weights halfway back, every 5 steps, to where they were 5 steps ago.
+    """Moves the weights, every 5 steps, halfway back to where they were 5 steps ago.
 
     Zhang et al. 2019, arXiv:1907.08610.
     """
@@ -301,14 +301,14 @@ class Lookahead(Callback):
 
 
 class TensorBoard(Callback):
-    """Writes the figures of each epoch into `folder`, for TensorBoard; a resumed run's earlier epochs first."""
+    """Writes the metrics of each epoch to `folder` for TensorBoard, starting with a resumed run's earlier epochs."""
 
     def __init__(self, folder: Path, history: History):
         self.folder, self.history, self.writer = folder, history, None
 
     def before_epoch(self, epoch: int) -> None:
         if self.writer is None:
-            # Replaces the points of the process before.
+            # Replaces the previous process's points.
             self.writer = _tensorboard().SummaryWriter(self.folder, purge_step=0)
             for earlier, logs in enumerate(self.history.logs):
                 self.after_epoch(earlier, logs)
@@ -321,20 +321,20 @@ class TensorBoard(Callback):
 
     @staticmethod
     def refuse_without_package() -> None:
-        """Raise BadInput where TensorBoard is not installed."""
+        """Raise BadInput if TensorBoard is not installed."""
         try:
             _tensorboard()
         except ImportError as error:
-            remedy = "install it by python -m pip install tensorboard, or leave --tensorboard out"
+            remedy = "install it with python -m pip install tensorboard, or leave --tensorboard out"
             raise BadInput(f"--tensorboard: no package tensorboard ({first_line(error)}); {remedy}") from None
 
 
 def _tensorboard() -> types.ModuleType:
-    """Return torch.utils.tensorboard, without TensorFlow, which beside torch can crash the process."""
-    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))  # by which TensorBoard does without
+    """Return torch.utils.tensorboard, imported without TensorFlow, which can crash a process that uses torch."""
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))  # TensorBoard then does without it
     return importlib.import_module("torch.utils.tensorboard")
 
 
 def first_stop(callbacks: Sequence[Callback]) -> Stop | None:
-    """Return the reason of the first callback that ends training; None if training goes on."""
+    """Return the `stop` of the first callback that ends training; None if training continues."""
     return next((callback.stop for callback in callbacks if callback.stop is not None), None)

@@ -1,4 +1,4 @@
-"""Compare trainings, of one framework or of several, and say how sure the comparison is.
+"""Compare training runs, from one framework or several, and report how certain the comparison is.
 
     python compare.py runs/keras-seed0 runs/baseline-seed0
     python compare.py keras=runs/keras-seed* torch=runs/baseline-seed* --within 0.01
@@ -31,7 +31,7 @@ from comparing.intervals import Difference, Estimate, estimate
 from options import Options
 from running import files
 
-# What is printed of each run, and the formats for one run and for the mean of several.
+# The figures printed for each run, with their formats for one run and for the mean of several.
 FIGURES = {
     "epochs": ("g", ".1f"),
     "best epoch": ("g", ".1f"),
@@ -46,8 +46,8 @@ TEST, VALIDATION = "test accuracy", "val_accuracy there"
 CUTTING = [name for name, schedule in SCHEDULES.items() if schedule.cutting]
 WIDEST = 120  # columns; a wider table has one row per group
 PICTURE, CONTENT = "comparison.png", "comparison.json"
-OWN_FILES = {PICTURE, CONTENT, grid.PICTURE, grid.CONTENT}  # that lie beside runs, and are none
-KEYS = {"groups", "within", "equivalent"}  # by which an earlier CONTENT is known
+OWN_FILES = {PICTURE, CONTENT, grid.PICTURE, grid.CONTENT}  # that lie beside runs but are not runs
+KEYS = {"groups", "within", "equivalent"}  # by which an earlier CONTENT is recognized
 
 
 @command("compare.py", failed=4)
@@ -71,19 +71,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--list",
         action="store_true",
-        help="list the runs, a row each, by validation accuracy at the best epoch, with the settings that differ",
+        help="list the runs, one per row, by validation accuracy at the best epoch, with the settings that differ",
     )
     parser.add_argument("--csv", action="store_true", help="with --list: print the rows as CSV")
     parser.add_argument(
-        "--mixed", action="store_true", help="pool runs whose data, code or settings differ, and say so"
+        "--mixed", action="store_true", help="pool runs whose data, code or settings differ, and list the differences"
     )
     parser.add_argument(
         "--within",
         type=number(float, "(0, 1]"),
         metavar="MARGIN",
-        help="test two groups for equivalence, and report it in the exit code: the 95%% interval of the difference of "
-        "their test accuracies must lie within plus or minus MARGIN (0.01 is one point); by validation accuracy at the "
-        "best epoch where not every run has a test accuracy",
+        help="test two groups for equivalence and report the result in the exit code: the 95%% interval of the "
+        "difference in test accuracy must lie within plus or minus MARGIN (0.01 is one point); validation accuracy at "
+        "the best epoch is used if any run has no test accuracy",
     )
     parser.add_argument(
         "--out", type=path_type, default="comparison", metavar="DIR", help=f"where {PICTURE} and {CONTENT} go"
@@ -101,7 +101,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def show_list(args: argparse.Namespace) -> int:
-    """Print a row for each run; what cannot be read is named in a line each."""
+    """Print one row per run, and a line for each run that cannot be read; return the exit code."""
     runs, code = [], 0
     for argument in args.runs:
         paths = [Path(path) for path in matches(argument)]
@@ -198,15 +198,15 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def rules_of_options() -> Rules:
-    """Return what a comparison must know of the options."""
+    """Return the defaults and the loss options that a comparison uses."""
     repeats = named(Options, "repeats")
-    of_options = Options(out=Path())  # with no directory to name, nothing asks what lies in the folder of the data
+    of_options = Options(out=Path())  # with `out` given, no name is derived from the data folder
     defaults = {name: default for name, default in of_options.defaults().items() if name not in repeats}
     return Rules(defaults | {"epochs": Options.epochs}, named(Options, "in_loss"))
 
 
 def read_groups(arguments: list[str]) -> tuple[dict[str, list[Training]], list[str]]:
-    """Read what each `[LABEL=]GLOB[@ACCURACY]` names, grouped by label, and say what all groups share."""
+    """Read the runs that each `[LABEL=]GLOB[@ACCURACY]` names; return them by label, and lines on what all share."""
     groups: dict[str, list[Training]] = {}
     unnamed = {}
     for argument in arguments:
@@ -230,9 +230,9 @@ def read_groups(arguments: list[str]) -> tuple[dict[str, list[Training]], list[s
 
 
 def labelled(argument: str) -> tuple[str, str, str]:
-    """Return label, "=" and pattern; without a label the argument itself, "", and the argument.
+    """Return the label, "=" and the pattern; without a label, the argument, "" and the argument again.
 
-    A label may have = in it: its end is the first = that something is found behind, or else the first of all.
+    A label may contain =: it ends at the first = followed by a pattern that matches a path, or else at the first =.
     """
     if "=" not in argument or os.path.exists(os.path.expanduser(argument)):
         return argument, "", argument
@@ -244,18 +244,18 @@ def labelled(argument: str) -> tuple[str, str, str]:
 def with_headings(
     groups: dict[str, list[Training]], unnamed: dict[str, str]
 ) -> tuple[dict[str, list[Training]], list[str]]:
-    """Shorten the headings of the `unnamed` groups (label: path) to the parts that differ; mark groups of the stand-in.
+    """Shorten the headings of the `unnamed` groups (label: path) to the parts that differ; mark stand-in data.
 
-    Returns the groups by their headings, and lines that say what all share.
+    Returns the groups by heading, and lines on what they share.
     """
     parts, folder = differing_parts([*unnamed.values()])
     shorter = dict(zip(unnamed, map(in_one_line, parts), strict=True))
     headings, shared = {label: shorter.get(label, label) for label in groups}, []
-    if len({*headings.values()}) < len(groups):  # a LABEL is the part that differs
+    if len({*headings.values()}) < len(groups):  # a LABEL equals a shortened path
         headings = {label: label for label in groups}
     elif folder:
-        shared.append(f"{'All' if len(unnamed) == len(groups) else 'Those without a LABEL'} are in {folder}.")
-    # As everywhere, the stand-in's figures are named as such: in the table, the picture, the file.
+        shared.append(f"{'All' if len(unnamed) == len(groups) else 'Groups without a LABEL'} are in {folder}.")
+    # As everywhere, figures from stand-in data are marked: in the table, the picture and the file.
     stand_in = [label for label, group in groups.items() if any(map(comparability.of_stand_in, group))]
     marked = comparability.all_of_stand_in(run for group in groups.values() for run in group)
     if len(groups) > 1 and marked:
@@ -266,7 +266,7 @@ def with_headings(
 
 
 def matches(pattern: str) -> list[str]:
-    pattern = os.path.expanduser(pattern)  # a shell leaves the ~ of LABEL=~/GLOB alone
+    pattern = os.path.expanduser(pattern)  # a shell does not expand the ~ in LABEL=~/GLOB
     if os.path.exists(pattern):
         return [pattern]
     return sorted(path for path in glob.glob(pattern) if Path(path).name not in OWN_FILES)
@@ -276,7 +276,7 @@ def given_accuracy(argument: str, text: str) -> float:
     try:
         return number(float, "[0, 1]")(text)
     except argparse.ArgumentTypeError as error:
-        raise BadInput(f"{argument}: no such run, and as a test accuracy {error}; write 72.36 % as 0.7236") from None
+        raise BadInput(f"{argument}: no such run, and the test accuracy {error}; write 72.36 % as 0.7236") from None
 
 
 def pooled(groups: dict[str, list[Training]], rules: Rules, mixed: bool) -> list[str]:
@@ -292,18 +292,18 @@ def pooled(groups: dict[str, list[Training]], rules: Rules, mixed: bool) -> list
 
 
 def claim(out: Path) -> None:
-    """Make the folder `out`. Raises BadInput rather than overwrite there the files of another program."""
+    """Create the folder `out`. Raises BadInput if files of another program would be overwritten there."""
     files.make_folder(out)
     earlier = {}
     with contextlib.suppress(BadInput):
         earlier = files.read_json(out / CONTENT)
     if not earlier.keys() >= KEYS and ((out / CONTENT).exists() or (out / PICTURE).exists()):
-        raise BadInput(f"--out {out}: has a {CONTENT} or {PICTURE} that is not compare.py's own; pass another --out")
+        raise BadInput(f"--out {out}: has a {CONTENT} or {PICTURE} that compare.py did not write; pass another --out")
 
 
 def write(out: Path, groups: dict[str, list[Training]], rules: Rules, content: dict, title: str) -> None:
-    """Write comparison.json and comparison.png. Raises BadInput rather than overwrite those of another program."""
-    import plots  # matplotlib takes most of a second, which --list does without
+    """Write comparison.json and comparison.png. Raises BadInput instead of overwriting those of another program."""
+    import plots  # importing matplotlib takes most of a second, and --list does not need it
 
     claim(out)
     runs = [run for group in groups.values() for run in group]
@@ -317,7 +317,7 @@ def write(out: Path, groups: dict[str, list[Training]], rules: Rules, content: d
 
 
 def caption(groups: dict[str, list[Training]], estimates: dict[str, dict[str, Estimate | None]]) -> str:
-    """Return the picture's title: each group's test accuracy, and that all are of the stand-in where they are."""
+    """Return the picture's title: each group's test accuracy, marked if all runs use the stand-in data."""
     accuracies = {label: of_group[TEST] for label, of_group in estimates.items() if of_group[TEST] is not None}
     words = "; ".join(f"{label} {one.spread()}" for label, one in accuracies.items())
     title = f"Test accuracy: {words}" if words else ""
@@ -332,13 +332,13 @@ def over_runs(figures: list[dict], name: str) -> Estimate | None:
 
 
 def verdict(difference: Difference | None, figures: dict, estimates: dict, judged_by: str, margin: float) -> list[str]:
-    """Say how two groups differ, and where a single run lies among the other group's."""
+    """Return lines on how two groups differ, and where a single run ranks among those of the other group."""
     (first, a), (second, b) = ((label, of_group[judged_by]) for label, of_group in estimates.items())
     if difference is None:
         without = first if a is None else second
         return [
-            f"No difference of accuracies: {without} has no test accuracy, and no validation accuracy at a best epoch,",
-            "which is that of the lowest val_loss. @0.7236 behind a history gives it its test accuracy.",
+            f"No difference is stated: {without} has no test accuracy, and no validation accuracy at a best epoch,",
+            "which is the one with the lowest val_loss. Append @0.7236 to a history to give its test accuracy.",
         ]
     what, lines = "Test accuracy", []
     if judged_by == VALIDATION:
@@ -354,7 +354,7 @@ def verdict(difference: Difference | None, figures: dict, estimates: dict, judge
 
 
 def places(pairs: list[tuple[str, str]], figures: dict, estimates: dict, judged_by: str) -> list[str]:
-    """Say of each pair of groups, where one is a single run, where it lies among the other's."""
+    """Return lines on where a single run ranks among the runs of the other group, for each pair of groups."""
     lines = []
     for label, among in (order for one, other in pairs for order in ((one, other), (other, one))):
         one, several = estimates[label][judged_by], estimates[among][judged_by]
@@ -365,7 +365,7 @@ def places(pairs: list[tuple[str, str]], figures: dict, estimates: dict, judged_
 
 
 def against_first(differences: dict[str, Difference | None], first: str, judged_by: str) -> list[str]:
-    """Say how each of several groups differs from the first."""
+    """Return lines on how each group differs from the first."""
     what = "test accuracy" if judged_by == TEST else "validation accuracy at the best epoch"
     corrected = f"corrected for {len(differences)} comparisons (Bonferroni)"
     lines = [f"Differences from {first} in {what}; 95 % intervals, {corrected}:"]
@@ -375,7 +375,7 @@ def against_first(differences: dict[str, Difference | None], first: str, judged_
 
 
 def in_width(columns: dict[str, dict[str, str]], markdown: bool) -> str:
-    """Lay out the cells: figures down and groups across, or turned where that is too wide."""
+    """Return the table with a row per figure and a column per group, or transposed if that is too wide."""
     text = table(columns, markdown)
     if max(map(len, text.splitlines())) <= WIDEST:
         return text
@@ -384,7 +384,7 @@ def in_width(columns: dict[str, dict[str, str]], markdown: bool) -> str:
 
 
 def cells(figures: list[dict], estimates: dict[str, Estimate | None]) -> dict[str, str]:
-    """One group's column of the table, by row; a dash for what it lacks."""
+    """Return one group's column of the table, by row; a dash for a missing figure."""
     column = {"runs": str(len(figures))}
     for name, (one, several) in FIGURES.items():
         figure = estimates[name]

@@ -26,9 +26,10 @@ class Split(NamedTuple):
 
 
 def unseen(training: Split, validation: Split, test: Split, classes: int) -> dict[str, list[int]]:
-    """Return the classes that no training image has, by the part that has them; `no` is for those that no image has.
+    """Return the classes that are missing from some part, as sorted labels.
 
-    `not validation` and `not test` have those that training has and these parts lack.
+    Under `validation` and `test`: classes in that part but not in training. Under `not validation` and `not test`:
+    classes in training but not in that part. Under `no`: classes in no part.
     """
     trained, others, lacking = {*training.labels.tolist()}, {}, {}
     for part, split in (("validation", validation), ("test", test)):
@@ -39,13 +40,13 @@ def unseen(training: Split, validation: Split, test: Split, classes: int) -> dic
 
 
 def repeated(training: np.ndarray, others: dict[str, np.ndarray]) -> dict[str, int]:
-    """Return how many of each part's images are, pixel by pixel, among the images `training`; all (N, H, W, C)."""
-    hashes = {hash(image.tobytes()) for image in training}  # of 64 bits: 50,000 with 10,000 meet by chance once in 4e10
+    """Return how many images of each part have the same pixels as one in `training`; all are (N, H, W, C)."""
+    hashes = {hash(image.tobytes()) for image in training}  # 64 bits: 50,000 and 10,000 collide by chance once in 4e10
     return {part: sum(hash(image.tobytes()) in hashes for image in images) for part, images in others.items()}
 
 
 def split_validation(images: np.ndarray, labels: np.ndarray, fraction: float) -> tuple[Split, Split]:
-    """Cut the *last* `fraction` off for validation, as Keras's `validation_split` does: unshuffled, rounded alike."""
+    """Split off the *last* `fraction` for validation, unshuffled and rounded like Keras's `validation_split`."""
     cut = math.floor(len(labels) * (1.0 - fraction))
     if not 0 < cut < len(labels):
         part, other = ("training", "smaller") if cut == 0 else ("validation", "larger")
@@ -69,9 +70,9 @@ class Views(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Views of images of `height` and `width`: moved by up to `shift` pixels each way, and mirrored or not.
+    """Random views of images of `height` and `width`: shifted by up to `shift` pixels each way, and mirrored or not.
 
-    Raises BadInput for a shift as large as the images.
+    Raises BadInput if `shift` is not smaller than the images.
     """
 
     height: int
@@ -83,17 +84,17 @@ class Augmentation:
         if self.shift >= min(self.height, self.width):
             raise BadInput(
                 f"--shift {self.shift}: images are {self.height}x{self.width}; "
-                f"pass {min(self.height, self.width) - 1} at most"
+                f"pass at most {min(self.height, self.width) - 1}"
             )
 
     def draw(self, count: int) -> Views:
-        """Draw a view of each of `count` images from torch's CPU generator, all equally likely (162 by default).
+        """Draw a view of each of `count` images from torch's CPU generator; all (162 by default) are equally likely.
 
-        Pixels next to the edge, mirrored at it, fill the gap.
+        The gap is filled by reflection, as in torch's `reflect` padding.
         """
         shifts = torch.randint(-self.shift, self.shift + 1, (2, count, 1))
         rows, columns = (
-            last - (last - (torch.arange(last + 1) + shift).abs()).abs()  # mirrored at 0, then at the last one
+            last - (last - (torch.arange(last + 1) + shift).abs()).abs()  # reflected at 0, then at the last index
             for last, shift in zip((self.height - 1, self.width - 1), shifts, strict=True)
         )
         if self.mirror:
@@ -107,8 +108,8 @@ def draw(
 ) -> tuple[Tensor | None, Views | None]:
     """Draw the order of `count` images, int64 (N,) (None: as stored), and their views (None without augmentation).
 
-    Both are functions of `seed` and `epoch` (from 0) alone, the same on each process and device. torch's generators are
-    left as seed, epoch and `rank` alone decide it, so that a process draws dropout masks of its own.
+    Both depend only on `seed` and `epoch` (from 0), so they are the same in every process and on every device. The
+    state in which torch's generators are left depends on `rank` too, so that each process draws its own dropout masks.
     """
     seed_torch(seed, epoch + 1)
     order = torch.randperm(count) if shuffle else None
@@ -119,7 +120,7 @@ def draw(
 
 
 def seed_torch(*entropy: int) -> None:
-    """Seed every torch generator with a function of `entropy`: (seed, 0) before the start, (seed, epoch from 1)."""
+    """Seed all torch generators from `entropy`: (seed, 0) for initial weights, then (seed, epoch from 1[, rank])."""
     torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
 
@@ -140,11 +141,11 @@ def batches(
     rank: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
-    """Yield batches of `split` in `order` (int64 indices; None: as stored), the short last one included.
+    """Yield batches of `split` in `order` (int64 indices; None: as stored), including a short last one.
 
-    Images come as `dtype`, channels_last in memory: the stored layout seen through a permute. With `views` (one per
-    stored image) each is seen through its own. Each batch is cut for so many `processes` as evenly as can be, some
-    parts empty if need be, and part number `rank` comes.
+    Images have `dtype` and are channels_last in memory, which is the stored layout, permuted. `views`, one per stored
+    image, augments them. Each batch is divided among `processes` as evenly as possible, and only part `rank`, which may
+    be empty, is yielded.
     """
     device = split.labels.device
     order = None if order is None else order.to(device)

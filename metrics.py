@@ -1,4 +1,4 @@
-"""What a batch costs, and how batches add up to the figures that Keras logs."""
+"""The loss of a batch, and how batches add up to the metrics that Keras logs."""
 
 import math
 from typing import NamedTuple
@@ -12,20 +12,20 @@ from data import Batch
 from model import Network, l2_penalty
 from running import distributed
 
-CHECK_EVERY = {"cpu": 1, "cuda": 100}  # batches between two looks at the loss: each look waits for a GPU
+CHECK_EVERY = {"cpu": 1, "cuda": 100}  # batches between two checks of the loss: each check waits for the GPU
 
 
 class Objective(NamedTuple):
-    """The loss of a batch, and how it is computed; `l2` is the factor of the penalty that figures show besides."""
+    """The loss of a batch, without the L2 penalty; `l2` is the factor of that penalty, which `Tally` adds."""
 
     l2: float
     label_smoothing: float = 0.0
     mixed_precision: bool = False
 
     def __call__(self, network: nn.Module, batch: Batch, mirrored: bool = False) -> tuple[Tensor, Tensor]:
-        """Return logits and the sum of the losses; `mirrored` averages logits with those of the mirror image."""
+        """Return the logits and the summed loss; `mirrored` averages logits with those of the mirror images."""
         images = batch.images
-        # No cache: within another autocast it would outlive the step, and serve the weights of the step before.
+        # No cache: within another autocast, it would outlive the step and serve the previous step's weights.
         with torch.autocast(images.device.type, torch.bfloat16, self.mixed_precision, cache_enabled=False):
             logits = network(images).to(images.dtype)
             if mirrored:
@@ -34,9 +34,9 @@ class Objective(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Loss per image, with its L2 penalty, and how many images of each `[true class][predicted class]` there are.
+    """Mean loss per image, including the L2 penalty, and image counts by `[true class][predicted class]`.
 
-    LOGGED names the figures of an epoch that are logged, printed and drawn.
+    LOGGED names the metrics of an epoch that are logged, printed and plotted.
     """
 
     loss: float
@@ -50,39 +50,39 @@ class Figures(NamedTuple):
         return right / sum(map(sum, self.confusion))
 
     def logs(self, dtype: torch.dtype, prefix: str = "") -> dict[str, float]:
-        """The figures under Keras's names, values of `dtype` as Keras logs them."""
+        """Return the metrics by Keras's names, rounded to `dtype` as Keras logs them."""
         return {f"{prefix}{name}": rounded(getattr(self, name), dtype) for name in self.LOGGED}
 
     @classmethod
     def columns(cls) -> list[str]:
-        """Return the names of all that is logged of an epoch."""
+        """Return the names of everything that is logged for an epoch."""
         return [*cls.LOGGED, *(f"val_{name}" for name in cls.LOGGED), "learning_rate"]
 
 
 class Tally:
-    """Adds up the batches of all processes, each image counting alike; the sums stay on the device.
+    """Adds up the batches of all processes, with equal weight for each image; the sums stay on the device.
 
-    Batches are kept, and added up only when the loss is looked at, so that a GPU launches the twenty or so kernels for
-    it once rather than at every step.
+    Batches are kept, and added up only when the loss is checked, so that a GPU launches the twenty or so kernels for
+    this once rather than at every step.
     """
 
     def __init__(self, model: Network, l2: float, what: str = "batch"):
         self.model, self.l2, self.what = model, l2, what
         self.classes = 0
         self.batches: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # loss, penalty, predicted and true classes
-        self.sums: Tensor | None = None  # of losses, and of batches before the first whose loss is not finite
-        self.pairs: Tensor | None = None  # of images by true and predicted class
+        self.sums: Tensor | None = None  # of losses, and of batches before the first non-finite loss
+        self.pairs: Tensor | None = None  # image counts by true and predicted class
 
     @torch.no_grad()
     def add(self, logits: Tensor, loss: Tensor, labels: Tensor) -> None:
-        """Take this process's part of a batch, `loss` being a sum. Raises Diverged if it is seen not to be finite."""
+        """Add this process's part of a batch; `loss` is a sum. Raises Diverged if a check shows it not finite."""
         self.classes = logits.shape[1]
         self.batches.append((loss.detach(), l2_penalty(self.model, self.l2), logits.argmax(1), labels))
         if len(self.batches) == CHECK_EVERY[labels.device.type]:
             self._read_loss()
 
     def total(self) -> Figures:
-        """Read the sums off the device. Raises Diverged."""
+        """Return the metrics of all batches so far. Raises Diverged."""
         loss = self._read_loss()
         confusion = distributed.total(self.pairs).reshape(self.classes, self.classes).tolist()
         return Figures(loss / sum(map(sum, confusion)), confusion)
@@ -91,7 +91,7 @@ class Tally:
     def _add_up(self) -> None:
         losses, penalties, predicted, labels = zip(*self.batches, strict=True)
         self.batches = []
-        # Difference 3: weight decay gives the gradient of the penalty, but Keras's loss shows the penalty itself.
+        # Difference 3: weight decay gives the gradient of the penalty, but Keras's loss includes the penalty itself.
         images = [float(len(of_batch)) for of_batch in labels]
         penalties = torch.stack(torch._foreach_mul(torch.stack(penalties).double().unbind(), images))
         losses = torch.stack(losses).double() + penalties
@@ -99,7 +99,7 @@ class Tally:
         if self.sums is None:
             self.sums, self.pairs = losses.new_zeros(2), labels.new_zeros(self.classes**2)
         self.sums += torch.stack([losses.sum(), losses.isfinite().cumprod(0).sum()])
-        # bincount would wait for a GPU
+        # bincount would wait for the GPU
         self.pairs.index_add_(0, labels * self.classes + predicted, torch.ones_like(labels))
 
     def _read_loss(self) -> float:

@@ -1,4 +1,4 @@
-"""The networks, what each of them wants of the training, and the exchange of weights with Keras."""
+"""The networks, what each of them needs from training, and weights in Keras's layout."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,23 +15,23 @@ from running import files
 
 Shape = tuple[int, int, int]  # of an image: height, width, channels
 CIFAR10_SHAPE = (32, 32, 3)
-WHITENING_PIXELS = 5000 * 32 * 32  # whose patches take 1.4 GB
-VARIANCE_FLOOR = 3e-5  # airbench's 5e-4 is for pixels of unit variance; directions of mere rounding stay small
+WHITENING_PIXELS = 5000 * 32 * 32  # in the images that set the whitening layer; their patches take 1.4 GB
+VARIANCE_FLOOR = 3e-5  # keeps directions of mere rounding small; airbench's 5e-4 is for pixels of unit variance
 
 
 class Network(nn.Module):
-    """Images (N, C, H, W) float in [0, 1] to logits (N, classes).
+    """Maps images, float (N, C, H, W) in [0, 1], to logits (N, classes).
 
-    Made by `MODELS[name](image_shape, classes, dropout)`; `image_shape` is (H, W, C), as in Keras. What a network wants
-    of its training it says itself, by overriding what stands here. `self.apply(_initialise)` gives it Keras's initial
-    weights.
+    The constructor is called as `MODELS[name](image_shape, classes, dropout)`, where `image_shape` is (H, W, C), as in
+    Keras. A subclass overrides the members below to declare what it needs from training. `self.apply(_initialise)`
+    gives it Keras's initial weights.
     """
 
-    augmented: ClassVar[bool] = False  # are training images mirrored and shifted, if the flags do not say?
-    smallest: ClassVar[int] = 1  # height and width of images, at least
+    augmented: ClassVar[bool] = False  # whether training images are mirrored and shifted by default
+    smallest: ClassVar[int] = 1  # minimum height and width of the images
 
     def l2_weights(self) -> list[nn.Parameter]:
-        """The weights that carry the L2 penalty: the convolution kernels, no bias, no dense layer."""
+        """Return the weights with an L2 penalty: the convolution kernels, but no bias and no dense layer."""
         return [layer.weight for layer in self.modules() if isinstance(layer, nn.Conv2d)]
 
     def prepare(self, images: Tensor) -> None:
@@ -58,9 +58,9 @@ class BaselineCNN(Network):
         # the notebook's ReLU-then-pool to the bit, on a quarter of the data.
         x = F.relu(F.max_pool2d(self.conv1(images), 2))  # (N, 32, H // 2, W // 2)
         x = F.relu(F.max_pool2d(self.conv2(x), 2))  # (N, 64, H // 4, W // 4)
-        # Difference 7: Keras flattens height, width, channel. In channels_last memory that is a view.
+        # Difference 7: Keras flattens in the order height, width, channel. In channels_last memory, that is a view.
         x = x.permute(0, 2, 3, 1).flatten(1)  # (N, 4096) for CIFAR-10
-        # Difference 8: no softmax here; Keras on TensorFlow, too, takes the loss from the logits.
+        # Difference 8: no softmax here; Keras on TensorFlow also computes the loss from the logits.
         return self.dense2(self.dropout(F.relu(self.dense1(x))))
 
 
@@ -87,7 +87,7 @@ class Stage(nn.Module):
 
     def __init__(self, channels: int, width: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)  # BatchNorm would take a bias off again
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)  # BatchNorm would cancel a bias
         self.norm1 = BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = BatchNorm2d(width)
@@ -98,11 +98,12 @@ class Stage(nn.Module):
 
 
 class WhitenedCNN(ImprovedCNN):
-    """ImprovedCNN behind a layer that `prepare` sets and training leaves alone: uncorrelated patches of 2x2 pixels, and
-    their negatives, as K. Jordan's airbench has it (arXiv:2404.00498).
+    """ImprovedCNN behind a whitening layer: uncorrelated patches of 2x2 pixels, and their negatives.
+
+    `prepare` sets the layer, and training changes only its bias. From K. Jordan's airbench (arXiv:2404.00498).
     """
 
-    smallest = 9  # the patches lie between the pixels
+    smallest = 9  # a 2x2 convolution without padding takes off one row and one column
 
     def __init__(self, image_shape: Shape = CIFAR10_SHAPE, classes: int = 10, dropout: float = 0.5):
         height, width, channels = image_shape
@@ -118,7 +119,7 @@ class WhitenedCNN(ImprovedCNN):
     @torch.no_grad()
     def prepare(self, images: Tensor) -> None:
         """Set the layer from the 2x2 patches of the first images; all but the faintest directions get unit variance."""
-        # In float64 on the CPU, and eigenvectors with their greatest entry positive: the same on every device.
+        # In float64 on the CPU, each eigenvector with its largest entry positive: the same result on every device.
         count = max(1, WHITENING_PIXELS // (images.shape[1] * images.shape[2]))
         pixels = images[:count].cpu().double().permute(0, 3, 1, 2) / 255
         patches = F.unfold(pixels, 2).transpose(1, 2).reshape(-1, self.kernel[0].numel())
@@ -137,22 +138,22 @@ MODELS = {"baseline": BaselineCNN, "improved": ImprovedCNN, "whitened": Whitened
 def build_model(
     name: str = "baseline", image_shape: Shape = CIFAR10_SHAPE, classes: int = 10, dropout: float = 0.5
 ) -> Network:
-    """Return the network called `name`, freshly initialised from torch's global generator.
+    """Return the network called `name`, with initial weights from torch's global generator.
 
-    Raises BadInput for images, (H, W, C), that are too small for it.
+    Raises BadInput if images of `image_shape`, (H, W, C), are too small for it.
     """
     height, width, _ = image_shape
     if min(height, width) < MODELS[name].smallest:
         raise BadInput(
-            f"--data: its images are {height}x{width}, and {name} takes {MODELS[name].smallest}x"
-            f"{MODELS[name].smallest} at least; pass larger ones"
+            f"--data: its images are {height}x{width}, and {name} needs at least "
+            f"{MODELS[name].smallest}x{MODELS[name].smallest}; pass larger ones"
         )
     return MODELS[name](image_shape, classes, dropout)
 
 
 def _initialise(layer: nn.Module) -> None:
-    # Difference 6: torch's own initialisers draw kernels 0.4 to 0.7 times as wide as Keras's Glorot uniform (but
-    # for the first, which is wider), and biases that are not zero.
+    # Difference 6: torch's default initialisers draw kernels 0.4 to 0.7 times as wide as Keras's Glorot uniform
+    # (except the first kernel, which is wider), and biases that are not zero.
     if isinstance(layer, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(layer.weight)
         if layer.bias is not None:
@@ -160,18 +161,18 @@ def _initialise(layer: nn.Module) -> None:
 
 
 def l2_penalty(model: Network, l2: float) -> Tensor:
-    """Keras's `l2(l2)` summed over the weights that carry it: a scalar `l2 * sum(W**2)`."""
+    """Return the sum of Keras's `l2(l2)` over the weights with a penalty: a scalar, `l2 * sum(W**2)`."""
     weights = model.l2_weights()
     if not weights:
         return next(model.parameters()).new_zeros(())
-    # One launch on a GPU squares them all.
+    # On a GPU, one launch squares them all.
     return _in_keras(l2) * torch.stack([square.sum() for square in torch._foreach_mul(weights, weights)]).sum()
 
 
 def parameter_groups(model: Network, l2: float, decay: float = 0.0) -> list[dict]:
-    """Optimizer groups of the weights that are trained, with `decay` as decoupled weight decay of all, as in Keras.
+    """Return the optimizer's groups of trainable weights, all with decoupled weight decay `decay`, as in Keras.
 
-    Coupled weight decay, torch's `weight_decay`, has the gradient of `l2_penalty`.
+    torch's own `weight_decay` is coupled, and adds the gradient of `l2_penalty`.
     """
     penalised = [weight for weight in model.l2_weights() if weight.requires_grad]
     ids = {id(weight) for weight in penalised}
@@ -209,9 +210,9 @@ def from_keras_weights(model: nn.Module, weights: Sequence[np.ndarray]) -> None:
 
 
 def load_keras_weights(model: nn.Module, path: Path) -> None:
-    """Start `model` from the arrays that `np.savez(path, *weights)` wrote. Raises BadInput.
+    """Load the arrays that `np.savez(path, *weights)` wrote into `model`. Raises BadInput.
 
-    Of a Keras model with channels_first, which no array tells, the dense rows would be in another order.
+    The Keras model must be channels_last: with channels_first, dense rows have another order, which no array shows.
     """
     arrays = files.read_npz("--init-weights", path)
     try:
@@ -231,17 +232,17 @@ def to_keras_weights(model: nn.Module) -> list[np.ndarray]:
 
 
 def _keras_tensors(model: nn.Module) -> dict[str, Tensor]:
-    # Keras's BatchNorm has no count of batches; torch's looks at its own only without a momentum.
+    # Keras's BatchNorm does not count batches; torch's uses its count only if momentum is None.
     return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
 
 
-# As BaselineCNN flattens, a dense kernel's rows are Keras's too: a transpose is all it takes.
+# BaselineCNN flattens in Keras's order, so a dense kernel only needs to be transposed.
 def _to_torch_axes(array: np.ndarray) -> np.ndarray:
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T  # a bias is its own transpose
 
 
 def _to_keras_axes(array: np.ndarray) -> np.ndarray:
-    return np.array(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T, order="C")  # a copy, always
+    return np.array(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T, order="C")  # always a copy
 
 
 def _in_keras(l2: float) -> float:

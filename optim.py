@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 
 BETAS, EPSILON = (0.9, 0.999), 1e-7
-MOMENTUM = float(np.float32(0.9))  # Keras's is a float32 number whatever the model's dtype
+MOMENTUM = float(np.float32(0.9))  # Keras keeps it in float32, whatever the model's dtype
 MUON_MOMENTUM, NEWTON_SCHULZ_STEPS = 0.6, 3
 
 
 class Stepping:
-    """Weight decay and a count of steps for one of torch's optimizers, whose own step becomes `update`.
+    """Mixin that adds decoupled weight decay and a step count to a torch optimizer, whose own step becomes `update`.
 
-    Mixed in before it. What it adds lies where torch's `state_dict` saves it. A parameter group has
-    - `decoupled_decay`: a step first takes it, times the learning rate, off each weight;
-      torch's own `weight_decay` must stay coupled, since it carries L2, and is 0 within `update` if there is this one;
-    - `taken`, the number of steps taken.
+    It precedes the optimizer in the bases. It adds to each parameter group, where torch's `state_dict` saves it:
+    - `decoupled_decay`: each step first subtracts this fraction of each weight, times the learning rate. torch's own
+      `weight_decay` must be coupled, since it applies the L2 penalty; if there is this decay, it is 0 within `update`;
+    - `taken`: the number of steps taken.
     """
 
-    default_decay: ClassVar[float | None] = 0.0  # what --weight-decay is by default; None: it takes none
-    keras_settings: ClassVar[dict | None] = {}  # with these Keras's of the same name is equal; None: none is
-    mixed_precision = False  # may a step multiply matrices in bfloat16?
+    default_decay: ClassVar[float | None] = 0.0  # of --weight-decay; None: not supported
+    keras_settings: ClassVar[dict | None] = {}  # that make Keras's optimizer of the same name equal; None: none do
+    mixed_precision = False  # whether a step may multiply matrices in bfloat16
 
     def __init__(self, params, lr: float, **settings):
         super().__init__(params, lr=lr, **settings)
@@ -33,12 +33,12 @@ class Stepping:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Take one step; a group's `lr` is the same after it as before."""
+        """Take one step; afterwards, each group's `lr` is what it was before."""
         coupled = [group["weight_decay"] for group in self.param_groups]
         for group in self.param_groups:
             group["taken"] += 1
             if group["decoupled_decay"]:
-                # Difference 11: in Keras L2's gradient is that of the weights before the decay, which is a float32.
+                # Difference 11: Keras computes L2's gradient before the decay, and keeps the decay factor in float32.
                 moving = [weight for weight in group["params"] if weight.grad is not None]
                 torch._foreach_add_([weight.grad for weight in moving], moving, alpha=group["weight_decay"])
                 group["weight_decay"] = 0.0
@@ -53,7 +53,7 @@ class Stepping:
         super().step()
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Take up where `state_dict` was called. Raises ValueError if that was before the first step."""
+        """Restore the state that `state_dict` returned. Raises ValueError if that was before the first step."""
         if not all(group["taken"] > 0 for group in state_dict["param_groups"]):
             raise ValueError("the optimizer has taken no step")
         super().load_state_dict(state_dict)
@@ -90,7 +90,7 @@ class Adam(Stepping, torch.optim.Adam):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay, by default as much as `keras.optimizers.AdamW` has."""
+    """Adam with decoupled weight decay, by default that of `keras.optimizers.AdamW`."""
 
     default_decay = 0.004
 
@@ -104,8 +104,8 @@ class SGD(Stepping, torch.optim.SGD):
         super().__init__(params, lr, momentum=MOMENTUM, nesterov=True, fused=True)
 
     def update(self) -> None:
-        # Difference 12: Keras's velocity has the rate in it, torch's buffer has not, so that after a change of the rate
-        # the two part. Here the rate goes into the gradients, and torch's own is 1.
+        # Difference 12: Keras's velocity includes the learning rate, torch's buffer does not, so the two diverge when
+        # the rate changes. Here, the gradients are multiplied by the rate, and torch's own rate is 1.
         rates = [group["lr"] for group in self.param_groups]
         for group, rate in zip(self.param_groups, rates, strict=True):
             gradients = [weight.grad for weight in group["params"] if weight.grad is not None]
@@ -120,15 +120,15 @@ class SGD(Stepping, torch.optim.SGD):
 
 
 class Muon(SGD):
-    """Muon for convolution kernels (4 dimensions), SGD at two thirds of its rate for all else.
+    """Muon for convolution kernels (4 dimensions), SGD at two thirds of the rate for all other weights.
 
-    A kernel moves by `lr` along the matrix that is nearest to its momentum and has orthonormal rows or columns, and is
-    kept at the norm sqrt(output channels). Muon: K. Jordan et al. 2024, kellerjordan.github.io/posts/muon; the norm and
-    both momenta: their airbench94.
+    Each step scales a kernel to the norm sqrt(output channels), then moves it by `lr` along the matrix nearest to its
+    momentum that has orthonormal rows or columns. Muon: K. Jordan et al. 2024, kellerjordan.github.io/posts/muon; the
+    norm and both momenta: their airbench94.
     """
 
     default_decay = None
-    keras_settings = None  # Keras's Muon keeps no norm, and has Adam for all else
+    keras_settings = None  # Keras's Muon fixes no norm, and uses Adam for all other weights
 
     def __init__(self, params, lr: float):
         groups = []
@@ -160,8 +160,8 @@ class Muon(SGD):
 
 
 def orthogonalised(matrix: Tensor, precision: torch.dtype) -> Tensor:
-    """Bring all singular values of `matrix` near 1, by Newton and Schulz's iteration in `precision`."""
-    a, b, c = 3.4445, -4.7750, 2.0315  # Jordan's, also in torch.optim.Muon, which takes matrices only
+    """Return `matrix` with all singular values brought near 1, by Newton-Schulz iteration in `precision`."""
+    a, b, c = 3.4445, -4.7750, 2.0315  # Jordan's, also in torch.optim.Muon, which accepts only matrices
     x = matrix.to(precision)
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):

@@ -1,4 +1,4 @@
-"""Every option of train.py, declared once; the recipes, which are sets of defaults; what does not go together."""
+"""The options of train.py, each declared once; recipes, which are sets of defaults; checks for conflicts."""
 
 import argparse
 import contextlib
@@ -30,7 +30,7 @@ from sources.stand_in import SYNTHETIC
 
 
 class Recipe(NamedTuple):
-    """A set of defaults that `--recipe` chooses, and what they were measured to reach (docs/results.md has how)."""
+    """A set of defaults that `--recipe` selects, and its measured result (docs/results.md describes how)."""
 
     result: str
     defaults: dict
@@ -57,8 +57,8 @@ RECIPES = {
     ),
 }
 RESULTS = "; ".join(f"{name}: {recipe.result}" for name, recipe in RECIPES.items())
-WORDS = (SYNTHETIC,)  # values of --data that are no paths
-GROUPS = {  # by the first option of each
+WORDS = (SYNTHETIC,)  # values of --data that are not paths
+GROUPS = {  # titles in the help, by the first option of each group
     "recipe": "training",
     "patience": "callbacks (all monitor the validation loss, which includes the L2 penalty)",
     "data": "data and output",
@@ -66,7 +66,7 @@ GROUPS = {  # by the first option of each
 
 
 def image_size(text: str) -> str:
-    """An argparse type: `H` or `HxW`, in pixels; the second form comes back."""
+    """An argparse type: `H` or `HxW` in pixels, returned as `HxW`."""
     size = class_folders.size(text)
     if size is None:
         raise argparse.ArgumentTypeError(f"{text!r:.60} is not H or HxW in pixels, such as 32 or 32x48")
@@ -75,7 +75,7 @@ def image_size(text: str) -> str:
 
 @contextlib.contextmanager
 def in_python() -> Iterator[None]:
-    """Let what is refused within the block speak of options as Python has them: `batch_size` for `--batch-size`."""
+    """Replace flags with Python names in BadInput raised within the block: `--batch-size` becomes `batch_size`."""
     try:
         yield
     except BadInput as error:
@@ -85,16 +85,16 @@ def in_python() -> Iterator[None]:
 
 @dataclasses.dataclass(init=False)
 class Options:
-    """The options of a run; `checked` fills in the defaults that depend on other options, and on the machine.
+    """The options of a run; `checked` fills in the defaults that depend on other options or on the machine.
 
-    Each is given by its name. Raises BadInput for a value that none of them can have.
+    Each is passed by name. Raises BadInput for an invalid value.
     """
 
     recipe: str | None = option(
         None, RECIPES, f"another set of defaults; other options override it; {RESULTS}", may_change=True
     )
-    model: str = option("baseline", MODELS, "improved: more depth, BatchNorm; whitened: that behind a whitening layer")
-    epochs: int = option(50, number(int, "[1, 1000000000]"), "epochs at most", may_change=True)
+    model: str = option("baseline", MODELS, "improved: deeper, BatchNorm; whitened: the same behind a whitening layer")
+    epochs: int = option(50, number(int, "[1, 1000000000]"), "maximum number of epochs", may_change=True)
     batch_size: int = option(64, number(int, "[1, 1000000]"), "images per step")
     lr: float = option(1e-3, number(float, "(0, 1e9]"), "initial learning rate (with onecycle, the peak)")
     optimizer: str = option(
@@ -166,7 +166,7 @@ class Options:
         may_change=True,  # but not the images
         unset="as they are",
     )
-    validation_split: float = option(0.2, number(float, "(0, 1)"), "fraction of the training images, from their end")
+    validation_split: float = option(0.2, number(float, "(0, 1)"), "fraction of the training images, from the end")
     init_weights: Path | None = option(
         None,
         path_type,
@@ -197,15 +197,15 @@ class Options:
     json: bool = option(
         False,
         bool,
-        "print the figures as a JSON object to standard output, and all else to standard error",
+        "print the metrics as a JSON object to standard output, and everything else to standard error",
         may_change=True,
     )
     tensorboard: bool = option(
-        False, bool, "write each epoch's figures for TensorBoard too: needs the package tensorboard", may_change=True
+        False, bool, "also write each epoch's metrics for TensorBoard (needs the package tensorboard)", may_change=True
     )
 
     def __init__(self, **given):
-        """Take options by name, with _ for a flag's -; the others are the recipe's or else the notebook's."""
+        """Accept options by name, with _ for a flag's -; the others default to the recipe's or the notebook's."""
         values = {field.name: field.default for field in dataclasses.fields(self)}
         unknown = ", ".join(given.keys() - values.keys())
         if unknown:
@@ -226,9 +226,9 @@ class Options:
         super().__setattr__(name, value)
 
     def checked(self) -> "Options":
-        """Return the options resolved, each value as its flag would have converted it.
+        """Return the options resolved, with each value converted as its flag would convert it.
 
-        Raises BadInput for what a flag refuses, and for what does not go together.
+        Raises BadInput for invalid values and for options that conflict.
         """
         values = {field.name: flags.checked(field, getattr(self, field.name)) for field in dataclasses.fields(self)}
         options = dataclasses.replace(self, **values).resolved()
@@ -236,9 +236,7 @@ class Options:
         return options
 
     def resolved(self) -> "Options":
-        """Return the options with everything filled in that was left open. Raises BadInput for a device that is not
-        there.
-        """
+        """Return the options with all open values filled in. Raises BadInput if the device is not available."""
         try:
             device = machine.device(str(self.device))
         except argparse.ArgumentTypeError as error:
@@ -255,15 +253,15 @@ class Options:
         return dataclasses.replace(self, **open_values)
 
     def _directory(self, resolved: dict) -> Path:
-        """Return the run's directory, with the names in angle brackets filled in; a Path is taken as it is.
+        """Return the run's directory, with the names in angle brackets replaced; a Path is returned as it is.
 
-        `resolved` are options that were left open.
+        `resolved` has the values for options that were left open.
         """
         if isinstance(self.out, Path):
             return self.out
         data = self.source().short_name()
         values = vars(self) | resolved
-        if self.mixed_precision is None:  # a run that goes on keeps its own, which only its directory tells
+        if self.mixed_precision is None:  # a resumed run keeps its own, which only its directory shows
             values["mixed_precision"] = self._precision_of(values["device"])
         names = {name: str(values[name]) for name in values if name not in flags.named(Options, "own")}
         names |= {"name": self.recipe or self.model, "data": data and f"-{data}"}
@@ -271,7 +269,7 @@ class Options:
         def value(match: re.Match) -> str:
             name = match[1].replace("-", "_")
             if name not in names:
-                raise BadInput(f"--out {self.out}: <{match[1]}> is no option; pass one of train.py's in brackets")
+                raise BadInput(f"--out {self.out}: <{match[1]}> is not an option; pass one of train.py's in brackets")
             return names[name].replace("/", "_")
 
         return Path(re.sub(r"<([\w-]+)>", value, self.out))
@@ -281,18 +279,18 @@ class Options:
         return sources.choose(str(self.data), self.image_size)
 
     def _precision(self, out: Path, device: torch.device) -> bool:
-        """Mixed precision where nobody has decided: as the run in `out` began if it goes on, else by the hardware."""
+        """Return whether to use mixed precision by default: as the resumed run in `out` began, else by the hardware."""
         if self.resume:
             with contextlib.suppress(BadInput, LookupError, TypeError):  # whoever needs that file reports it
                 return bool(files.read_json(out / CONFIG)["flags"]["mixed_precision"])
         return self._precision_of(device)
 
     def _precision_of(self, device: torch.device) -> bool:
-        """Tell whether `device` is faster in mixed precision, and these options allow it."""
+        """Return whether `device` is faster in mixed precision and these options allow it."""
         return self.dtype == "float32" and machine.why_not_bfloat16(device) is None
 
     def refuse_contradictions(self) -> None:
-        """Raise BadInput for options that do not go together, or that need what this machine lacks."""
+        """Raise BadInput for options that conflict, or that need something missing on this machine."""
         if self.weight_decay and OPTIMIZERS[self.optimizer].default_decay is None:
             decay = f"--weight-decay {self.weight_decay}"
             raise BadInput(f"{decay} is not for {self.optimizer}: pass --optimizer adamw, or --l2")
@@ -313,7 +311,7 @@ class Options:
             TensorBoard.refuse_without_package()
 
     def _refuse_without_compilers(self) -> None:
-        """Raise BadInput where torch.compile lacks what it builds with: for CPUs C++, for CUDA, in Triton, C."""
+        """Raise BadInput if torch.compile has no compiler or header: C++ for CPUs, C for Triton on CUDA."""
         kind, variable, usual, other = "C++", "CXX", "g++", "clang++"
         if self.device.type == "cuda":
             kind, variable, usual, other = "C", "CC", "gcc", "clang"
@@ -325,7 +323,7 @@ class Options:
             raise BadInput(f"--compile needs {header}: install it (apt: python3-dev), or leave --compile out")
 
     def _refuse_what_has_no_effect(self) -> None:
-        """Raise BadInput for an option that decides nothing beside the others."""
+        """Raise BadInput for an option that has no effect given the others."""
         of_schedules = set().union(*map(options_of, SCHEDULES.values()))
         without_effect = dict.fromkeys(
             of_schedules - options_of(SCHEDULES[self.schedule]), f"--schedule {self.schedule}"
@@ -340,11 +338,11 @@ class Options:
                 raise BadInput(f"{flag_of(name)} {value} has no effect with {other}; {remedy}")
 
     def flags(self) -> dict[str, int | float | str | None]:
-        """Return the options by name, as config.json has them."""
+        """Return the options by name, as config.json stores them."""
         return flags.plain(self, WORDS)
 
     def defaults(self) -> dict[str, int | float | str | None]:
-        """Return the defaults of the options that decide a figure, each where all others are as they are."""
+        """Return the defaults of the options that affect metrics, each with all other options as they are."""
         defaults = {}
         for field in dataclasses.fields(self):
             if not field.metadata["may_change"]:
@@ -354,7 +352,7 @@ class Options:
 
     def shared(self) -> dict[str, int | float | str | None]:
         """Return the flags that all processes of a run must agree on, with their values."""
-        names = {"epochs", *self.defaults()} - {"init_weights"}  # the weights are the first process's on all
+        names = {"epochs", *self.defaults()} - {"init_weights"}  # all processes get the first one's weights
         return {flag_of(name): value for name, value in self.flags().items() if name in names}
 
     def not_default(self) -> list[str]:
@@ -362,15 +360,16 @@ class Options:
         return [name for name, default in self.defaults().items() if now[name] != default]
 
     def differences(self, config: dict) -> list[str]:
-        """Name what keeps a run with these options from going on with the run that wrote `config`, config.json.
+        """Return the differences that keep these options from resuming the run that wrote `config`, its config.json.
 
-        An option that is new since then counts as at its default there; one that this version lacks must have been.
+        An option that is newer than that run counts as having its default value there. An option that this version no
+        longer has must have had its default value.
         """
         saved, now, different = config["flags"], self.flags(), []
         for name, default in self.defaults().items():
             before = saved.get(name, default)
             if name == "init_weights" and before and self.init_weights:
-                continue  # wherever they are read from, their hash decides
+                continue  # their hash decides, not their path
             if now[name] != before:
                 different.append(f"{flag_of(name)} {now[name]} (was {before!r:.60})")
         different += flags.lacking(Options, config)
@@ -388,7 +387,7 @@ Options.__doc__ += "\n" + "\n".join(
 def parse(argv: list[str] | None, doc: str = "") -> Options:
     """Return the options that the command line `argv` gives (None: the process's own); `doc` is for the help.
 
-    They pass `checked`. Raises SystemExit, as argparse does: after one line on stderr, or the help on stdout.
+    They have passed `checked`. Raises SystemExit like argparse, after one line on stderr or the help on stdout.
     """
     parser = Parser("train.py", doc)
     flags.declare(parser, Options, GROUPS)

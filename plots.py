@@ -1,4 +1,4 @@
-"""Pictures of runs, drawn without pyplot, its global state, and anybody's settings of matplotlib."""
+"""Pictures of runs, drawn without pyplot's global state and without the user's matplotlib settings."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-# Far apart in lightness as well as in hue, and in line style, so that a grey print reads as well.
+# They differ in lightness and line style as well as in hue, so that they are distinct in a grey print.
 TRAINING = {"color": "#e69f00", "linestyle": "--", "label": "training"}
 VALIDATION = {"color": "#00468b", "linestyle": "-", "label": "validation"}
 BEST = {"color": "black", "linestyle": ":", "linewidth": 1.2}
@@ -24,13 +24,13 @@ STYLES = (("--", "training"), ("-", "validation and learning rate"))
 RATE_NAME = "learning rate before the epoch"  # as in history.csv
 THIN = 0.5
 LEGEND_COLUMNS = 4
-NUMBERED = 20  # classes of a confusion matrix whose numbers can still be read
+NUMBERED = 20  # a confusion matrix of more classes shows no numbers
 WIDE = 20  # learning rates that span more than this factor are drawn on a logarithmic axis
 
 
 @contextlib.contextmanager
 def _defaults() -> Iterator[None]:
-    """Draw by matplotlib's defaults within the block; a sign that no font has is a box, and nothing is said of it."""
+    """Use matplotlib's defaults within the block, without warnings: a character that no font has becomes a box."""
     settings = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
     with warnings.catch_warnings(action="ignore"), matplotlib.rc_context(settings):
         yield
@@ -44,10 +44,10 @@ def curves(
     loss_name: str = "loss",
     title: str = "",
 ) -> "Picture":
-    """Draw accuracy, loss and learning rate of one run and return the picture as PNG, 14 x 4 inches.
+    """Draw the accuracy, loss and learning rate of one run and return a PNG, 14 x 4 inches.
 
-    Each further figure of the history that has a `val_` twin gets a panel of its own. `best_epoch` and `cuts` (the
-    epochs that ended in a cut) count from 1. `loss_name` says what the loss is made of.
+    Each further metric in the history with a `val_` counterpart gets its own panel. `best_epoch` and `cuts` (the epochs
+    that ended with a cut) count from 1. `loss_name` labels the loss axis.
     """
     names = ["accuracy", "loss"]
     names += [name for name in history[0] if f"val_{name}" in history[0] and name not in names]
@@ -56,7 +56,7 @@ def curves(
     figure.suptitle(title).set_parse_math(False)  # a path may have two dollar signs
     epochs = range(1, len(history) + 1)
     *panels, rate = figure.subplots(1, len(names) + 1)
-    point = {"marker": "o"} if len(history) == 1 else {}  # of which there is no line
+    point = {"marker": "o"} if len(history) == 1 else {}  # a single point has no line
     for axes, name in zip(panels, names, strict=True):
         axes.plot(epochs, [logs[name] for logs in history], **TRAINING, **point)
         axes.plot(epochs, [logs[f"val_{name}"] for logs in history], **VALIDATION, **point)
@@ -78,17 +78,16 @@ def curves(
 
 @_defaults()
 def overlay(groups: dict[str, list[dict[str, list[float]]]], loss_name: str, rate_name: str, title: str = "") -> bytes:
-    """Draw the histories of several groups of runs over each other and return the picture as PNG, 14 inches wide.
+    """Draw the histories of several groups of runs in the same panels and return a PNG, 14 inches wide.
 
-    A group has one colour: the mean of its runs, and the band from their least to their greatest. Both end with the
-    shortest run, since a mean of fewer runs would jump there; from there on each longer run is a thin line of its own.
-    Each run's learning rates are steps of their own. A single run is drawn on top of the groups, and
-    the title is left out for more groups than there are colours. Columns that a history
-    lacks are left out, and so are epochs without a figure.
+    Each group has one colour, for the mean of its runs and the band from their minimum to their maximum. Both end with
+    the shortest run, since a mean of fewer runs would jump there; from there on, each longer run is a thin line. The
+    learning rates of each run are drawn separately. Single runs are drawn on top of groups. With more groups than
+    colours, there is no title. Columns that a history does not have, and epochs without a value, are left out.
     """
     rows = -(-(len(groups) + len(STYLES) + 1) // LEGEND_COLUMNS)
     figure = Figure(figsize=(14, 4.0 + 0.25 * max(rows, 2)), layout="constrained")
-    if len(groups) <= len(GROUPS):  # of more, the title would fill the picture
+    if len(groups) <= len(GROUPS):  # with more, the title would fill the picture
         figure.suptitle(title, fontsize="medium", wrap=True).set_parse_math(False)
     figure.get_layout_engine().set(w_pad=0.12)
     colours = GROUPS if len(groups) <= len(GROUPS) else colormaps["cool"](np.linspace(0, 1, len(groups)))
@@ -135,8 +134,9 @@ def overlay(groups: dict[str, list[dict[str, list[float]]]], loss_name: str, rat
 
 @_defaults()
 def differences(by_epoch: dict[str, list[float]], rounding: float) -> "Picture":
-    """Draw relative differences by figure and epoch on a logarithmic axis, what counts as rounding shaded; PNG, 8 x 4.5
-    inches. What is equal to the bit lies on the lower edge.
+    """Draw the relative differences of each metric by epoch, on a logarithmic axis, and return a PNG, 8 x 4.5 inches.
+
+    The range up to `rounding` is shaded. Bit-identical values lie on the lower edge.
     """
     least = 1e-17
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -155,9 +155,7 @@ def differences(by_epoch: dict[str, list[float]], rounding: float) -> "Picture":
 
 @_defaults()
 def settings(rows: list[tuple[str, float, tuple[float, float] | None]], title: str = "") -> "Picture":
-    """Draw a point for each setting's mean validation accuracy, the best on top, with its 95 % interval; PNG, 8 inches
-    wide.
-    """
+    """Draw each setting's mean validation accuracy and 95 % interval, first on top; return a PNG, 8 inches wide."""
     figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows)), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots()
@@ -177,9 +175,9 @@ def settings(rows: list[tuple[str, float, tuple[float, float] | None]], title: s
 
 @_defaults()
 def confusion(matrix: list[list[int]], names: tuple[str, ...], title: str = "") -> "Picture":
-    """Draw `matrix[true][predicted]`, images, shaded by their fraction of the true class; PNG, 8 x 7 inches.
+    """Draw image counts, `matrix[true][predicted]`, shaded by fraction of the true class; return a PNG, 8 x 7 inches.
 
-    Of more classes than NUMBERED the shades are shown alone, with a name beside some.
+    With more than NUMBERED classes, the counts are left out, and only some classes are named.
     """
     counts = np.array(matrix)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -206,7 +204,7 @@ def _short(name: str) -> str:
 
 
 def _count_epochs(axes: Axes, epochs: int) -> None:
-    """Give the axis of epochs whole numbers, its name and a grid."""
+    """Label the epoch axis, with whole numbers, and add a grid."""
     if epochs == 1:
         axes.set_xlim(0.5, 1.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -215,7 +213,7 @@ def _count_epochs(axes: Axes, epochs: int) -> None:
 
 
 def _scale_rates(axes: Axes, rates: list[float]) -> None:
-    """Draw learning rates from zero, or logarithmically where they span more than a factor of WIDE and none is zero."""
+    """Start the axis at zero; make it logarithmic if the rates span more than a factor of WIDE and none is zero."""
     finite = [rate for rate in rates if np.isfinite(rate)]
     if finite and min(finite) > 0 and max(finite) > WIDE * min(finite):
         axes.set_yscale("log")
@@ -225,7 +223,7 @@ def _scale_rates(axes: Axes, rates: list[float]) -> None:
 
 
 def _draw_steps(axes: Axes, rates: list[float], **line) -> None:
-    """Draw a rate for each epoch: it is constant, and changes between two of them."""
+    """Draw the rate of each epoch as steps: it changes only between epochs."""
     axes.stairs(rates, np.arange(len(rates) + 1) + 0.5, baseline=None, **line)
 
 
@@ -248,7 +246,7 @@ def _draw_group(axes: Axes, curves: list[list[float]], **line) -> None:
 
 
 class Picture(bytes):
-    """A PNG file's content, which a notebook shows as the picture."""
+    """The content of a PNG file, which a notebook displays as a picture."""
 
     def _repr_png_(self) -> bytes:
         return bytes(self)

@@ -40,14 +40,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=path_type, metavar="RUN", help="the directory of a run")
     parser.add_argument(
         "images",
-        type=os.path.expanduser,  # any: a name with an odd character is no reason to leave the others unanswered
+        type=os.path.expanduser,  # not path_type: an odd character in one name must not stop the others
         nargs="+",
         metavar="IMAGE",
         help="image files of any size, patterns with *, or folders: all images in them and in their subfolders",
     )
-    parser.add_argument("--top", type=number(int, "[1, 1000]"), default=3, help="how many classes of each image")
+    parser.add_argument("--top", type=number(int, "[1, 1000]"), default=3, help="number of classes to list per image")
     parser.add_argument("--json", action="store_true", help="print one JSON object: a list of answers for each path")
-    parser.add_argument("--csv", type=path_type, metavar="FILE", help="write path, class and probability there")
+    parser.add_argument("--csv", type=path_type, metavar="FILE", help="write path, class and probability to this file")
     args = parser.parse_args(argv)
     if args.csv:
         refuse_other_files(Path(args.csv))
@@ -60,10 +60,10 @@ def main(argv: list[str] | None = None) -> int:
             if not args.json:
                 try:
                     say(in_one_line(f"{path}: {answer}"))
-                except BrokenPipeError:  # as behind `| head`
+                except BrokenPipeError:  # as with `| head`
                     if not args.csv:
                         raise
-        except BadInput as error:  # the others are answered all the same
+        except BadInput as error:  # the other images are still classified
             complain(in_one_line(f"predict.py: error: {error}"))
             code = error.code
     if args.json:
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def refuse_other_files(table: Path) -> None:
-    """Raise BadInput rather than overwrite with answers what holds none, or where no file can be."""
+    """Raise BadInput if `table` exists and was not written by predict.py, or its folder does not exist."""
     if not table.parent.is_dir():
         raise BadInput(f"--csv {table}: the folder {table.parent} does not exist; create it, or pass another file")
     if os.path.lexists(table) and (not table.is_file() or not table.read_bytes().startswith(",".join(HEADER).encode())):
@@ -87,7 +87,7 @@ def refuse_other_files(table: Path) -> None:
 
 
 def as_csv(answers: dict[str, list[tuple[str, float]]]) -> str:
-    """Return a row for each of an image's classes, the likeliest first."""
+    """Return a CSV table with a row for each class of each image, the likeliest first."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
     writer.writerow(HEADER)
@@ -96,7 +96,7 @@ def as_csv(answers: dict[str, list[tuple[str, float]]]) -> str:
 
 
 def load_run(run: Path) -> tuple[Network, list[int], list[str]]:
-    """Return the network of a run's best epoch so far, ready to predict, its images' shape and its classes' names.
+    """Return the network of a run's best epoch so far, ready to predict, with its image shape and class names.
 
     Raises BadInput.
     """
@@ -106,13 +106,13 @@ def load_run(run: Path) -> tuple[Network, list[int], list[str]]:
         raise BadInput(f"{run}: not the directory of a run; pass {instead}")
     config = files.read_json(path)
     with refusing(path, "not of a run of this version", "pass a run's directory as train.py left it"):
-        # Runs that have neither are older, and had images like CIFAR-10's only.
+        # Older runs have neither; all of their images were like CIFAR-10's.
         shape, names = config.get("image_shape", CIFAR10_SHAPE), config.get("class_names", CLASSES)
         if config["model"] not in MODELS:
             raise ValueError(f"no network {config['model']!r:.60} here")
         model = build_model(config["model"], tuple(shape), len(names)).to(getattr(torch, config["flags"]["dtype"]))
     if not (run / WEIGHTS).exists():
-        what = f"make it again from {CHECKPOINT}" if (run / CHECKPOINT).exists() else "train an epoch"
+        what = f"recreate it from {CHECKPOINT}" if (run / CHECKPOINT).exists() else "train an epoch"
         remedy = f"{what}: train.py --resume {run}"
         raise BadInput(f"{run / WEIGHTS}: does not exist; {remedy}")
     with refusing(run / WEIGHTS, "not the weights of this run", "pass a run's directory as train.py left it"):
@@ -121,14 +121,14 @@ def load_run(run: Path) -> tuple[Network, list[int], list[str]]:
 
 
 def image_files(given: str) -> list[Path]:
-    """Return the images that `given` names: itself, those that a pattern with * matches, or those in a folder.
+    """Return the image files that `given` names: the file, the matches of a pattern with *, or the images in a folder.
 
-    A folder without images, and one that cannot be read, is returned itself, so that it is reported in its turn. A
-    folder's other files are said.
+    A folder that has no images or cannot be read is returned itself, so that it is reported in turn. A line on stderr
+    lists a folder's other files.
     """
-    if not os.path.exists(given) and glob.has_magic(given):  # as a shell that does not expand it leaves it
+    if not os.path.exists(given) and glob.has_magic(given):  # a pattern that the shell did not expand
         return [path for name in sorted(glob.glob(given)) for path in image_files(name)] or [Path(given)]
-    if not os.path.isdir(given):  # nor is "", although its path is the current folder's
+    if not os.path.isdir(given):  # "" is none either, although Path("") is the current folder
         return [Path(given)]
     contents = pictures.in_folder(given)
     if contents.others:

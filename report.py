@@ -1,4 +1,4 @@
-"""What a run says of itself at its beginning and its end: lines on the terminal, metrics.json, pictures."""
+"""What a run reports at its start and its end: printed lines, metrics.json, pictures."""
 
 import json
 import shlex
@@ -22,22 +22,22 @@ from running.directory import Run
 from running.outcome import ALL_EPOCHS, CONFIG, CONFUSION, CURVES, HISTORY, METRICS, WEIGHTS, parts_of
 from sources.source import numbered
 
-UNSEEN = {  # by part of data.unseen: which images lack a class, and what it may come from
+UNSEEN = {  # by key of data.unseen: the part with the missing class, and how the message ends
     "validation": ("training", "but some validation images are: {uneven}"),
     "test": ("training", "but some test images are"),
-    "no": ("training", "nor is any other image: labels count from 0"),
+    "no": ("training", "and no other image is either: labels start at 0"),
     "not validation": ("validation", "but some training images are: {uneven}"),
-    "not test": ("test", "so test accuracy says nothing of that"),
+    "not test": ("test", "so test accuracy says nothing about that"),
 }
 
 
 def beginning(
     options: Options, config: dict, unseen: dict[str, list[int]], uneven: str, repeated: dict[str, int]
 ) -> None:
-    """Say what is trained, on what, and where it goes.
+    """Print what is trained, on which data, and the run's directory.
 
-    `config` is config.json, `unseen` data.unseen's by part, with what to do about it, `uneven`, and `repeated` how many
-    images of each part are training images too.
+    `config` is the content of config.json, `unseen` comes from `data.unseen`, `uneven` is the advice for a part with
+    missing classes, and `repeated` is the number of images of each part that are training images too.
     """
     why = machine.why_no_cuda() if config["given"]["device"] == "auto" else None
     if why:
@@ -68,7 +68,7 @@ def beginning(
             say(f"No {who} image is labelled {labels}, {why.format(uneven=uneven)}.")
     for part, count in repeated.items():
         if count:
-            say(f"{count:,} of {images[part]:,} {part} images are training images too: accuracy on them is memory.")
+            say(f"{count:,} of {images[part]:,} {part} images are training images too: accuracy on them is too high.")
     say(f"Run directory: {options.out}")
 
 
@@ -81,10 +81,10 @@ def end(
     figures: Figures,
     mirrored: Figures | None,
 ) -> dict:
-    """Write and say what is to be known of the run that has ended: `figures` are the best weights' on the test images.
+    """Write metrics.json and the pictures of a run that has ended, print a summary, and return metrics.json's content.
 
-    `mirrored` are those with the logits of each image's mirror image averaged in; `best_epoch` counts from 0. Returns
-    what metrics.json holds.
+    `figures` are the test metrics of the best weights; `mirrored` are the same, but with logits averaged with those of
+    the mirror images. `best_epoch` counts from 0.
     """
     dtype, names = getattr(torch, options.dtype), run.config["class_names"]
     cutting = SCHEDULES[options.schedule].cutting
@@ -120,7 +120,7 @@ def end(
 
 
 def pictures(options: Options, metrics: dict, history: History) -> dict[str, Callable[[], bytes]]:
-    """Return what draws each picture of the finished run, by the name of its file."""
+    """Return the functions that draw the pictures of a run that has ended, by file name."""
 
     def caption() -> str:
         accuracy = f"test accuracy {metrics['test_accuracy']:.4f}"
@@ -138,14 +138,12 @@ def pictures(options: Options, metrics: dict, history: History) -> dict[str, Cal
 
 
 def finished_already(options: Options, run: Run, metrics: dict) -> tuple[dict, History]:
-    """Say what a run that had finished reached; return its `metrics`, and its history as far as it can be read."""
+    """Print the result of a run that had already finished; return its `metrics`, and its history if it can be read."""
     say(f"finished: {metrics['test_accuracy']:.4f}, {options.out}")
-    say(f"It was finished already, after epoch {metrics['epochs']}: {metrics['stopped']}.")
+    say(f"It had already finished, after epoch {metrics['epochs']}: {metrics['stopped']}.")
     trained_by = [part.get("code_sha256") for part in parts_of(files.read_json(options.out / CONFIG))]
     if set(trained_by) - {None, code.sha256(TRAIN)}:
-        say(
-            "It was trained by other code, which may compute something else; to train by this code, pass another --out."
-        )
+        say("It was trained with other code, whose results may differ; to train with this code, pass another --out.")
     history = History()
     try:
         logs = history_file.read(options.out / HISTORY)
@@ -159,7 +157,7 @@ def finished_already(options: Options, run: Run, metrics: dict) -> tuple[dict, H
 
 
 def last_lines(options: Options, metrics: dict) -> None:
-    """Say the test accuracy, where the files are, and the commands that go on from here."""
+    """Print the test accuracy, the paths of the files, and the commands to run next."""
     say(f"Test accuracy: {metrics['test_accuracy']:.4f}")
     for what, name in (("Curves", CURVES), ("Confusion matrix", CONFUSION), ("Metrics", METRICS), ("Epochs", HISTORY)):
         if (options.out / name).exists():
@@ -172,7 +170,7 @@ def last_lines(options: Options, metrics: dict) -> None:
 
 
 def command_on(script: str, out: Path) -> str:
-    """Return the command line, up to its last words, by which `script` takes the run in `out`, from this folder."""
+    """Return the command line, except its last words, that runs `script` on the run in `out` from this folder."""
     path = script if machine.ROOT.samefile(Path.cwd()) else str(machine.ROOT / script)
     run = f"./{out}" if str(out).startswith("-") else str(out)
     return shlex.join([sys.orig_argv[0], path, run])
@@ -183,7 +181,7 @@ def title(options: Options) -> str:
 
 
 def keras_line(steps: int, seconds: float, logs: dict[str, float]) -> str:
-    """Format an epoch's figures as Keras's `verbose=2` does."""
+    """Format an epoch's metrics as Keras's `verbose=2` does."""
     per_step = seconds / steps
     if per_step >= 1:
         step_time = f"{per_step:.0f}s"
@@ -196,9 +194,9 @@ def keras_line(steps: int, seconds: float, logs: dict[str, float]) -> str:
 
 
 def reading(logs: list[dict[str, float]], metrics: dict, max_epochs: int, cutting: bool) -> str:
-    """Say in a few lines what the curves of a finished run show; epochs count from 1.
+    """Return a few lines that describe the curves of a run that has ended; epochs count from 1.
 
-    `cutting` tells that the schedule only cuts the rate, between epochs.
+    `cutting` means that the schedule changes the rate only by cuts between epochs.
     """
     best_epoch, epochs = metrics["best_epoch"], len(logs)
     lines = ["Accuracy          training  validation"]
@@ -230,7 +228,7 @@ def reading(logs: list[dict[str, float]], metrics: dict, max_epochs: int, cuttin
 
 
 def per_class(confusion: list[list[int]], names: tuple[str, ...]) -> dict[str, dict]:
-    """Return images and accuracy of each class; `confusion[i][j]` counts the images of class i predicted as j."""
+    """Return image count and accuracy by class; `confusion[i][j]` counts the images of class i predicted as j."""
     return {
         name: {"images": sum(row), "accuracy": row[number] / sum(row) if any(row) else None}
         for number, (name, row) in enumerate(zip(names, confusion, strict=True))
@@ -238,7 +236,7 @@ def per_class(confusion: list[list[int]], names: tuple[str, ...]) -> dict[str, d
 
 
 def most_confused(confusion: list[list[int]], names: tuple[str, ...], count: int = 3) -> str:
-    """Name in one line the `count` pairs of classes between which most images were confused, either way."""
+    """Return a line that names the `count` pairs of classes with the most images confused, in either direction."""
     pairs = sorted(
         ((confusion[i][j] + confusion[j][i], i, j) for i in range(len(names)) for j in range(i)),
         key=lambda pair: -pair[0],

@@ -40,15 +40,15 @@ from sweeping.keras_side import KerasSide
 from sweeping.reference import Reference
 
 ROOT = Path(__file__).resolve().parent
-REFERENCES = (KerasSide(),)  # each has a flag of its name
+REFERENCES = (KerasSide(),)  # each has a flag named after its label
 OTHER_SIDES = " or ".join(f"--{reference.label}" for reference in REFERENCES)
 MOST = 10_000  # seeds
 ESTIMATES = ("validation", "test", "epochs", "difference")  # of a setting, in grid.CONTENT
 
 
 class Planned(NamedTuple):
-    """One run of train.py: its setting in the grid in words, its command line, and its options; `varied` are the names
-    of those that the grid varies.
+    """One run of train.py: its grid setting in words, its command line, its options, and the names of the options that
+    the grid varies.
     """
 
     setting: str
@@ -59,7 +59,7 @@ class Planned(NamedTuple):
     @property
     def is_default(self) -> bool:
         usual, own = Options(recipe=self.options.recipe), self.options.flags()
-        at_default = {name: getattr(usual, name) for name in self.varied}  # beside the run's other options
+        at_default = {name: getattr(usual, name) for name in self.varied}  # the other options stay as they are
         usual = dataclasses.replace(self.options, **at_default).resolved().flags()
         return all(own[name] == usual[name] for name in self.varied)
 
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     jobs.work(queue, slots, gpus)
     try:
         code = compare_settings(args, planned, pairs) if args.grid else compare_seeds(args, pairs)
-    finally:  # also where the finished ones cannot be compared
+    finally:  # even if the finished runs cannot be compared
         failed = say_what_failed(queue)
     return 1 if failed else code
 
@@ -123,7 +123,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
             dest="reference",
             action="store_const",
             const=reference,
-            help=f"train each seed by {reference.program} first, then here from the same initial weights",
+            help=f"train each seed with {reference.program} first, then with {TRAIN} from the same initial weights",
         )
     parser.add_argument(
         "--within",
@@ -139,9 +139,9 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="train each setting with each seed, such as l2=0.001,0.003 dropout=0.3,0.5, and sort them by validation",
     )
     parser.add_argument(
-        "--out", type=path_type, metavar="DIR", help="where the comparison goes; beside the runs if not given"
+        "--out", type=path_type, metavar="DIR", help="where the comparison goes (default: next to the runs)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, one a line, and run none")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, one per line, without running them")
     own, flags = argv, []
     if "--" in argv:
         own, flags = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
@@ -166,7 +166,7 @@ def values_of_option(text: str) -> tuple[str, list[str]]:
     option = {field.name: field for field in dataclasses.fields(Options)}.get(name)
     if option is not None and (option.metadata["may_change"] or option.metadata["repeats"]):
         raise argparse.ArgumentTypeError(
-            f"{text!r:.60}: {flag_of(name)} is no setting that a grid can vary; run a sweep for each value"
+            f"{text!r:.60}: {flag_of(name)} is not a setting that a grid can vary; run a sweep for each value"
         )
     if option is None:
         raise argparse.ArgumentTypeError(
@@ -182,11 +182,11 @@ def plan(args: argparse.Namespace, flags: list[str]) -> list[Planned]:
     grid = args.grid or []
     names = [name for name, _ in grid]
     if len({*names}) < len(names):
-        raise BadInput("--grid: has an option twice; put all its values behind one =")
+        raise BadInput("--grid: has an option twice; put all its values after one =")
     for name in names:
         if any(word.partition("=")[0] == flag_of(name) for word in flags):
             raise BadInput(f"{flag_of(name)} after --: --grid varies it; leave it out there")
-    if grid and not any(word.partition("=")[0] == "--out" for word in flags):  # directories that name what differs
+    if grid and not any(word.partition("=")[0] == "--out" for word in flags):  # name the directories after what differs
         flags = [*flags, "--out", pattern_of(names)]
     planned = []
     for values in itertools.product(*(values for _, values in grid)):
@@ -199,19 +199,19 @@ def plan(args: argparse.Namespace, flags: list[str]) -> list[Planned]:
 
 
 def setting_of(options: Options, chosen: dict[str, str]) -> str:
-    """Return a setting in words: numbers alike, however they were `chosen`, and all else as given."""
+    """Return a setting in words: numbers in one form, however they were written, and other values as given."""
     flags = options.flags()
     numbers = {name: str(flags[name]).removesuffix(".0") for name in chosen if type(flags[name]) in (int, float)}
     return " ".join(f"{name}={value}" for name, value in (chosen | numbers).items())
 
 
 def pattern_of(names: Iterable[str]) -> str:
-    """Return an --out that tells apart runs which differ in the options `names`."""
+    """Return an --out that puts runs with different values of the options `names` into different directories."""
     return "-".join(["runs/<name><data>", *(f"{name}_<{name}>" for name in names), "seed<seed>"])
 
 
 def words_of(setting: dict[str, str]) -> list[str]:
-    """Return a setting as words of a command line. A switch has the values on and off."""
+    """Return a setting as command-line arguments. A switch has the values on and off."""
     kinds, words = {field.name: field.metadata["kind"] for field in dataclasses.fields(Options)}, []
     for name, value in setting.items():
         if kinds[name] in (bool, ON_OFF):
@@ -231,13 +231,13 @@ def seeds(text: str) -> list[int]:
         match = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", part.strip())
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not first <= last < first + MOST:
-            raise argparse.ArgumentTypeError(f"{part!r:.60} is neither a seed nor up to {MOST} of them, such as 0-9")
+            raise argparse.ArgumentTypeError(f"{part!r:.60} is neither a seed nor a range of up to {MOST}, such as 0-9")
         numbers.update(dict.fromkeys(range(first, last + 1)))
     return list(numbers)
 
 
 def refuse(args: argparse.Namespace, all_options: list[Options]) -> None:
-    """Raise BadInput for options that do not go with a sweep, or with the reference's side of one."""
+    """Raise BadInput for options that a sweep, or its reference program, does not support."""
     options, reference = all_options[0], args.reference
     varied = [name for name, _ in args.grid or []]
     if len({str([one.seed, *(one.flags()[name] for name in varied)]) for one in all_options}) < len(all_options):
@@ -252,9 +252,9 @@ def refuse(args: argparse.Namespace, all_options: list[Options]) -> None:
 
 
 def refuse_without_data(all_options: list[Options], reference: Reference | None) -> None:
-    """Raise BadInput or Unavailable if what each run would lack is not there: a file of its options, or the reference.
+    """Raise BadInput or Unavailable if a file that the options name is missing, or the reference does not start.
 
-    CIFAR-10 is looked for by each run, since the first one may have to download it.
+    Each run looks for CIFAR-10 itself, since the first one may have to download it.
     """
     options = all_options[0]
     start = options.init_weights
@@ -268,15 +268,16 @@ def refuse_without_data(all_options: list[Options], reference: Reference | None)
 
 
 def refuse_others(finished: list[Job], options: Options, others_follow: bool) -> None:
-    """Raise BadInput if a run that has finished had other data than the `options` name, or, where `others_follow` that
-    will be paired or pooled with it, other code.
+    """Raise BadInput if a finished run had other data than the `options` name.
+
+    If `others_follow`, they will be paired or pooled with the finished runs, so these must have the same code too.
     """
     try:
         data_sha256 = fingerprint(options.source().load())
     except (BadInput, Unavailable):
         if others_follow:
             raise
-        say(f"Its data cannot be read any more from {options.data}, so whether they have changed is not known.")
+        say(f"Its data can no longer be read from {options.data}, so it is not known whether they have changed.")
         return
     for job in finished:
         config = files.read_json(job.out / CONFIG)
@@ -292,22 +293,22 @@ def refuse_others(finished: list[Job], options: Options, others_follow: bool) ->
 def runs_of(
     options: Options, flags: list[str], reference: Reference | None, setting: str = "", threads: int = 1
 ) -> list[Job]:
-    """Return the runs of a seed, in order: the reference's, if there is one, and train.py's.
+    """Return the jobs of one seed, in order: the reference program's, if there is one, then train.py's.
 
-    On GPUs each takes `threads` of the cores, if it was given none.
+    On GPUs, train.py gets `threads` threads if its options set no number.
     """
     words, before = [*flags, "--seed", str(options.seed)], None
     name = f"{setting} seed {options.seed}".strip()
     if options.threads is None:
         words += ["--threads", "1" if options.device.type == "cpu" else str(threads)]
-    if options.device == torch.device("cuda"):  # a run that sees no GPU is to say so, and not to take the CPU
+    if options.device == torch.device("cuda"):  # a run that sees no GPU must fail, not use the CPU
         words += ["--device", "cuda"]
     if reference is not None:
         out = (
             dataclasses.replace(options, out=f"{options.out.parent}/{reference.label}<data>-seed<seed>").resolved().out
         )
         if out == options.out:
-            raise BadInput(f"--out {out} after --: is the one of --{reference.label}; pass another")
+            raise BadInput(f"--out {out} after --: --{reference.label} writes its run there; pass another")
         command, defaults = [sys.executable, str(ROOT / reference.program)], Options().flags()
         data = options.source().for_keras()
         before = reference.job(
@@ -324,8 +325,8 @@ def runs_of(
         if not str(error).endswith("pass another --out"):
             raise
         differing = [name for name in options.not_default() if name not in ("data", "init_weights")]
-        raise BadInput(f"{error} after --, such as {pattern_of(differing)!r}") from None  # it is train.py's
-    if before is None or before.done:  # made anew, the reference's run would start from other weights
+        raise BadInput(f"{error} after --, such as {pattern_of(differing)!r}") from None  # --out is train.py's
+    if before is None or before.done:  # a repeated reference run may start from other weights
         note_if_finished(run, metrics)
     return [before, run] if before else [run]
 
@@ -336,7 +337,7 @@ def note_if_finished(job: Job, metrics: dict | None) -> None:
 
 
 def compare_seeds(args: argparse.Namespace, pairs: list[list[Job]]) -> int:
-    """Say what compare.py says of the seeds that have finished; return its exit code."""
+    """Print compare.py's comparison of the finished seeds; return its exit code."""
     complete = [pair for pair in pairs if all(job.accuracy is not None for job in pair)]
     if not complete:
         return 0
@@ -348,8 +349,8 @@ def compare_seeds(args: argparse.Namespace, pairs: list[list[Job]]) -> int:
 
 
 def claim(out: Path, planned: list[Planned]) -> None:
-    """Make the folder `out`. Raises BadInput rather than overwrite there the figures of another grid, or of a part of
-    this one that is not planned now.
+    """Create the folder `out`. Raises BadInput if it has the figures of another grid, or of a part of this one that is
+    not planned now.
     """
     files.make_folder(out)
     if not (out / grid.CONTENT).exists() and not (out / grid.PICTURE).exists():
@@ -357,12 +358,14 @@ def claim(out: Path, planned: list[Planned]) -> None:
     earlier = files.read_json(out / grid.CONTENT) if (out / grid.CONTENT).exists() else {}
     settings, seeds, options = (earlier.get(name) for name in ("settings", "seeds", "options"))
     if not all(isinstance(value, kind) for value, kind in ((settings, dict), (seeds, list), (options, dict))):
-        raise BadInput(f"--out {out}: its {grid.CONTENT} or {grid.PICTURE} is not sweep.py's; pass another before --")
+        raise BadInput(
+            f"--out {out}: its {grid.CONTENT} or {grid.PICTURE} was not written by sweep.py; pass another before --"
+        )
     now = common_options(planned)
     more = [f"seed {seed}" for seed in seeds if seed not in {run.options.seed for run in planned}]
     more += [setting for setting in settings if setting not in {run.setting for run in planned}]
     for name in dict.fromkeys([*options, *now]):
-        if name != "epochs" and options.get(name) != now.get(name):  # with more epochs the same runs go on
+        if name != "epochs" and options.get(name) != now.get(name):  # more epochs only continue the same runs
             more.append(f"{flag_of(name)} {options.get(name, 'at its default')}")
     if more:
         remedy = "ask for these too, or pass another --out before --"
@@ -408,7 +411,7 @@ def as_json(row: grid.Setting) -> dict:
 
 
 def say_what_failed(queue: list[Job]) -> bool:
-    """Say which runs have failed, and why; tell whether any has."""
+    """Print which runs failed, and why; return whether any did."""
     failed = [job for job in queue if job.fault]
     if failed:
         again = "fix the causes below, then run the same command again"

@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 2 train.py --epochs 50 --batch-size 64
 
 Exit codes: 0 done, 1 failed (training diverged, disk full), 2 bad input, 3 data not available, 130 interrupted,
-143 asked to end (SIGTERM, SIGUSR1).
+143 terminated (SIGTERM, SIGUSR1).
 """
 
 import contextlib
@@ -47,7 +47,7 @@ from running.directory import Run
 from sources.source import Arrays, Source, fingerprint
 
 EVALUATION_BATCH = 256  # fits a CPU's cache: 1,000 images at once take twice as long there
-EVALUATION_PIXELS = 2048 * 32 * 32  # in a batch on a GPU, which waits for each batch's launches; an estimated 1 GiB
+EVALUATION_PIXELS = 2048 * 32 * 32  # per batch on a GPU, where each batch costs launch time; an estimated 1 GiB
 
 
 @command("train.py", resumes=True)
@@ -59,16 +59,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(options: Options) -> tuple[dict, History]:
-    """Do the whole job: data, network, training, test figures, and the files of the run's directory.
+    """Run one training, from loading the data to the test metrics, and write the run's directory.
 
-    Returns the content of metrics.json and the history, also of a run that has finished. Raises cli.errors.Failure.
+    Returns the content of metrics.json and the history, also of a finished run. Raises cli.errors.Failure.
     """
     with in_python():
         return run_training(options)
 
 
 def run_training(options: Options) -> tuple[dict, History]:
-    """Do what `train` does; what is refused speaks of flags."""
+    """Do what `train` does, but name options as flags in error messages."""
     checked = options.checked()
     aside = messages.to_standard_error() if checked.json else contextlib.nullcontext()
     with aside, arithmetic.of_run(checked.device, checked.threads, checked.tf32, checked.deterministic):
@@ -76,7 +76,7 @@ def run_training(options: Options) -> tuple[dict, History]:
 
 
 def train_checked(options: Options, given: Options) -> tuple[dict, History]:
-    """Do what `train` does with options that are checked; `given` are those before."""
+    """Do what `train` does with checked `options`; `given` are the options before `checked`."""
     run, source = Run(options), options.source()
     distributed.first(run.refuse_if_taken)  # before images are read, which can take minutes
     start = options.init_weights
@@ -86,7 +86,7 @@ def train_checked(options: Options, given: Options) -> tuple[dict, History]:
     try:
         arrays = source.load()
     except (BadInput, Unavailable):
-        if distributed.launched():  # the others have gone on, and would wait for this process
+        if distributed.launched():  # the other processes have continued, and would wait for this one
             raise
         metrics = finished_without_data(options, run)
         if metrics is None:
@@ -116,20 +116,20 @@ def train_checked(options: Options, given: Options) -> tuple[dict, History]:
         others = {"validation": arrays.x_train[cut:], "test": arrays.x_test}
         repeated = distributed.first(lambda: data.repeated(arrays.x_train[:cut], others))
         report.beginning(options, config, unseen, source.uneven, repeated)
-        # One objective for training and one for evaluation: the same, unless an option says otherwise.
+        # One objective for training and one for evaluation; so far, no option makes them differ.
         objective = evaluation = Objective(options.l2, options.label_smoothing, options.mixed_precision)
         best, history, best_epoch, stop = fit(
             options, run, model, objective, evaluation, training, validation, augmentation
         )
         figures = evaluate(best, test, evaluation)
         mirrored = None
-        if options.augment and not options.no_mirror:  # a network that was trained on mirror images knows them too
+        if options.augment and not options.no_mirror:  # only a network trained on mirror images knows them
             mirrored = evaluate(best, test, evaluation, mirrored=True)
         return report.end(options, run, history, best_epoch, stop, figures, mirrored), history
 
 
 def finished_without_data(options: Options, run: Run) -> dict | None:
-    """Return the metrics of a run that has finished, whose data cannot be read any more; None if there is none."""
+    """Return the metrics of a finished run whose data can no longer be read; None if there is no such run."""
     if not (options.resume and options.out.is_dir()):
         return None
     with run.claimed():
@@ -137,7 +137,7 @@ def finished_without_data(options: Options, run: Run) -> dict | None:
 
 
 def describe(options: Options, given: Options, source: Source, arrays: Arrays, model: Network) -> dict:
-    """Return what config.json says of a run before its first step; `given` are the options before `checked`."""
+    """Return the content of config.json before the first step; `given` are the options before `checked`."""
     return {
         "program": TRAIN,
         "model": options.model,
@@ -155,10 +155,10 @@ def describe(options: Options, given: Options, source: Source, arrays: Arrays, m
 
 
 def initial_network(options: Options, arrays: Arrays, start: Path | None) -> Network:
-    """Return the network for such images and classes as the seed, or the weights in the file `start`, make it."""
+    """Return the network for the images and classes of `arrays`, with weights from the seed or the file `start`."""
     data.seed_torch(options.seed, 0)
-    # Drawn on the CPU and in float32, so that a seed means the same initial weights on every device. In channels_last
-    # memory convolution and pooling are vectorised over channels, and the stored images need no copy.
+    # Weights are drawn on the CPU in float32, so that a seed gives the same ones on every device. In channels_last
+    # memory, convolution and pooling are vectorised over channels, and the stored images need no copy.
     model = build_model(options.model, arrays.image_shape, len(arrays.class_names), options.dropout)
     model.to(options.device, getattr(torch, options.dtype), memory_format=torch.channels_last)
     if start is not None:
@@ -183,26 +183,26 @@ def fit(
     validation: data.Split,
     augmentation: data.Augmentation | None = None,
 ) -> tuple[Network, History, int, Stop | None]:
-    """Train `model` from where the run stands.
+    """Train `model`, from the run's checkpoint if there is one.
 
-    Returns the network with the best weights, what was logged, the best epoch from 0, and what ended training early.
+    Returns the best network, the history, the best epoch (from 0), and why training ended early (None: it did not).
     """
     dtype = dtype_of(model)
-    steps = math.ceil(len(training) / options.batch_size)  # of one epoch
+    steps = math.ceil(len(training) / options.batch_size)  # per epoch
     groups = parameter_groups(model, options.l2, options.weight_decay)
-    optimizer = OPTIMIZERS[options.optimizer](groups, lr=rounded(options.lr, dtype))  # as the schedule keeps it
+    optimizer = OPTIMIZERS[options.optimizer](groups, lr=rounded(options.lr, dtype))  # like the schedule's rates
     optimizer.mixed_precision = options.mixed_precision
     schedule = make_schedule(options.schedule, optimizer, vars(options), options.epochs, steps)
     callbacks = make_callbacks(options, model, schedule)
     early_stopping, history = callbacks["early_stopping"], callbacks["history"]
-    # The network that is evaluated, and kept where it is the best.
+    # The network to evaluate, and to keep when it is the best so far.
     evaluated = next((one.network for one in callbacks.values() if one.network is not None), model)
     best = copy.deepcopy(evaluated)
     state = {"model": model, "best": best, "optimizer": optimizer}
     state.update({name: one for name, one in callbacks.items() if hasattr(one, "state_dict")})
     run.resume(state)
-    # Only training is compiled: evaluation has other shapes. In `model` the weights keep their names. The short last
-    # batch has a graph of its own: one of dynamic shapes would serve both, more slowly.
+    # Only training is compiled: evaluation has other shapes. In `model`, the weights keep their names. The short last
+    # batch gets its own graph: a graph with dynamic shapes would serve all batches, but more slowly.
     mode = "reduce-overhead" if options.device.type == "cuda" else None
     network = torch.compile(model, mode=mode, dynamic=False) if options.compile else model
     hide = options.quiet or distributed.rank() > 0 or not sys.stderr.isatty()
@@ -236,12 +236,12 @@ def fit(
 
 
 def make_callbacks(options: Options, model: Network, schedule: Schedule) -> dict[str, Callback]:
-    """Return the callbacks by the names that checkpoint.pt has them under, in the order in which they are called."""
+    """Return the callbacks by their names in checkpoint.pt, in the order in which they are called."""
     history = History(Figures.columns(), schedule)
     callbacks = {
         "schedule": schedule,
         "early_stopping": EarlyStopping(options.patience, schedule=schedule),
-        "history": history,  # as in the notebook, the rate is logged after the cut: it is the next epoch's
+        "history": history,  # after `schedule`: like the notebook, it logs the rate after a cut
     }
     if options.lookahead:
         callbacks["lookahead"] = Lookahead([weight for weight in model.parameters() if weight.requires_grad])
@@ -257,7 +257,7 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     callbacks: Collection[Callback] = (),
 ) -> Figures:
-    """Take one step per batch; return the figures that each batch had before its own step, dropout on.
+    """Take one step per batch and return the metrics, computed on each batch before its own step, with dropout on.
 
     Raises Diverged if a loss is not finite.
     """
@@ -267,7 +267,7 @@ def train_epoch(
         logits, loss = objective(network, batch)
         tally.add(logits, loss, batch.labels)
         optimizer.zero_grad()
-        # The mean over the whole batch: the short last one is smaller, and this process's part may be empty.
+        # The mean over the whole batch: the last batch may be short, and this process's part may be empty.
         (loss / batch.size).backward()
         distributed.sum_gradients(network)
         optimizer.step()
@@ -278,7 +278,7 @@ def train_epoch(
 
 @torch.inference_mode()
 def evaluate(model: Network, split: data.Split, objective: Objective, mirrored: bool = False) -> Figures:
-    """Return the figures on `split`, dropout off; `mirrored` as for Objective. Raises Diverged."""
+    """Return the metrics on `split`, with dropout off; `mirrored` as in `Objective`. Raises Diverged."""
     model.eval()
     tally = Tally(model, objective.l2, "evaluation batch")
     for batch in own_batches(split, evaluation_batch(split), dtype_of(model)):
@@ -287,7 +287,7 @@ def evaluate(model: Network, split: data.Split, objective: Objective, mirrored: 
 
 
 def evaluation_batch(split: data.Split) -> int:
-    """Return how many images are evaluated at once: fewer if they are larger than CIFAR-10's."""
+    """Return the batch size for evaluation, smaller for images that are larger than CIFAR-10's."""
     height, width = split.images.shape[1:3]
     if split.labels.device.type == "cpu":
         return max(1, min(EVALUATION_BATCH, EVALUATION_BATCH * 32 * 32 // (height * width)))

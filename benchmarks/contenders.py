@@ -1,4 +1,4 @@
-"""Who is timed: this project and its peers, each an epoch at a time, on the same images."""
+"""The contenders: this project and its peers, each training for an epoch at a time on the same images."""
 
 import argparse
 import importlib.metadata
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from measuring import Turns
 
-# Whoever needs torch imports it: Keras's processes are not to have two libraries' threads.
+# Only the functions that need torch import it, so that Keras's processes do not have two libraries' threads.
 ROOT = Path(__file__).parent.parent
 sys.path += [str(ROOT), str(ROOT / "reference")]
 
@@ -19,7 +19,7 @@ OURS = "this project"
 
 
 def parts_on(file: str, device: str):
-    """Return the training and the validation part."""
+    """Return the training and the validation part, on `device`."""
     import data
     import sources
 
@@ -28,7 +28,7 @@ def parts_on(file: str, device: str):
 
 
 def our_epoch(file: str, args: argparse.Namespace):
-    """Return functions that train for an epoch, and validate, as train.py does."""
+    """Return a function that trains for an epoch and one that validates, both as train.py does."""
     import torch
 
     import data
@@ -86,7 +86,7 @@ def loaders(file: str, args: argparse.Namespace):
         augment = [transforms.RandomCrop(32, padding=4, padding_mode="reflect"), transforms.RandomHorizontalFlip()]
 
     class Pictures(Dataset):
-        """Images as `torchvision.datasets.CIFAR10` hands them out."""
+        """Images as `torchvision.datasets.CIFAR10` returns them."""
 
         def __init__(self, part, transform):
             self.images, self.labels, self.transform = part.images.numpy(), part.labels.tolist(), transform
@@ -106,13 +106,13 @@ def loaders(file: str, args: argparse.Namespace):
 
 
 def tutorial_network(name: str):
-    """Return the network as a tutorial writes it: NCHW, ReLU then pool."""
+    """Return the network as tutorials write it: NCHW, and ReLU before pooling."""
     from torch import nn
 
     from model import Network, build_model
 
     class Tutorial(nn.Sequential, Network):
-        """What parameter_groups asks of a network."""
+        """A `Network`, which `parameter_groups` requires."""
 
     if name != "baseline":
         return build_model(name)
@@ -242,13 +242,13 @@ CONTENDERS = {OURS: this_project} | {name: contender for name, (_, contender) in
 
 
 def choose_backend(name: str) -> None:
-    """Let the contender `name`, if it is a Keras, find its backend: KERAS_BACKEND is read when keras is imported."""
+    """Set KERAS_BACKEND if the contender `name` uses Keras, which reads it when it is imported."""
     if name.startswith("Keras on "):
         os.environ["KERAS_BACKEND"] = name.removeprefix("Keras on ").lower()
 
 
 def installed(names: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Return which of the peers `names` are installed, and the versions of their packages; name the others."""
+    """Return the peers in `names` that are installed, and the versions of their packages; print the others."""
     present, versions, wheels = [], {}, importlib.metadata.packages_distributions()
     for name in names:
         packages, _ = PEERS[name]

@@ -1,11 +1,11 @@
-"""Time whole epochs of this project and of its peers, alternately, on the same images, against the hardware's ceiling.
+"""Time whole epochs of this project and its peers in turn, on the same images, and compare with the hardware's ceiling.
 
     python benchmarks/epoch.py --data data/cifar10.npz
 
-An epoch is one pass over the training part and one over the validation part. Each contender has a process of its own
-and waits while the others run; on a busy machine only ratios count. Peers that are not installed are named and left
-out: `pip install tensorflow-cpu jax lightning` for all of them. The ceiling is the highest rate of matrix products on
-the same threads, taken in its turn in each round.
+An epoch is one pass over the training part and one over the validation part. Each contender has its own process and
+waits while the others run; on a busy machine, only ratios are meaningful. Peers that are not installed are listed and
+left out; `pip install tensorflow-cpu jax lightning` installs all of them. The ceiling is the highest rate of matrix
+products on the same threads, measured in every round.
 """
 
 import argparse
@@ -26,12 +26,12 @@ import measuring
 from contenders import BATCH, OURS
 from measuring import Turns
 
-PRODUCTS = (512, 1024, 2048)  # sizes of the square matrices, of which the fastest is the ceiling
+PRODUCTS = (512, 1024, 2048)  # sizes of the square matrices; the fastest is the ceiling
 CEILING = "matrix products"
 
 
 def matrix_products(file: str, args: argparse.Namespace, turns: Turns) -> None:
-    """Tell how many FLOP a second products of float32 (or bfloat16) matrices reach, in place of times."""
+    """Send the rate of float32 (or bfloat16) matrix products, in FLOP per second, instead of times."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -52,14 +52,14 @@ def matrix_products(file: str, args: argparse.Namespace, turns: Turns) -> None:
 
 
 def serve(name: str, file: str, args: argparse.Namespace, pipe: Connection) -> None:
-    """Be one contender, in a process of its own as a user's run is, until the pipe closes."""
+    """Run one contender in its own process, like a user's run, until the pipe closes."""
     contender = matrix_products if name == CEILING else contenders.CONTENDERS[name]
     with contextlib.suppress(EOFError):
         contender(file, args, Turns(pipe))
 
 
 def flop_per_step(name: str) -> int:
-    """Count the additions and multiplications of one step's products and convolutions, forward and backward."""
+    """Return the FLOP of one step's matrix products and convolutions, forward and backward."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -71,7 +71,7 @@ def flop_per_step(name: str) -> int:
 
 
 def profile(file: str, args: argparse.Namespace) -> None:
-    """Print the ten costliest operations of our training step."""
+    """Print the ten most expensive operations of our training step."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -87,7 +87,7 @@ def profile(file: str, args: argparse.Namespace) -> None:
 
 
 def alternate(names: list[str], file: str, args: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
-    """Let each contender have its turn in each round, after one to warm up; return what each answered."""
+    """Give each contender its turn in each round, after a warm-up round, and return the answers of each."""
     processes, pipes = multiprocessing.get_context("spawn"), {}
     for name in names:
         contenders.choose_backend(name)
@@ -114,7 +114,7 @@ def alternate(names: list[str], file: str, args: argparse.Namespace) -> dict[str
 
 
 def table(timings: dict, steps: int, flop: int) -> str:
-    """Say what each contender took: medians and ranges, and the ratios of rounds."""
+    """Return a Markdown table of the contenders' times: medians and ranges, and ratios computed round by round."""
     ceiling = max(rate for rate, _ in timings[CEILING])
     ours = [sum(parts) for parts in timings[OURS]]
     lines = [
@@ -137,7 +137,7 @@ def table(timings: dict, steps: int, flop: int) -> str:
 
 
 def picture(timings: dict, title: str, path: Path) -> None:
-    """Draw a bar for each contender's fastest epoch, validation apart, and a point for each of its epochs."""
+    """Draw a bar for each contender's fastest epoch, training and validation apart, and a point for each epoch."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -171,12 +171,12 @@ def main() -> None:
     parser = Parser("epoch.py", __doc__)
     measuring.add_flags(parser)
     peers = contenders.PEERS
-    parser.add_argument("--rounds", type=number(int, "[1, 1000]"), default=5, help="timed rounds, after one to warm up")
-    parser.add_argument("--workers", type=number(int, "[0, 256]"), default=0, help="the DataLoaders'")
-    parser.add_argument("--only", nargs="+", choices=peers, metavar="PEER", help=f"of: {', '.join(peers)}; None: all")
-    parser.add_argument("--profile", action="store_true", help="print the ten costliest operations of our step instead")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the bars there")
+    parser.add_argument("--rounds", type=number(int, "[1, 1000]"), default=5, help="timed rounds, after a warm-up")
+    parser.add_argument("--workers", type=number(int, "[0, 256]"), default=0, help="DataLoader workers")
+    parser.add_argument("--only", nargs="+", choices=peers, metavar="PEER", help=f"all or some of: {', '.join(peers)}")
+    parser.add_argument("--profile", action="store_true", help="only print our step's ten most expensive operations")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the bars in this file")
     args = measuring.parse(parser)
     with measuring.images_of(args, parser) as (file, images):
         if args.profile:
@@ -194,8 +194,9 @@ def main() -> None:
     flop = flop_per_step(args.model)
     print("", table(timings, -(-images // BATCH), flop), sep="\n")
     if args.json:
-        figures = {"arguments": vars(args) | {"json": str(args.json), "picture": str(args.picture)}, **described}
-        files.write_json(args.json, figures | {"versions": versions, "flop_per_step": flop, "seconds": timings})
+        arguments = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        figures = {"arguments": arguments, **described, "versions": versions, "flop_per_step": flop, "seconds": timings}
+        files.write_json(args.json, figures)
     if args.picture:
         title = f"{name}, {images:,} training images, {where}, {args.rounds} alternating rounds"
         picture(timings, title, args.picture)

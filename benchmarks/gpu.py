@@ -1,11 +1,11 @@
-"""Measure a GPU in one command: what an epoch costs, in which form, and how many runs fit.
+"""Measure a GPU in one command: the time of an epoch in several variants, and how many runs fit.
 
     python benchmarks/gpu.py gpu.json
     python benchmarks/gpu.py gpu.json --data data/cifar10.npz
     python benchmarks/gpu.py toy.json --toy --device cpu
 
-Each part writes its results to the file when it ends, so that they are kept if a later part is cut off. No part begins
-that is expected to end after --seconds. Images are random; with --data, `fast` is trained on real ones at the end.
+Each part writes its results to the file when it ends, so that they are kept if a later part is cut off. Parts that
+are expected to exceed --seconds are left out. Images are random; with --data, the last part trains on real ones.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ from running import arithmetic, files, machine
 from running.directory import Run
 from sources.source import Arrays
 
-VARIANTS = {  # of the baseline: options of train.py, and what is changed besides
+VARIANTS = {  # of the baseline, with options of train.py; `Training` makes the changes that are not options
     "as it is": [],
     "NCHW": [],
     "cudnn.benchmark": [],
@@ -58,7 +58,7 @@ RECIPES = {"baseline": [], "improved": ["--model", "improved"], "fast": ["--reci
 
 
 class Size:
-    """How much is measured: at full size, or as little as shows that each part runs."""
+    """How much is measured: the full size, or just enough to show that each part runs."""
 
     def __init__(self, toy: bool, device: torch.device):
         self.device, self.toy = device, toy
@@ -74,7 +74,7 @@ def random_images(count: int) -> Arrays:
 
 
 class Training:
-    """A training by options of train.py on random images, an epoch at a time."""
+    """Training on random images, with options of train.py, one epoch at a time."""
 
     def __init__(self, flags: list[str], size: Size, variant: str = ""):
         self.options = parse(["--device", str(size.device), *flags]).checked()
@@ -105,7 +105,7 @@ class Training:
         return data.batches(self.training, self.options.batch_size, order, views)
 
     def train(self, batches=None) -> float:
-        """Return the seconds that these batches took; None: an epoch, its draws included."""
+        """Train on `batches` (None: an epoch, its draws included), and return the seconds that this took."""
         synchronize(self.options.device)
         start = time.perf_counter()
         batches = self.batches() if batches is None else batches
@@ -139,7 +139,7 @@ def arithmetic_of(flags: list[str], size: Size):
 
 
 def timed(flags: list[str], size: Size, variant: str = "") -> dict:
-    """Return the median seconds of an epoch's parts, after one to warm up."""
+    """Return the median seconds of the parts of an epoch, after a warm-up epoch."""
     with arithmetic_of(flags, size):
         training = Training(flags, size, variant)
         rounds = [(training.train(), training.validate()) for _ in range(size.epochs + 1)]
@@ -174,7 +174,7 @@ def of_the_tests(size: Size, _: str | None) -> dict:
 
 
 def of_waits(size: Size, _: str | None) -> dict:
-    """Train some steps of each recipe; on CUDA whatever waits for the GPU raises."""
+    """Train for a few steps of each recipe; on CUDA, anything that waits for the GPU raises an error."""
     steps = {}
     for name, flags in RECIPES.items():
         with arithmetic_of(flags, size):
@@ -186,7 +186,7 @@ def of_waits(size: Size, _: str | None) -> dict:
                 torch.cuda.set_sync_debug_mode("error")
             try:
                 tally = train.Tally(training.model, objective.l2)
-                for batch in some:  # fewer than the hundred after which the tally looks at the loss
+                for batch in some:  # fewer than the hundred after which the tally reads the loss
                     logits, loss = objective(network, batch)
                     if size.device.type == "cuda":
                         tally.add(logits, loss, batch.labels)
@@ -206,7 +206,7 @@ def of_the_baseline(size: Size, _: str | None) -> dict:
 
 
 def of_files(size: Size, _: str | None) -> dict:
-    """Train a whole run; return its seconds beside those that its epochs and its files took."""
+    """Train a whole run, and return its seconds, those of each epoch, and those of writing an epoch's files."""
     spent, keep = [], Run.keep
 
     def keeping(*args):
@@ -250,7 +250,7 @@ def of_others(size: Size, _: str | None) -> dict:
 
 
 def of_the_profile(size: Size, _: str | None) -> dict:
-    """Return how much of 20 steps the GPU computes, its launches a step, and what costs most."""
+    """Return the seconds of 20 steps and of their kernels, the launches per step, and the costliest kernels."""
     steps, activity = min(20, size.steps), torch.profiler.ProfilerActivity
     wanted = [activity.CPU, activity.CUDA] if size.device.type == "cuda" else [activity.CPU]
     with arithmetic_of([], size):
@@ -261,7 +261,7 @@ def of_the_profile(size: Size, _: str | None) -> dict:
             wall = training.train(itertools.islice(batches, steps))
     events = profile.key_averages()
     on_gpu = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
-    kernels = [event for event in on_gpu if not event.is_user_annotation]  # which span others
+    kernels = [event for event in on_gpu if not event.is_user_annotation]  # which span kernels
     shown = sorted(kernels or events, key=lambda event: -(event.self_device_time_total or event.self_cpu_time_total))
     return {
         "wall": wall,
@@ -272,7 +272,7 @@ def of_the_profile(size: Size, _: str | None) -> dict:
 
 
 def beside_others(size: Size, barrier, figures) -> None:
-    """One of several runs at once: train until the time is up, and tell how many images that were."""
+    """Train as one of several concurrent runs until the time is up, and send its images per second and memory."""
     torch.set_num_threads(1)
     with arithmetic.of_run(size.device, 1, False, False):
         training = Training([], size)
@@ -308,7 +308,7 @@ def of_side_by_side(size: Size, _: str | None) -> dict:
 
 
 def of_real_images(size: Size, images: str | None) -> dict:
-    """Train `fast`, and the baseline twice with --deterministic, whose weights are to be the same bits."""
+    """Train `fast`, and the baseline twice with --deterministic, which should give bit-identical weights."""
     if images is None:
         return {"left out": "no --data"}
     weights, common = [], {"data": images, "device": str(size.device), "quiet": True}
@@ -327,7 +327,7 @@ def of_real_images(size: Size, images: str | None) -> dict:
     }
 
 
-# A part, and the seconds that it is expected to take.
+# Each part, and the seconds that it is expected to take.
 PARTS: dict[str, tuple[Callable[[Size, str | None], dict], int]] = {
     "machine": (of_the_machine, 5),
     "waits": (of_waits, 5),
@@ -360,8 +360,8 @@ def main(argv: list[str] | None = None) -> int:
     size = Size(args.toy, args.device)
     figures, start = {}, time.perf_counter()
     if args.data is not None:
-        sources.choose(args.data).load()  # bad data are refused before four minutes have passed
-    files.write_json(args.file, figures)  # and so is a file that cannot be written
+        sources.choose(args.data).load()  # refuse bad data now, not after four minutes
+    files.write_json(args.file, figures)  # and a file that cannot be written
     for name, (part, expected) in PARTS.items():
         began = time.perf_counter()
         if began - start + expected > args.seconds:
@@ -369,7 +369,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             try:
                 figures[name] = part(size, args.data)
-            except Exception as error:  # the other parts are measured all the same
+            except Exception as error:  # the other parts are still measured
                 figures[name] = {"failed": f"{type(error).__name__}: {error}"[:1000]}
         figures[name]["seconds of this part"] = time.perf_counter() - began
         files.write_json(args.file, figures)

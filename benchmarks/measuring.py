@@ -1,4 +1,4 @@
-"""What the benchmarks share: their flags, the images they train on, the form of their figures."""
+"""What the benchmarks share: flags, images, turns, and the format of figures."""
 
 import argparse
 import statistics
@@ -12,13 +12,13 @@ import numpy as np
 
 
 class Turns:
-    """A contender's side of the pipe: it waits for its turn, and tells what the two parts of its epoch took."""
+    """A contender's side of the pipe: waits for its turn, and sends the seconds of training and of validation."""
 
     def __init__(self, pipe: Connection):
         self.pipe = pipe
 
     def begin(self) -> None:
-        """Wait; raises EOFError after the last round."""
+        """Wait for the next turn; raises EOFError after the last round."""
         self.pipe.recv()
         self.started = time.perf_counter()
 
@@ -30,14 +30,14 @@ class Turns:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Declare what is trained on what: the flags that `images_of` and the contenders read."""
+    """Add the flags that `images_of` and the contenders read."""
     from cli.parser import number
     from running import machine
 
     parser.add_argument("--data", default="synthetic", help="as for train.py")
     parser.add_argument("--model", choices=("baseline", "improved"), default="baseline", help="network")
     parser.add_argument("--device", type=machine.device_name, default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--mixed-precision", action="store_true", help="bfloat16 for all of them")
+    parser.add_argument("--mixed-precision", action="store_true", help="bfloat16 for all contenders")
     whole = number(int, "[1, 1000000]")
     parser.add_argument("--images", type=whole, help="maximum number of training images, those for validation included")
 
@@ -52,9 +52,9 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 @contextmanager
 def images_of(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Iterator[tuple[str, int]]:
-    """Have the images in a file for as long as the block lasts; give its path, and how many are trained on.
+    """Write the images to a temporary file; yield its path and the number of training images, without validation.
 
-    `args.described` then names them.
+    Sets `args.described` to a description of the images.
     """
     import data
     import sources

@@ -1,10 +1,10 @@
-"""Measure how many training images a second several runs on one machine, or one GPU, get through together.
+"""Measure how many training images per second several runs on one machine, or one GPU, process together.
 
     python benchmarks/throughput.py --processes 1 2 4 8 16 --device cuda --data data/cifar10.npz
     python benchmarks/throughput.py --processes 1 2 --peer "Keras on TensorFlow" --data data/cifar10.npz
 
-Each run is a process of its own (on CUDA with a context of its own); on a CPU they share its cores out. All begin
-their timed epochs, validation included, together. With a peer both take turns, `--rounds` times.
+Each run has its own process, and on CUDA its own context; on a CPU, the runs divide the cores. All begin their timed
+epochs, validation included, at the same time. With `--peer`, both are measured in turn, `--rounds` times.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import measuring
 
 
 class Together:
-    """In place of measuring.Turns: after an epoch to warm up all begin at once; EOFError ends after the timed ones."""
+    """Replaces measuring.Turns: all runs begin together after a warm-up epoch; EOFError follows the timed epochs."""
 
     def __init__(self, barrier, seconds, epochs: int):
         self.barrier, self.seconds, self.epochs, self.ended = barrier, seconds, epochs, 0
@@ -51,7 +51,7 @@ def work(name: str, file: str, args: argparse.Namespace, barrier, seconds) -> No
 
 
 def rate(name: str, count: int, threads: int, file: str, args: argparse.Namespace) -> float:
-    """Return the training images per second of `count` runs of the contender `name` together."""
+    """Return the total training images per second of `count` concurrent runs of the contender `name`."""
     for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
         os.environ[variable] = str(threads)  # read when the libraries are imported
     contenders.choose_backend(name)
@@ -75,11 +75,11 @@ def main() -> None:
     whole = number(int, "[1, 10000]")
     parser = Parser("throughput.py", __doc__)
     measuring.add_flags(parser)
-    parser.add_argument("--processes", type=whole, nargs="+", default=[1, 2, 4, 8, 16], help="how many")
-    parser.add_argument("--epochs", type=whole, default=3, help="timed ones, after one to warm up")
-    parser.add_argument("--rounds", type=whole, default=1, help="how often each is measured")
+    parser.add_argument("--processes", type=whole, nargs="+", default=[1, 2, 4, 8, 16], help="numbers of runs at once")
+    parser.add_argument("--epochs", type=whole, default=3, help="timed epochs, after a warm-up epoch")
+    parser.add_argument("--rounds", type=whole, default=1, help="measurements of each")
     peers = [name for name in contenders.PEERS if name.startswith("Keras on ")]
-    parser.add_argument("--peer", choices=peers, help="measure it too")
+    parser.add_argument("--peer", choices=peers, help="also measure this peer")
     args = measuring.parse(parser)
     if args.peer and not contenders.installed([args.peer])[0]:
         parser.error(f"--peer {args.peer}: install what it needs, as docs/speed.md says, or leave it out")

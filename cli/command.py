@@ -1,4 +1,4 @@
-"""A command: whatever ends it becomes an exit code and, if it failed, one line on standard error."""
+"""Turn whatever ends a command into an exit code and, if it failed, one line on standard error."""
 
 import functools
 import shlex
@@ -29,8 +29,8 @@ Main = Callable[[list[str] | None], int | None]
 def command(prog: str, resumes: bool = False, failed: int = Failure.code) -> Callable[[Main], Main]:
     """Turn `main(argv)` into a command.
 
-    `resumes` tells that `--resume` goes on with what the command was doing. `failed` is the exit code for failures
-    that are nobody's mistake, such as a full disk; where it is not Python's own 1, a crash has it too.
+    `resumes` means that `--resume` continues what the command was doing. `failed` is the exit code for crashes, and for
+    failures that are nobody's mistake, such as a full disk.
     """
 
     def decorate(main: Main) -> Main:
@@ -42,9 +42,9 @@ def command(prog: str, resumes: bool = False, failed: int = Failure.code) -> Cal
             try:
                 with signals.handled():
                     return main(argv) or 0
-            except SystemExit as stop:  # argparse's, after --help or one line on stderr
+            except SystemExit as stop:  # from argparse, after --help or one line on stderr
                 return stop.code
-            except BrokenPipeError as error:  # the reader of standard output has gone, as behind `| head`
+            except BrokenPipeError as error:  # the reader of standard output has ended, as with `| head`
                 if not resumes:
                     return failed
                 failure = CannotWrite("to standard output", error)
@@ -64,7 +64,7 @@ def command(prog: str, resumes: bool = False, failed: int = Failure.code) -> Cal
 
 
 def _failure(error: BaseException) -> Failure | Interrupted | None:
-    """Return what to report of `error`; None for a bug."""
+    """Return the failure to report for `error`; None for a bug."""
     if isinstance(error, Failure | Interrupted):
         return error
     if isinstance(error, PermissionError) and error.filename:
@@ -81,12 +81,12 @@ def _failure(error: BaseException) -> Failure | Interrupted | None:
 
 
 def _of_a_library_on_the_device(error: BaseException) -> bool:
-    """Tell an error of cuBLAS, cuDNN, NCCL, nvrtc or Triton, for which torch has no exception class."""
+    """Return whether `error` is from cuBLAS, cuDNN, NCCL, nvrtc or Triton; torch has no exception class for these."""
     return isinstance(error, RuntimeError) and any(word in f"{type(error).__name__} {error}" for word in DEVICE_ERRORS)
 
 
 def _explain(prog: str, failure: Failure | Interrupted, again: str, resumes: bool) -> None:
-    """Print the one line; a failure that is shared is the first process's to report."""
+    """Print the one line; only the first process reports a shared failure."""
     rank = distributed.rank()
     if rank and failure.shared:
         return
@@ -97,10 +97,10 @@ def _explain(prog: str, failure: Failure | Interrupted, again: str, resumes: boo
 
 
 def _again(prog: str, argv: list[str] | None, resumes: bool) -> str:
-    """Return the command line that goes on."""
+    """Return the command line that continues."""
     if distributed.launched():
         return "the same torchrun command with --resume"
-    # Within a notebook the process was started by another program.
+    # In a notebook, another program started the process.
     own = argv is None and sys.argv[0] in sys.orig_argv
     words = sys.orig_argv if own else [prog, *(sys.argv[1:] if argv is None else argv)]
     resuming = any(word.partition("=")[0] == "--resume" for word in words)

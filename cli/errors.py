@@ -1,4 +1,4 @@
-"""Why a command ends before its time: one family of exceptions, each with an exit code and the advice that follows."""
+"""Why a command ends early: a family of exceptions, each with an exit code and advice."""
 
 import contextlib
 import errno
@@ -11,10 +11,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Failure(Exception):
-    """A command cannot go on. The message names what is wrong; `advice` follows it, `code` is the exit code.
+    """A command cannot continue. The message names what is wrong; `advice` follows it, and `code` is the exit code.
 
-    In an advice `{again}` stands for the command that goes on with the run. A `shared` failure happens to all
-    processes of a run alike, and only the first one reports it.
+    In `advice`, `{again}` stands for the command that continues the run. A `shared` failure happens in all processes of
+    a run, and only the first one reports it.
     """
 
     code, advice, shared = 1, "", False
@@ -39,7 +39,7 @@ class Diverged(Failure):
 
 
 class CannotWrite(Failure):
-    """`what` could not be written, because of `error`; the earlier version of it is unchanged."""
+    """`what` could not be written because of `error`; its earlier version is unchanged."""
 
     def __init__(self, what: object, error: OSError):
         super().__init__(f"cannot write {what} ({error.strerror})")
@@ -61,7 +61,7 @@ class DeviceFailed(Failure):
 class Lost(Failure):
     """Another process of the run has ended or does not answer."""
 
-    advice = GO_ON  # not shared: it may be the first one that has ended
+    advice = GO_ON  # not shared: the process that has ended may be the first one
 
 
 class Interrupted(BaseException):
@@ -83,7 +83,7 @@ def first_line(error: BaseException) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Tell whether the CPU ran out of memory; torch has no exception class for it."""
+    """Return whether the CPU ran out of memory; torch has no exception class for it."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
@@ -106,6 +106,6 @@ def refusing(path: object, fault: str, remedy: str) -> Iterator[None]:
             f"{path}: {fault} (it is a pickle of more than plain data and was not loaded); {remedy}"
         ) from None
     except Exception as error:
-        if out_of_memory(error) or (isinstance(error, OSError) and error.errno):  # Pillow's own have no errno
+        if out_of_memory(error) or (isinstance(error, OSError) and error.errno):  # Pillow's own errors have no errno
             raise cannot_read(path, error) from None
         raise BadInput(f"{path}: {fault} ({first_line(error):.200}); {remedy}") from None

@@ -1,6 +1,6 @@
-"""An option's declaration; its value on the command line, in Python, and in an earlier run's config.json.
+"""Options: their declaration, and their values on the command line, in Python and in an earlier run's config.json.
 
-An option is a dataclass's field made by `option`, which carries all that is true of it.
+An option is a dataclass field made by `option`; its metadata holds its properties.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from cli.parser import path_type
 from running import files
 from running.directory import CONFIG
 
-ON_OFF = argparse.BooleanOptionalAction  # a switch that has a --no-... too
-RUN_OR_SWITCH = object()  # a switch that takes a run's directory too
+ON_OFF = argparse.BooleanOptionalAction  # a switch with a --no-... form
+RUN_OR_SWITCH = object()  # a switch that also accepts a run's directory
 
 
 def option(
@@ -32,20 +32,20 @@ def option(
 ):
     """Declare an option.
 
-    `kind` is bool, ON_OFF or RUN_OR_SWITCH for a switch, the choices, or an argparse type. The rest:
-    - `may_change`: a resumed run may have another value; otherwise the option decides a figure;
-    - `repeats`: repetitions of one training differ in it;
+    `kind` is bool, ON_OFF or RUN_OR_SWITCH for a switch, the choices, or an argparse type. The other properties:
+    - `may_change`: a resumed run may have a different value; any other option affects the metrics;
+    - `repeats`: repetitions of a training differ in it;
     - `in_loss`: it changes what the reported loss means;
-    - `path`: it is a path, and stored as an absolute one;
-    - `own`: it is a run's own, and `--config` does not take it over;
-    - `unset`: what happens where it is not given and has no default, for the help.
+    - `path`: it is a path, and is stored as an absolute path;
+    - `own`: it belongs to one run, and `--config` does not copy it;
+    - `unset`: for the help, what happens if it is not given and has no default.
     """
     facts = {"may_change": may_change, "repeats": repeats, "in_loss": in_loss, "path": path, "own": own, "unset": unset}
     return dataclasses.field(default=default, metadata={"kind": kind, "help": help} | facts)
 
 
 def named(options: type, fact: str) -> list[str]:
-    """Return the names of the options of which `fact`, a keyword of `option`, is true."""
+    """Return the names of the options for which `fact`, a keyword of `option`, is true."""
     return [field.name for field in dataclasses.fields(options) if field.metadata[fact]]
 
 
@@ -54,9 +54,9 @@ def flag_of(name: str) -> str:
 
 
 def declare(parser: argparse.ArgumentParser, options: type, groups: dict[str, str]) -> None:
-    """Give `parser` a flag for each of the fields of `options`, and --config. What is not given gets no value.
+    """Add --config and a flag for each field of `options` to `parser`. Options that are not given get no value.
 
-    `groups` are their titles in the help, by the first field of each.
+    `groups` maps the first field of each group to the group's title in the help.
     """
     for field in dataclasses.fields(options):
         kind, help = field.metadata["kind"], field.metadata["help"].replace("%", "%%")
@@ -81,7 +81,7 @@ def default_in_words(field: dataclasses.Field) -> str:
 
 
 def checked(field: dataclasses.Field, value: object) -> object:
-    """Return a value that came without a command line as its flag would have converted its text. Raises BadInput."""
+    """Return `value`, from Python or a config.json, as its flag would have converted it. Raises BadInput."""
     kind, flag = field.metadata["kind"], flag_of(field.name)
     if value is None and (field.default is None or kind is ON_OFF):  # left open
         return None
@@ -95,7 +95,7 @@ def checked(field: dataclasses.Field, value: object) -> object:
             raise BadInput(f"{flag}: {value!r:.60} is none of {', '.join(kind)}")
         return value
     if value is None:
-        raise BadInput(f"{flag}: None is not a value of it; pass one, or leave it out")
+        raise BadInput(f"{flag}: None is not allowed; pass a value, or leave it out")
     try:
         converted = kind(str(value))
     except argparse.ArgumentTypeError as error:
@@ -104,7 +104,7 @@ def checked(field: dataclasses.Field, value: object) -> object:
 
 
 def plain(options: object, words: Collection[str]) -> dict[str, int | float | str | None]:
-    """Return the options by name as JSON can hold them, with absolute paths; `words` look like paths and are none."""
+    """Return the options by name, as JSON values with absolute paths; `words` are values that only look like paths."""
     values = {}
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
@@ -115,7 +115,7 @@ def plain(options: object, words: Collection[str]) -> dict[str, int | float | st
 
 
 def lacking(options: type, config: dict) -> list[str]:
-    """Name the options in a run's `config` that `options` lacks, unless they were at their defaults or not given."""
+    """Name the options in a run's `config` that are missing from `options`, except those at their defaults or unset."""
     declared = {field.name for field in dataclasses.fields(options)}
     return [
         f"{flag_of(name)} {value!r:.60} (an option that this version lacks)"
@@ -125,20 +125,20 @@ def lacking(options: type, config: dict) -> list[str]:
 
 
 def with_saved(given: dict, options: type, decided: Collection[str]) -> dict:
-    """Return the values `given` over those of the run that --resume RUN or --config FILE names.
+    """Return the values `given`, completed with those of the run that --resume RUN or --config FILE names.
 
-    The values of the options `decided` are not taken from that run. Raises BadInput.
+    The options `decided` are not copied from that run. Raises BadInput.
     """
     run, file = given.get("resume"), given.get("config")
     given = {name: value for name, value in given.items() if name != "config"}
     if isinstance(run, str):
         if "out" in given or file is not None:
             raise BadInput(
-                f"--resume {run}: names directory and options; leave --out and --config out, "
+                f"--resume {run}: names the directory and the options; omit --out and --config, "
                 f"or pass --config {run} with another --out to start a new run"
             )
         if not os.path.isdir(run):
-            raise BadInput(f"--resume {run}: no such directory; pass a run's, or none to resume the one in --out")
+            raise BadInput(f"--resume {run}: no such directory; pass a run's, or only --resume for the run in --out")
         given |= {"out": Path(run), "resume": True}
     elif file is None:
         return given
@@ -151,15 +151,15 @@ def with_saved(given: dict, options: type, decided: Collection[str]) -> dict:
 
 
 def _saved(file: Path, options: type, decided: Collection[str]) -> dict:
-    """Return the values that the run of the config.json `file` was given, but for those `decided`. Raises BadInput."""
+    """Return the given values in a run's config.json, except those of the options `decided`. Raises BadInput."""
     if not file.is_file():
         raise BadInput(f"{file}: no such file; pass a run's directory or its {CONFIG}")
     config = files.read_json(file)
     if not isinstance(config.get("flags"), dict):
-        raise BadInput(f"{file}: no options in it; pass what train.py left in a run's directory")
+        raise BadInput(f"{file}: no options in it; pass a {CONFIG} that train.py wrote")
     missing = lacking(options, config)
     if missing:
-        raise BadInput(f"{file}: {', '.join(missing)}; give the options that are wanted one by one")
+        raise BadInput(f"{file}: {', '.join(missing)}; pass the options that you want one by one")
     saved = {}
     for field in dataclasses.fields(options):
         value = _given(field, config)
@@ -173,9 +173,9 @@ def _saved(file: Path, options: type, decided: Collection[str]) -> dict:
 
 
 def _given(field: dataclasses.Field, config: dict) -> object:
-    """Return the value that the run of `config` was given for an option; None where it was left open.
+    """Return the value that was given for an option in the run of `config`; None if it was left open.
 
-    Earlier versions, and Keras's side, saved no values as given: there what was at its default may have been left open.
+    Earlier versions and Keras's side did not save the given values: an option at its default may have been left open.
     """
     if isinstance(config.get("given"), dict):
         return config["given"].get(field.name)

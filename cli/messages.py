@@ -1,4 +1,4 @@
-"""Lines that a command prints: to standard output, to standard error, and tables."""
+"""What a command prints: lines on standard output and standard error, and tables."""
 
 import contextlib
 import sys
@@ -13,7 +13,7 @@ _aside: list[bool] = []  # within to_standard_error()
 
 @contextlib.contextmanager
 def to_standard_error() -> Iterator[None]:
-    """Let `say` print to standard error within the block."""
+    """Make `say` print to standard error within the block."""
     _aside.append(True)
     try:
         yield
@@ -36,7 +36,7 @@ def say_everywhere(*lines: object) -> None:
 
 
 def to_standard_output(line: str) -> None:
-    """Print `line` to standard output, in the first process only, wherever `say` prints."""
+    """Print `line` to standard output, in the first process only, even within `to_standard_error`."""
     if distributed.rank() == 0:
         _print(line)
 
@@ -57,7 +57,7 @@ def complain(line: str) -> None:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return such words as "1 run" or "1,200 runs"."""
+    """Return a count with its noun, such as "1 run" or "1,200 runs"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
@@ -74,7 +74,7 @@ def in_one_line(text: str) -> str:
 
 
 def table(columns: dict[str, dict[str, str]], markdown: bool) -> str:
-    """Lay out the cells, figures down and groups across."""
+    """Return the cells, by column and row, as a table in plain text or Markdown."""
     names = next(iter(columns.values()))
     rows = [["", *columns], *([name, *(column[name] for column in columns.values())] for name in names)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

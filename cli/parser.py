@@ -1,4 +1,4 @@
-"""The commands' argument parser, and the types of their values."""
+"""The argument parser of the commands, and argparse types."""
 
 import argparse
 import difflib
@@ -11,18 +11,18 @@ from running import distributed
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults of options are shown; lines of the description stay as they are."""
+    """Show the defaults of options; keep the lines of the description as they are."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default is None or action.default is False:  # which say nothing that a person would ask for
+        if action.default is None or action.default is False:  # these tell a reader nothing
             return action.help
         return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but an error is one line on stderr, once on each machine; the exit code stays 2.
+    """argparse's parser, but an error is one line on stderr, once per machine; the exit code stays 2.
 
-    Of the module's `doc` the first line begins the help; its examples, which are indented, and its exit codes end it.
+    The first line of the module docstring `doc` begins the help; its indented examples and its exit codes end it.
     """
 
     def __init__(self, prog: str, doc: str | None, **settings):
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())}{self._meant(message)} (see --help)\n")
 
     def _meant(self, message: str) -> str:
-        """Return a question for the option that a misspelt one may be; "" if there is none."""
+        """Return a "did you mean" for a misspelt option; "" if no option is similar."""
         given = re.search(r"unrecognized arguments: .*?(--[^\s=]+)", message)
         options = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(given[1].replace("_", "-"), options, 1) if given else []
@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 def path_type(text: str) -> str:
     """An argparse type: a path that fits into a line of a log, a JSON file and a picture's title.
 
-    `~` is the home directory: a shell leaves it alone in `--out=~/x`.
+    `~` becomes the home directory: a shell does not expand it in `--out=~/x`.
     """
     path = os.path.expanduser(text)
     if not path or in_one_line(path) != path:

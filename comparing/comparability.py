@@ -1,4 +1,4 @@
-"""Which trainings may stand beside each other: their data, their settings, and whether they have finished."""
+"""Whether runs can be pooled and compared: their data, their settings, and whether they have finished."""
 
 import collections
 import itertools
@@ -11,17 +11,17 @@ from comparing.histories import Training
 from running.code import KERAS, TRAIN
 from running.outcome import ALL_EPOCHS, EARLY_STOPPING, FINISHED, outcome, parts_of, program_of
 
-STAND_IN = "NOT CIFAR-10"  # in the description of its data
-STAND_IN_SHA256 = "92a150ce0d52c82b982bfc8a77e3f0c85affcb67222fdf4669411f555feb78ce"  # as a file it is the same data
+STAND_IN = "NOT CIFAR-10"  # in the description of the stand-in data
+STAND_IN_SHA256 = "92a150ce0d52c82b982bfc8a77e3f0c85affcb67222fdf4669411f555feb78ce"  # of the same data as a file
 DATA = ("data_sha256", STAND_IN)
-CODE = "code of"  # a program, by the hash of what decides a figure
+CODE = "code of"  # a program: the fact is a hash of its code
 
 
 class Rules(NamedTuple):
-    """What must be known of train.py's options to compare its runs.
+    """The options of train.py that matter when its runs are compared.
 
-    `defaults` are those of the options that decide a figure, but for those in which repetitions differ; `in_loss` names
-    the ones that change what the loss means.
+    `defaults` has the defaults of the options that affect the metrics, except those in which repetitions differ;
+    `in_loss` names the options that change what the loss means.
     """
 
     defaults: dict
@@ -34,15 +34,15 @@ def of_stand_in(run: Training) -> bool:
 
 
 def facts(run: Training, rules: Rules) -> dict:
-    """Return what the files tell of a run's data and settings, by name.
+    """Return a run's data and settings by name, as far as its files record them.
 
-    A setting that config.json lacks counts as its default. Without config.json there is only what metrics.json says.
+    A setting missing from config.json counts as its default. Without config.json, only metrics.json is used.
     """
     facts = {name: run.metrics[name] for name in ("model", "schedule") if name in run.metrics}
     if program_of(run.config):
         flags = run.config["flags"]
         facts.update({name: flags.get(name, default) for name, default in rules.defaults.items()})
-        facts["model"] = run.config.get("model", facts["model"])  # Keras's network has a name of its own there
+        facts["model"] = run.config.get("model", facts["model"])  # Keras's network has its own name there
         facts["draws"] = "another run's" if flags.get("draws") else "its own"
     if run.config.get("backend"):
         facts["backend"] = run.config["backend"]  # Keras's
@@ -57,7 +57,7 @@ def facts(run: Training, rules: Rules) -> dict:
 
 
 def surroundings(groups: dict[str, list[Training]]) -> list[str]:
-    """Name what is no setting and may move figures, where the runs do not all have the same: a line for each fact."""
+    """Return a line for each fact that is not a setting but may affect the metrics, if the runs differ in it."""
     lines = []
     for fact in SURROUNDINGS:
         counts = {label: collections.Counter(map(fact.of, group)) for label, group in groups.items()}
@@ -75,7 +75,7 @@ def _counted(values: collections.Counter) -> str:
 
 
 class Surrounding(NamedTuple):
-    """A fact of the machine or the versions: what it is called, and how a run's parts have it, None where unknown."""
+    """A fact about the machine or the versions: its name, and how to read it from a part of a run (None: unknown)."""
 
     name: str
     read: Callable[[dict], object]
@@ -104,15 +104,15 @@ SURROUNDINGS = (
 
 
 def faults(group: list[Training], rules: Rules) -> list[str]:
-    """Say what keeps runs from being pooled as repetitions of one training; nothing where nothing is known."""
+    """Return why the runs cannot be pooled as repetitions of one training; an unknown fact is not a reason."""
     with_facts = [(run, facts(run, rules)) for run in group]
     faults = [*map(_not_finished, group), *_not_repetitions(group)]
     faults += [*_other_settings(with_facts), *_other_epochs(with_facts, rules)]
-    return list(dict.fromkeys(filter(None, faults)))  # data differ by hash and by name, which is one fault
+    return list(dict.fromkeys(filter(None, faults)))  # data that differ by hash and by name are one fault
 
 
 def _not_finished(run: Training) -> str | None:
-    """Say why a run of this project has not finished, or that its files are of different runs."""
+    """Return why a run of this project has not finished, or that its files belong to different runs."""
     if not program_of(run.config):
         return None
     try:
@@ -123,7 +123,7 @@ def _not_finished(run: Training) -> str | None:
 
 
 def _not_repetitions(group: list[Training]) -> list[str]:
-    """Say which runs of a group are another one again, or can differ from another one by rounding alone."""
+    """Return which runs of a group are copies of another one, or can differ from it only by rounding."""
     place = {id(run): number for number, run in enumerate(group)}
     original = {}
     for one, other in same_runs(group, group):
@@ -143,7 +143,7 @@ def _not_repetitions(group: list[Training]) -> list[str]:
 
 
 def _other_settings(with_facts: list[tuple[Training, dict]]) -> list[str]:
-    """Say which runs have other data or settings than the first one that has them on record."""
+    """Return which runs have other data or settings than the first run that records them."""
     faults, first = [], {}
     for run, own in with_facts:
         for name, value in own.items():
@@ -160,16 +160,16 @@ def _other_settings(with_facts: list[tuple[Training, dict]]) -> list[str]:
 
 
 def _other_epochs(with_facts: list[tuple[Training, dict]], rules: Rules) -> list[str]:
-    """Say which run would have ended otherwise with the --epochs of another.
+    """Return a fault if a run would have ended differently with the --epochs of another.
 
-    One and the same --epochs would have ended all as they did if the fewest that a run used up suffice for the others.
+    One --epochs fits all runs if the smallest value that a run used up is enough for the others.
     """
     wanted = [(run, own["epochs"], own["schedule"]) for run, own in with_facts if "epochs" in own]
     if len({repr(epochs) for _, epochs, _ in wanted}) < 2:
         return []
     first, was, _ = wanted[0]
     strange = any(not isinstance(epochs, int) for _, epochs, _ in wanted)  # a config.json that was edited
-    laid_out = any(schedule != rules.defaults["schedule"] for *_, schedule in wanted)  # over all epochs
+    laid_out = any(schedule != rules.defaults["schedule"] for *_, schedule in wanted)  # the schedule spans all epochs
     if strange or laid_out:
         run, epochs, _ = next(one for one in wanted if one[1] != was)
         return [f"epochs: {epochs!s:.60} in {run.path}, {was!s:.60} in {first.path}"]
@@ -188,9 +188,9 @@ def _stopped_early(run: Training) -> bool:
 
 
 def draws(run: Training) -> tuple | None:
-    """Return what decides all that a run of train.py draws: two with the same differ by rounding alone. None: unknown.
+    """Return what determines all random draws of a train.py run: runs with equal values differ only by rounding.
 
-    Keras's can be two trainings all the same: on TensorFlow the seed does not fix its order.
+    None if unknown, and for Keras: on TensorFlow, the seed does not fix the order of the images.
     """
     keras = str(run.metrics.get("model")).startswith("keras") or program_of(run.config) not in (None, TRAIN)
     begun = tuple(run.metrics.get(name) for name in ("seed", "initial_weights"))
@@ -201,17 +201,17 @@ def draws(run: Training) -> tuple | None:
 
 
 def same_run(one: Training, other: Training) -> bool:
-    """Tell whether two histories are one training's: every figure that both have, in every epoch that both have."""
-    shared = sorted((one.history.keys() & other.history.keys()) - {"learning_rate"})  # which many trainings have alike
+    """Return whether two histories come from one training: all common columns are equal in all common epochs."""
+    shared = sorted((one.history.keys() & other.history.keys()) - {"learning_rate"})  # the same in many trainings
     epochs = min(one.epochs, other.epochs)
     first, second = ([run.history[name][:epochs] for name in shared] for run in (one, other))
-    return bool(shared) and repr(first) == repr(second)  # NaN is itself there
+    return bool(shared) and repr(first) == repr(second)  # in repr, NaN equals NaN
 
 
 def same_runs(ones: list[Training], others: list[Training]) -> list[tuple[Training, Training]]:
-    """Return each pair of one of `ones` and one of `others` that are one training.
+    """Return the pairs of a run in `ones` and a run in `others` that are the same training.
 
-    Only those are compared which start alike, so that the work grows with the number of runs and not of their pairs.
+    Only runs with an equal first epoch are compared, so the work grows with the number of runs, not of pairs.
     """
     pairs = []
     for columns, own in _by_columns(ones).items():
@@ -239,22 +239,22 @@ def _first_epoch(run: Training, columns: list[str]) -> str:
 
 
 def all_of_stand_in(runs: Iterable[Training]) -> list[str]:
-    """Say that all the runs use the stand-in data; nothing if one does not."""
+    """Return a line if all runs use the stand-in data; otherwise nothing."""
     return [f"All runs use the stand-in data, {STAND_IN}."] if all(map(of_stand_in, runs)) else []
 
 
 def in_both(groups: dict[str, list[Training]]) -> list[tuple[Training, Training]]:
-    """Return the runs that stand in two groups, told by all their figures, their times too: each with its copy."""
+    """Return the runs that are in two groups, each with its copy: all their figures are equal, even the times."""
     return [
         (one, other)
         for first, second in itertools.combinations(groups.values(), 2)
         for one, other in same_runs(first, second)
-        if repr((one.metrics, one.history)) == repr((other.metrics, other.history))  # NaN is itself there
+        if repr((one.metrics, one.history)) == repr((other.metrics, other.history))  # in repr, NaN equals NaN
     ]
 
 
 def stopped_otherwise(groups: dict[str, list[Training]]) -> list[str]:
-    """Name the runs that another callback than early stopping has ended."""
+    """Return a line for each run that was ended by a callback other than early stopping."""
     return [
         f"{run.path} was ended by a callback, after epoch {run.epochs}: {run.metrics['stopped']!s:.60}."
         for group in groups.values()
@@ -267,7 +267,7 @@ def stopped_otherwise(groups: dict[str, list[Training]]) -> list[str]:
 
 
 def differences(groups: dict[str, list[Training]], rules: Rules) -> tuple[list[str], list[str]]:
-    """Say what makes groups not comparable, data or loss, and then in which other settings they differ."""
+    """Return what makes the groups not comparable (data or loss), and the other settings in which they differ."""
     of_groups = {label: [facts(run, rules) for run in group] for label, group in groups.items()}
     differing = {}
     names = [*DATA, *rules.in_loss, "backend", "draws", *rules.defaults, f"{CODE} {TRAIN}", f"{CODE} {KERAS}"]
@@ -291,7 +291,7 @@ def differences(groups: dict[str, list[Training]], rules: Rules) -> tuple[list[s
 
 
 def repeated(groups: dict[str, list[Training]]) -> list[str]:
-    """Say which runs of different groups are one and the same, in as many epochs as both have."""
+    """Return a line for each pair of runs in different groups that are equal in all common epochs."""
     return [
         f"Identical in every epoch: {one.path} and {other.path}."
         for first, second in itertools.combinations(groups.values(), 2)
@@ -309,7 +309,7 @@ def _by_group(differing: dict[str, dict[str, list[str]]]) -> str:
 
 
 def unknown(groups: dict[str, list[Training]]) -> list[str]:
-    """Say in a line what the files of each group do not tell of data, settings and end; nothing if they tell all."""
+    """Return lines on what the files do not record: data, settings, code, or whether a run finished."""
     lacking = {
         "data": lambda run: not (run.config.get("data_sha256") or of_stand_in(run)),
         "settings": lambda run: not program_of(run.config),
@@ -334,7 +334,7 @@ def unknown(groups: dict[str, list[Training]]) -> list[str]:
 
 
 def _data_where_some_is_unknown(groups: dict[str, list[Training]], lacks: Callable[[Training], bool]) -> list[str]:
-    """Describe each group's data as far as they are known, where others are not: whoever compares them must judge."""
+    """Describe each group's known data if some are unknown, so that the user can judge whether they match."""
     if not any(lacks(run) for group in groups.values() for run in group):
         return []
     with_data = {label: [run for run in group if not lacks(run)] for label, group in groups.items()}

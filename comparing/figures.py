@@ -1,4 +1,4 @@
-"""The figures of a training as read back, and how two groups of trainings differ in one of them."""
+"""The figures of a training as read from its files, and the difference in accuracy between two groups."""
 
 import itertools
 import math
@@ -11,13 +11,13 @@ from comparing.histories import Training
 from comparing.intervals import Difference, estimate, welch
 from running.history import best_epoch
 
-LISTS = ("seconds_per_epoch", "learning_rate_after_epoch")  # of metrics.json: a value per epoch
+LISTS = ("seconds_per_epoch", "learning_rate_after_epoch")  # in metrics.json: one value per epoch
 
 
 def run_figures(run: Training, cutting: Collection[str]) -> dict[str, float | list[int] | bool | str | None]:
-    """The figures of one run, epochs counted from 1; None for what it lacks.
+    """Return the figures of one run, with epochs counted from 1; None for a missing one.
 
-    `cutting` names the schedules that only cut the rate, between epochs.
+    `cutting` names the schedules that only cut the learning rate, between epochs.
     """
     history = run.history
     best = best_epoch(history.get("val_loss", []))
@@ -39,10 +39,10 @@ def run_figures(run: Training, cutting: Collection[str]) -> dict[str, float | li
 
 
 def scheduled(run: Training, cutting: Collection[str]) -> bool:
-    """Tell whether a schedule changes the rate other than by cuts.
+    """Return whether a schedule changes the learning rate other than by cuts.
 
-    Where metrics.json does not say so, it does if the rate rises, or falls after three epochs in a row by unlike
-    factors or after most epochs.
+    If metrics.json does not tell, it does if the rate rises, or if it falls after three epochs in a row and either by
+    different factors or after most epochs.
     """
     if "schedule" in run.metrics:
         return run.metrics["schedule"] not in cutting
@@ -53,15 +53,15 @@ def scheduled(run: Training, cutting: Collection[str]) -> bool:
     if any(after > before for before, after in rates):
         return True
     changes = "".join("<" if after < before else "=" for before, after in rates)
-    # Three cuts in a row are by one factor, but for the last one, which may end at the least rate.
+    # Cuts are by one factor, except the last one, which may end at the minimum rate.
     alike = all(math.isclose(fall, falls[0], rel_tol=1e-3) for fall in falls[:-1])
     return "<<<" in changes and (not alike or len(falls) > len(rates) / 2)
 
 
 def learning_rate_cuts(run: Training, cutting: Collection[str]) -> list[int] | None:
-    """The epochs, from 1, after which the rate was lower; of the last epoch only metrics.json can tell.
+    """Return the epochs, from 1, after which the learning rate was lower; None without rates, or with a schedule.
 
-    None without rates, and with a schedule.
+    Only metrics.json has the rate after the last epoch.
     """
     if "learning_rate" not in run.history or scheduled(run, cutting):
         return None
@@ -70,7 +70,7 @@ def learning_rate_cuts(run: Training, cutting: Collection[str]) -> list[int] | N
 
 
 def cut_epochs(cuts: list[list[int] | None]) -> str:
-    """The epochs of one run's cuts, or between which epochs the first cut of several runs lies."""
+    """Return the epochs of one run's cuts, or the range in which the first cuts of several runs lie."""
     cuts = [epochs for epochs in cuts if epochs]
     if len(cuts) < 2:
         return ", ".join(map(str, cuts[0])) if cuts else "-"
@@ -79,7 +79,7 @@ def cut_epochs(cuts: list[list[int] | None]) -> str:
 
 
 def metric(run: Training, name: str, highest: float = math.inf) -> float | None:
-    """A number of the run's metrics.json, or the mean of a list of them; None if it is not there."""
+    """Return a number from the run's metrics.json, or the mean of a list of numbers; None if it is missing."""
     values = metric_values(run, name, highest)
     return statistics.fmean(values) if values else None
 
@@ -90,7 +90,7 @@ def metric_values(run: Training, name: str, highest: float = math.inf) -> list[f
     value = run.metrics[name]
     values = value if isinstance(value, list) and name in LISTS else [value]
     if not all(type(v) in (int, float) and math.isfinite(v) and 0 <= v <= highest for v in values):
-        raise BadInput(f"{run.path}: metrics.json has {value!r:.60} for {name}; mend it, or delete the file")
+        raise BadInput(f"{run.path}: metrics.json has {value!r:.60} for {name}; correct it, or delete the file")
     return values
 
 
@@ -103,7 +103,7 @@ def accuracy_difference(
 ) -> Difference | None:
     """Compare accuracies by pairs if most of the smaller group's runs have a partner, else by Welch's method.
 
-    `ones` and `others` are the accuracies of the runs, which count where they have one. Partners have the same initial
+    `ones` and `others` are the accuracies of the runs; those without one are left out. Partners have the same initial
     weights, or else the same seed. None if a group has no accuracy at all. `comparisons` as for `estimate`.
     """
     first, second = (
@@ -123,7 +123,7 @@ def accuracy_difference(
                 method += f", {alone} without a partner left out"
             return Difference(pairwise.mean, pairwise.interval, method)
         if partners and not dependent:
-            dependent = f", although {len(partners)} have the {shared.replace('_', ' ')} of one on the other side"
+            dependent = f", although {len(partners)} have the same {shared.replace('_', ' ')} as one in the other group"
 
     a, b = (estimate([value for _, value in group]) for group in (first, second))
     if a is None or b is None:

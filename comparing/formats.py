@@ -1,4 +1,4 @@
-"""Histories of trainings in the forms that public programs write, told by their form and never by guess."""
+"""Training histories in the formats that public programs write, recognized by their form and never guessed."""
 
 import csv
 import io
@@ -25,12 +25,12 @@ ROLES = {
     "val_accuracy": f"{VALIDATION}(?:{ACCURACY})",
     "learning_rate": r"(?:train_)?(?:lr|learning_rate)|lr-\w+",
 }
-COUNTERS = ("step", "steps", "global_step", "iteration", "iter", "batch")  # of what is not an epoch
+COUNTERS = ("step", "steps", "global_step", "iteration", "iter", "batch")  # of something other than epochs
 IN_PER_CENT = ("eval_top1",)  # timm's, always
 
 
 class Table(NamedTuple):
-    """A file as it was found: its form in words, its columns by name with cells as they stand there, remarks."""
+    """The content of a file: its format in words, its columns by name with cells as found, and remarks."""
 
     form: str
     columns: dict[str, list]
@@ -38,13 +38,13 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path) -> Table:
-    """Read a JSON, CSV or .npz file, with as many cells in each column. Raises BadInput."""
+    """Read a JSON, CSV or .npz file into columns of equal length. Raises BadInput."""
     if path.suffix.lower() == ".npz":
         columns = {name: array.tolist() for name, array in files.read_npz("", path).items()}
         if not all(isinstance(cells, list) for cells in columns.values()):
             raise BadInput(f"{path}: {listed(columns)}, not a list for each; {WANTED}")
         return _checked(path, _spread_validation(Table("Keras's history in .npz", columns, [])))
-    text = files.read_text(path).removeprefix("\ufeff")  # Excel's, as its first line that names the separator
+    text = files.read_text(path).removeprefix("\ufeff")  # from Excel, like a first line that names the separator
     text = re.sub(r"\Asep=.\r?\n", "", text)
     if path.suffix.lower() in (".json", ".jsonl") or text.lstrip().startswith("{"):
         return _json_table(path, text)
@@ -101,10 +101,10 @@ def _json_table(path: Path, text: str) -> Table:
         except (ValueError, RecursionError):
             if text.lstrip().startswith("{'"):
                 how = "json.dump(history.history, file, default=float)"
-                raise BadInput(f"{path}: a Python dict as text, which is not JSON; write it by {how}") from None
+                raise BadInput(f"{path}: a Python dict as text, which is not JSON; write it with {how}") from None
             raise BadInput(f"{path}: not JSON ({error}); {WANTED}") from None
     if isinstance(value, dict) and isinstance(value.get("history"), dict):
-        value = value["history"]  # a History object by its attributes
+        value = value["history"]  # the attributes of a History object
     if isinstance(value, dict) and isinstance(value.get("log_history"), list):
         return _of_hugging_face(path, [row for row in value["log_history"] if isinstance(row, dict)], [])
     if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
@@ -130,13 +130,13 @@ def _is_hugging_face(names: Collection[str]) -> bool:
 
 
 def _of_hugging_face(path: Path, rows: list[dict], remarks: list[str]) -> Table:
-    """Read a Trainer's log without the row at its end, which sums the whole training up."""
+    """Read a Trainer's log without its last row, which summarizes the whole training."""
     rows = [row for row in rows if str(row.get("train_runtime", "")).strip().lower() in MISSING]
     return _by_epoch(path, "Hugging Face's log_history", rows, remarks)
 
 
 def _with_counter(names: list[str]) -> list[str]:
-    """Return the names of columns, the one that counts epochs by the name of `epoch`."""
+    """Return the column names, with the one that counts epochs renamed to `epoch`."""
     counters = [name for name in names if name.lower() in ("epoch", "epochs")]
     return ["epoch" if [name] == counters else name for name in names]
 
@@ -148,9 +148,9 @@ def _named_once(pairs: list[tuple]) -> dict:
 
 
 def _checked(path: Path, table: Table) -> Table:
-    """Raise BadInput unless all columns are equally long, and `epoch`, if it is there, counts up by one."""
+    """Return the table. Raises BadInput unless all columns are equally long and `epoch`, if any, counts up by one."""
     if len({len(cells) for cells in table.columns.values()}) > 1 or not all(table.columns.values()):
-        raise BadInput(f"{path}: it needs one row or more, and as many values in each column; {WANTED}")
+        raise BadInput(f"{path}: it needs at least one row, and the same number of values in each column; {WANTED}")
     if "epoch" not in table.columns:
         return table
     epochs = numbers(path, "epoch", table.columns["epoch"])
@@ -168,9 +168,9 @@ def _checked(path: Path, table: Table) -> Table:
 
 
 def _by_epoch(path: Path, form: str, rows: list[dict], remarks: list[str]) -> Table:
-    """Merge the rows that Lightning and Hugging Face write of an epoch; what is logged by step is left out, and said.
+    """Merge the rows that Lightning and Hugging Face write per epoch; leave out what is logged by step, with a remark.
 
-    Of several learning rates in an epoch the first is taken: the one that it began with.
+    If an epoch has several learning rates, the first is used: the one at its start.
     """
     names = dict.fromkeys(name for row in rows for name in row)
     counter = _whole(numbers(path, "epoch", [row.get("epoch") for row in rows]), rows)
@@ -183,7 +183,7 @@ def _by_epoch(path: Path, form: str, rows: list[dict], remarks: list[str]) -> Ta
     following = math.nan
     for row, epoch, step in zip(reversed(rows), reversed(counter), reversed(steps), strict=True):
         before_the_end = step < last_step[epoch]
-        # Lightning's LearningRateMonitor leaves the epoch out: it is that of the next row which has one.
+        # Lightning's LearningRateMonitor leaves the epoch out: take it from the next row that has one.
         epoch = following if math.isnan(epoch) else epoch
         if epoch > following:
             raise BadInput(
@@ -196,7 +196,7 @@ def _by_epoch(path: Path, form: str, rows: list[dict], remarks: list[str]) -> Ta
             if epoch % 1:
                 by_step |= logged.keys()
                 continue
-            if before_the_end:  # Lightning logs an epoch's own figures at its last step
+            if before_the_end:  # Lightning logs an epoch's metrics at its last step
                 by_step |= {name for name in logged if role(name) != "learning_rate"}
             for name, cell in logged.items():
                 epochs.setdefault(epoch, {}).setdefault(name, []).insert(0, cell)
@@ -215,9 +215,9 @@ def _by_epoch(path: Path, form: str, rows: list[dict], remarks: list[str]) -> Ta
 
 
 def _whole(counter: list[float], rows: list[dict]) -> list[float]:
-    """Return the epochs of `rows`, those of Hugging Face's evaluations whole: with accumulated gradients they are not.
+    """Return the epochs of `rows`, rounded at Hugging Face's evaluations: accumulated gradients make them fractions.
 
-    One evaluation an epoch is what tells them: 0.98, 1.97, 3.0 are the ends of epochs 1, 2, 3.
+    They are rounded only with one evaluation per epoch: 0.98, 1.97, 3.0 are the ends of epochs 1, 2, 3.
     """
     evaluated = sorted({epoch for epoch, row in zip(counter, rows, strict=True) if row.get("eval_loss") is not None})
     if not evaluated or any(round(epoch) != number for number, epoch in enumerate(evaluated, start=1)):
@@ -226,7 +226,7 @@ def _whole(counter: list[float], rows: list[dict]) -> list[float]:
 
 
 def _spread_validation(table: Table) -> Table:
-    """Give the shorter val_ columns of `fit(validation_freq=k)` a value per epoch, where one k alone fits."""
+    """Pad the shorter val_ columns of `fit(validation_freq=k)` to one value per epoch, if only one k fits."""
     longest = max(map(len, table.columns.values()))
     short = {name: cells for name, cells in table.columns.items() if len(cells) < longest}
     counts = {len(cells) for cells in short.values()}
@@ -238,32 +238,32 @@ def _spread_validation(table: Table) -> Table:
     for name, cells in short.items():
         spread[name] = [None] * longest
         spread[name][every - 1 :: every] = cells
-    remark = f"validated every {every} epochs, as the lengths of its lists tell"
+    remark = f"validated every {every} epochs, as the lengths of its lists show"
     return table._replace(columns=table.columns | spread, remarks=[remark])
 
 
 def role(name: str) -> str | None:
-    """What a column of this name holds: one of ROLES, whatever the program that wrote it; None for anything else."""
+    """Return which of ROLES a column of this name has, whatever program wrote it; None if it has none."""
     plain = re.sub(r"[ /]", "_", name.strip().lower().removeprefix("epoch/")).removesuffix("_epoch")
     return next((name for name, pattern in ROLES.items() if re.fullmatch(pattern, plain)), None)
 
 
 def _remedy(cell: object) -> str:
-    """Say how to write a cell that is not a number."""
+    """Return how to write a cell that is not a number."""
     if re.fullmatch(r"-?\d+,\d+", str(cell).strip()):
-        return "write a decimal point for the comma"
+        return "write a decimal point, not a comma"
     if re.fullmatch(r"[\d.,]+ ?%", str(cell).strip()):
         return "leave the % out: accuracies may be in per cent"
     return WANTED
 
 
 def numbers(path: Path, name: str, cells: list) -> list[float]:
-    """Return the cells as numbers, NaN for one that is missing. Raises BadInput."""
+    """Return the cells as numbers, NaN for a missing one. Raises BadInput."""
     values = []
     for cell in cells:
         try:
             if isinstance(cell, bool | list | dict):
-                raise ValueError(f"{cell!r:.40} is none")
+                raise ValueError(f"{cell!r:.40} is not one")
             values.append(math.nan if str(cell).strip().lower() in MISSING else float(cell))
         except (ValueError, OverflowError) as error:
             raise BadInput(f"{path}: column {name!r:.60} is not all numbers ({error!s:.80}); {_remedy(cell)}") from None

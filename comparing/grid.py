@@ -1,4 +1,4 @@
-"""Settings trained with the same seeds: what each reached, and how far it is from the default by pairs of seeds."""
+"""Settings trained with the same seeds: the results of each, and its difference from the default, paired by seed."""
 
 import statistics
 from collections.abc import Collection
@@ -14,10 +14,10 @@ CONTENT, PICTURE = "grid.json", "grid.png"
 
 
 class Setting(NamedTuple):
-    """What the runs of a setting reached; accuracies and epochs over its seeds, minutes of a run.
+    """The results of one setting: accuracies and epochs over its seeds, and mean minutes per run.
 
-    `difference` is its validation accuracy minus the default's, over the seeds that both have, with an interval that
-    allows for the number of settings; None for the default itself, and where no setting is the default.
+    `difference` is its validation accuracy minus the default's, over the seeds that both have, with an interval
+    corrected for the number of settings; None for the default itself, or if no setting is the default.
     """
 
     label: str
@@ -29,7 +29,7 @@ class Setting(NamedTuple):
 
 
 def settings(groups: dict[str, list[Training]], default: str | None) -> list[Setting]:
-    """Return the settings by mean validation accuracy at the best epoch, the greatest first."""
+    """Return the settings, sorted by mean validation accuracy at the best epoch, highest first."""
     of_seed = {
         label: {run.config["flags"]["seed"]: run_figures(run, ())[VALIDATION] for run in group}
         for label, group in groups.items()
@@ -58,7 +58,7 @@ def settings(groups: dict[str, list[Training]], default: str | None) -> list[Set
 
 
 def as_columns(rows: list[Setting], default: str | None) -> dict[str, dict[str, str]]:
-    """Return the table's cells: a column of cells by setting for each heading."""
+    """Return the cells of the table, by heading and setting."""
     headings = {
         "val_accuracy": lambda row: row.validation.spread(),
         "n": lambda row: str(row.validation.n),
@@ -72,20 +72,20 @@ def as_columns(rows: list[Setting], default: str | None) -> dict[str, dict[str, 
 
 
 def in_words(rows: list[Setting], default: str | None, lacking: Collection[str] = (), runs: int = 0) -> list[str]:
-    """Say which setting is the best by validation, what the table's differences are, and what makes them unsure.
+    """Return lines on the best setting by validation, what the table's differences are, and what makes them uncertain.
 
-    `lacking` are the settings of which no run has finished, `runs` how many each setting was to have.
+    `lacking` are the settings without a finished run; `runs` is the number of runs planned for each setting.
     """
     best, most = rows[0], max(runs, *(row.validation.n for row in rows))
     lines = [f"Best by validation of {counted(len(rows), 'setting')}: {best.label} ({best.validation.spread()})."]
     if lacking:
-        lines.append(f"No run has finished of {', '.join(lacking)}.")
+        lines.append(f"No run has finished for {', '.join(lacking)}.")
     fewer = [f"{row.label} ({row.validation.n})" for row in rows if row.validation.n < most]
     if fewer:
-        lines.append(f"Not all of the {counted(most, 'run')} have finished of {', '.join(fewer)}: such means are over")
+        lines.append(f"Not all of the {counted(most, 'run')} have finished for {', '.join(fewer)}: such means are over")
         lines.append("other seeds, and a seed can be worth more than a setting.")
     if most == 1:
-        lines.append("One seed each: how much chance is in the order cannot be told. Give --seeds several.")
+        lines.append("One seed each: the order may be due to chance. Pass several --seeds.")
     elif default is None:
         lines.append("No difference is stated, since no setting of the grid is the default.")
     elif len(rows) > 1:

@@ -1,13 +1,13 @@
-"""What runs and groups are called beside each other."""
+"""The headings of runs and groups in a table."""
 
 import os
 from pathlib import Path
 
 
 def differing_parts(paths: list[str]) -> tuple[list[str], str]:
-    """Return the differing part of each path, and the folder that contains them all, "" if they are left as they are.
+    """Return the differing part of each path, and the folder that contains them all, "" if there is none.
 
-    A single path stays as it is, and so do paths that do not differ.
+    Paths stay as they are if all are the same, or if they have only the root folder in common.
     """
     expanded = [os.path.expanduser(path) for path in paths]
     absolute = any(map(os.path.isabs, expanded))
@@ -16,7 +16,7 @@ def differing_parts(paths: list[str]) -> tuple[list[str], str]:
         return paths, ""
     shortest = min(map(len, parts))
     before = _alike(parts, range(shortest - 1))
-    after = _alike(parts, range(-1, min(before - shortest, -1), -1))  # one part at least is left of each
+    after = _alike(parts, range(-1, min(before - shortest, -1), -1))  # leave at least one part of each
     folder = os.path.join("", *parts[0][:before])
     if folder == os.path.sep:
         return paths, ""

@@ -1,4 +1,4 @@
-"""Histories of trainings, this project's and other people's, read from where they are."""
+"""Read training histories, of this project and of other programs."""
 
 import contextlib
 import itertools
@@ -14,8 +14,8 @@ from running import files
 from running.outcome import CONFIG, HISTORY, METRICS, program_of
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".log", ".json", ".jsonl", ".npz", ".pkl", ".pickle", ".npy")
-ROUNDING = 1e-6  # of an accuracy of 1 in float32
-OWN_METRICS = {"test_accuracy", "learning_rate_after_epoch"}  # by which a metrics.json without config.json is known
+ROUNDING = 1e-6  # error of an accuracy of 1 in float32
+OWN_METRICS = {"test_accuracy", "learning_rate_after_epoch"}  # identify a metrics.json without config.json
 PICKLES = {
     ".npy": "json.dump(numpy.load({0!r}, allow_pickle=True).item(), open({1!r}, 'w'), default=float)",
     ".pkl": "json.dump(pickle.load(open({0!r}, 'rb')), open({1!r}, 'w'), default=float)",
@@ -23,9 +23,9 @@ PICKLES = {
 
 
 class Training(NamedTuple):
-    """A training as read back: its history by column, metrics.json, config.json, and how the history was read.
+    """A training as read from its files: its history by column, metrics.json, config.json, and how it was read.
 
-    `form` says it in words; `remarks` are what a reader of its figures must know.
+    `form` describes the history's format and columns in words; `remarks` are caveats about its figures.
     """
 
     path: str
@@ -41,9 +41,9 @@ class Training(NamedTuple):
 
 
 def read(path: Path) -> Training:
-    """Read a run's directory, one with a single history of any form in it, or such a file itself.
+    """Read a run's directory, a directory with a single history in any format, or such a history file.
 
-    `learning_rate` is as logged. metrics and config are empty but for a run's directory. Raises BadInput.
+    `learning_rate` is as logged. metrics and config are empty except for a run's directory. Raises BadInput.
     """
     metrics, config, others, file = {}, {}, [], path
     if (path / HISTORY).exists():
@@ -51,18 +51,18 @@ def read(path: Path) -> Training:
         metrics, config = (files.read_json(path / name) if (path / name).exists() else {} for name in (METRICS, CONFIG))
         config = config if program_of(config) else {}
         if metrics and not config and not metrics.keys() >= OWN_METRICS:
-            metrics, others = {}, [f"its {METRICS} is another program's, and nothing of it is used"]
+            metrics, others = {}, [f"its {METRICS} is another program's, and is ignored"]
     elif path.is_dir():
         file = _only_history(path)
     for name, kinds in {"seed": int | str | None, "initial_weights": str | None, "model": str | None}.items():
         if not isinstance(metrics.get(name), kinds):
-            raise BadInput(f"{path / METRICS}: {metrics[name]!r:.60} for {name}; mend it, or delete the file")
+            raise BadInput(f"{path / METRICS}: {metrics[name]!r:.60} for {name}; correct it, or delete the file")
     history, form, remarks = _read_history(file)
     return Training(str(path), history, metrics, config, form, remarks + others)
 
 
 def how_read(groups: dict[str, list[Training]]) -> list[str]:
-    """Say how each group's histories were read, once for all that were read alike, and the remarks on each."""
+    """Return lines on how each group's histories were read, merged if they were read alike, and all remarks."""
     runs = [run for group in groups.values() for run in group]
     if len(runs) > 2 and len({run.form for run in runs}) == 1:
         forms = {f"All {len(runs)} files": Counter([runs[0].form])}
@@ -79,7 +79,7 @@ def _only_history(folder: Path) -> Path:
     """Return the one training history in `folder`. Raises BadInput if there is none, or more than one."""
     runs = [path for path in folder.iterdir() if (path / HISTORY).exists()]
     if runs:
-        raise BadInput(f"{folder}: a folder of runs, {runs[0].name} for one; pass {str(folder / '*')!r}")
+        raise BadInput(f"{folder}: a folder of runs, such as {runs[0].name}; pass {str(folder / '*')!r}")
     candidates = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     candidates = [file for file in candidates if file.name not in (METRICS, CONFIG)]
     if len(candidates) > 1:
@@ -97,9 +97,9 @@ def _only_history(folder: Path) -> Path:
 
 
 def _read_history(path: Path) -> tuple[dict[str, list[float]], str, list[str]]:
-    """Return the columns of formats.ROLES that a file has, how it was read in words, and remarks on it.
+    """Return a file's columns by role (formats.ROLES), a description of how it was read, and remarks on it.
 
-    Each column has a value per epoch, NaN where there is none.
+    Each column has one value per epoch, NaN for a missing one.
     """
     _refuse_pickle(path)
     table = formats.read_table(path)
@@ -132,9 +132,9 @@ def _read_history(path: Path) -> tuple[dict[str, list[float]], str, list[str]]:
 
 
 def _refuse_pickle(path: Path) -> None:
-    """Raise BadInput for what only unpickling could read, which can run any code."""
+    """Raise BadInput for a file that only unpickling could read, since that can run any code."""
     start = b""
-    if path.is_file():  # a pipe can be read but once
+    if path.is_file():  # a pipe can be read only once
         with contextlib.suppress(OSError), path.open("rb") as file:
             start = file.read(6)
     suffix = ".npy" if start.startswith(b"\x93NUMPY") else path.suffix.lower().replace("pickle", "pkl")
@@ -143,19 +143,19 @@ def _refuse_pickle(path: Path) -> None:
     line = PICKLES.get(suffix, PICKLES[".pkl"]).format(str(path), str(path.with_suffix(".json")))
     module = "numpy" if suffix == ".npy" else "pickle"
     raise BadInput(
-        f"{path}: a pickle, which is not opened; if you trust it, make JSON of it: import json, {module}; {line}"
+        f"{path}: a pickle, which is not opened; if you trust it, convert it to JSON: import json, {module}; {line}"
     )
 
 
 def _names_of_roles(path: Path, table: formats.Table) -> dict[str, str]:
-    """Return which column is taken for what. Raises BadInput where two would be the same."""
+    """Return the column to use for each role. Raises BadInput if two columns could have the same role."""
     claims: dict[str, list[str]] = {role: [] for role in formats.ROLES}
     for name in table.columns:
         role = formats.role(name)
         if role:
             claims[role].append(name)
     if claims["loss"] == ["train_loss"] and not claims["val_accuracy"]:
-        # Beside train_loss a name without a part says nothing of whose it is; in fastai's own form it is validation's.
+        # Beside train_loss, an accuracy without a prefix is ambiguous; in fastai's own format it is validation's.
         plain = [name for name in claims["accuracy"] if re.fullmatch(formats.ACCURACY, name)]
         claims["accuracy"] = [name for name in claims["accuracy"] if name not in plain]
         if claims["val_loss"] == ["valid_loss"]:
@@ -170,7 +170,7 @@ def _names_of_roles(path: Path, table: formats.Table) -> dict[str, str]:
 
 
 def _instead(name: str) -> str | None:
-    """Return the name as validation's of a column that may stand for it; None if it may not."""
+    """Return the val_ name of a column that may stand in for validation; None for any other column."""
     if not name.lower().startswith(formats.INSTEAD_OF_VALIDATION):
         return None
     as_validation = f"val_{name[len(formats.INSTEAD_OF_VALIDATION) :]}"
@@ -178,7 +178,7 @@ def _instead(name: str) -> str | None:
 
 
 def _as_fractions(path: Path, history: dict[str, list[float]], names: dict[str, str]) -> set[str]:
-    """Make fractions of accuracies in per cent, which a name or some value above 1 tells; return whose they were."""
+    """Convert accuracies in per cent, recognized by name or by a value above 1, to fractions; return their roles."""
     by_name = [role for role in history if names[role] in formats.IN_PER_CENT]
     for role in by_name:
         history[role] = [value / 100 for value in history[role]]

@@ -1,4 +1,4 @@
-"""Means of a few runs and how sure they are: Student's and Welch's 95 % intervals."""
+"""Means of a few runs and their uncertainty: Student's and Welch's 95 % confidence intervals."""
 
 import math
 import statistics
@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEAST_SPREAD = 1e-6  # of accuracies; below it there is none but rounding, since 10,000 images tell 1e-4 apart
+LEAST_SPREAD = 1e-6  # of accuracies; less is rounding, since 10,000 images resolve 1e-4
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)  # of Gauss-Legendre integration over [-1, 1]
 
 
 class Estimate(NamedTuple):
-    """A mean over n values; their standard deviation is None where n is 1, the mean's 95 % interval there too and where
-    the values do not differ, since nothing tells then how much they vary.
+    """The mean of n values, their standard deviation, and the mean's 95 % interval.
+
+    `sd` and `interval` are None if n is 1; `interval` also if the values do not differ: their spread is then unknown.
     """
 
     n: int
@@ -21,14 +22,14 @@ class Estimate(NamedTuple):
     interval: tuple[float, float] | None
 
     def percentile(self, value: float) -> float:
-        """The part of all further values that lies below `value`, by Student's t; for an n of at least 2."""
+        """Return the expected fraction of further values below `value`, by Student's t; n must be at least 2."""
         spread = self.sd * math.sqrt(1 + 1 / self.n)  # of one further value about the mean of n
         distance = value - self.mean
         t = distance / spread if spread else math.copysign(math.inf, distance) if distance else 0.0
         return 0.5 + math.copysign(_above_median(abs(t), self.n - 1), t)
 
     def place(self, value: float, below: int, runs: str) -> str:
-        """Say where a further value lies among those of `runs`, of which `below` are less."""
+        """Describe where a further value ranks among those of the group `runs`, `below` of which are lower."""
         among = f"mean {self.mean:.4f}, standard deviation {self.sd:.4f}"
         return (
             f"{below} of the {self.n} runs of {runs} score lower ({among}).\n"
@@ -41,7 +42,7 @@ class Estimate(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """One mean minus another, its 95 % interval (None: too few values, or no spread), and how it was got."""
+    """One mean minus another, its 95 % interval (None: too few values, or no spread), and the method."""
 
     mean: float
     interval: tuple[float, float] | None
@@ -51,13 +52,13 @@ class Difference(NamedTuple):
         return self.interval is not None and -margin < self.interval[0] <= self.interval[1] < margin
 
     def in_short(self) -> str:
-        """Say what the difference is, without a verdict."""
+        """Return the difference in words, without a verdict."""
         if self.interval is None:
             return f"{self.mean:+.4f}, no interval ({self.method})"
         return f"{self.mean:+.4f}, interval {self.interval[0]:+.4f} to {self.interval[1]:+.4f} ({self.method})"
 
     def in_words(self, margin: float) -> str:
-        """Say what the difference is, and whether the two are equivalent within `margin`."""
+        """Return the difference in words, and whether the two are equivalent within `margin`."""
         points = "1 point" if margin == 0.01 else f"{100 * margin:g} points"
         if self.interval is None:
             needed = "at least two runs or pairs with different results are needed"
@@ -82,9 +83,9 @@ class Difference(NamedTuple):
 def estimate(
     values: list[float], low: float = -math.inf, high: float = math.inf, comparisons: int = 1
 ) -> Estimate | None:
-    """Mean, standard deviation, and Student's 95 % interval of the mean, within `low` and `high`; None without any.
+    """Return mean, standard deviation, and Student's 95 % interval of the mean, clipped to `low` and `high`.
 
-    Of so many `comparisons` all intervals hold at once with 95 % (Bonferroni).
+    None without values. With several `comparisons`, the 95 % hold for all intervals at once (Bonferroni).
     """
     n = len(values)
     if n < 2:
@@ -97,9 +98,9 @@ def estimate(
 
 
 def welch(a: Estimate, b: Estimate, comparisons: int = 1) -> tuple[float, float] | None:
-    """The 95 % interval of b's mean minus a's, the two groups being independent; None if one has none.
+    """Return the 95 % interval of b's mean minus a's, for two independent groups.
 
-    `comparisons` as for `estimate`.
+    None if a group has a single value, or if neither varies. `comparisons` as for `estimate`.
     """
     if (a.interval is None and b.interval is None) or a.n == 1 or b.n == 1:
         return None
@@ -110,8 +111,9 @@ def welch(a: Estimate, b: Estimate, comparisons: int = 1) -> tuple[float, float]
 
 
 def t_quantile(freedom: float, comparisons: int = 1) -> float:
-    """The 97.5 % quantile of Student's t with `freedom` >= 1 degrees of freedom, to 1e-8 of it; of several
-    `comparisons` the one that leaves each as small a part of 2.5 %.
+    """Return the 97.5 % quantile of Student's t with `freedom` >= 1 degrees of freedom, to a relative 1e-8.
+
+    With several `comparisons`, the 2.5 % above it are divided among them.
     """
     wanted = 0.5 - 0.025 / comparisons
     low, high = 1.9, 12.8 * comparisons  # for one comparison the limits are 1.960 and, with a freedom of 1, 12.706
@@ -122,9 +124,9 @@ def t_quantile(freedom: float, comparisons: int = 1) -> float:
 
 
 def _above_median(t: float, freedom: float) -> float:
-    """The part of Student's t between 0 and `t` >= 0."""
-    # None of the six packages has it. With t = sqrt(freedom) * tan(angle) the density is a power of the cosine:
-    # Gauss-Legendre integration.
+    """Return the probability that Student's t is between 0 and `t` >= 0."""
+    # None of the six required packages has it. With t = sqrt(freedom) * tan(angle), the density is a power of the
+    # cosine, which Gauss-Legendre quadrature integrates.
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
     half = math.atan(t / math.sqrt(freedom)) / 2
     return float(scale * half * (WEIGHTS @ np.cos(half * (NODES + 1)) ** (freedom - 1)))

@@ -15,18 +15,18 @@ from running.code import TRAIN
 from running.outcome import FINISHED, outcome, program_of
 
 RUN, VALIDATION, STATE = "run", "val_accuracy", "state"
-NAMES = {"data_sha256": "data", "epochs": "--epochs"}  # of facts, where the fact's own says less or something else
+NAMES = {"data_sha256": "data", "epochs": "--epochs"}  # headings of facts whose own names are unclear or taken
 
 
 def rows(runs: list[Training], rules: Rules, cutting: Collection[str], complete: bool = False) -> list[dict[str, str]]:
-    """Return a row of cells by column for each run, by validation accuracy at the best epoch, the greatest first.
+    """Return a row per run, as cells by column, sorted by validation accuracy at the best epoch, highest first.
 
-    The test accuracy is shown and decides nothing. `complete` rows have the whole path, and the data even if they are
-    the same for all runs, for want of the lines of `shared`.
+    The test accuracy does not affect the order. `complete` rows have the whole path, and the data even if all runs
+    have the same, since the lines of `shared` are not printed with them.
     """
     settings = [_settings(run, rules) for run in runs]
     names = dict.fromkeys(name for of_run in settings for name in of_run)
-    # A history of another program lacks settings; that is no difference in them.
+    # A history of another program has no settings; that does not count as a difference.
     differing = [name for name in names if len({of_run[name] for of_run in settings if name in of_run}) > 1]
     labels, _ = differing_parts([run.path for run in runs])
     if complete:
@@ -51,14 +51,14 @@ def rows(runs: list[Training], rules: Rules, cutting: Collection[str], complete:
 
 
 def shared(runs: list[Training]) -> list[str]:
-    """Say what all the runs have in common that no row says: their folder, and that they are of the stand-in."""
+    """Return lines on what all runs share and no row shows: their folder, and the stand-in data."""
     _, folder = differing_parts([run.path for run in runs])
     lines = [f"All are in {folder}."] if folder else []
     return [*lines, *all_of_stand_in(runs)]
 
 
 def as_text(listed: list[dict[str, str]], markdown: bool) -> str:
-    """Lay rows out as a table for a terminal, or in Markdown."""
+    """Return the rows as a table, for a terminal or in Markdown."""
     columns = {name: {str(number): cells[name] for number, cells in enumerate(listed, start=1)} for name in listed[0]}
     return table(columns, markdown)
 
@@ -88,7 +88,7 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def _state(run: Training) -> str:
-    """Say whether the run has finished, or why not; a dash for a history of another program."""
+    """Return how the run ended, or why it has not finished; a dash for a history of another program."""
     if not program_of(run.config):
         return "-"
     try:

@@ -1,15 +1,15 @@
-"""Write what train.py draws with the same flags, for Keras to train with: orders of images, dropout masks, views.
+"""Write what train.py draws with the same flags, for Keras to train with: image order, dropout masks, augmented views.
 
     python reference/draws.py draws.npz --data cifar10.npz --seed 3 --dtype float64
     python reference/keras_notebook.py --draws draws.npz --data cifar10.npz --seed 3 --dtype float64 --out runs/keras
     python train.py --init-weights runs/keras/initial_weights.npz --data cifar10.npz --seed 3 --dtype float64
 
-The file takes 1 MB an epoch of CIFAR-10, and 6 MB where images are augmented. It has
-- `orders` (epochs, N): which training image comes when;
-- `masks` (epochs, N, bytes): of `units` bits of each, in that order; 1 where dropout keeps the unit;
-- `rows` and `columns` (epochs, N, 32), if augmented: of the stored image, what each view of it is made of;
-- `units`, and of what run they are: `dropout`, `batch_size`, `seed`, `no_shuffle`, `augment`, `shift`, `no_mirror`,
-  `data_sha256`.
+For CIFAR-10, the file takes 1 MB per epoch, or 6 MB with augmentation. It contains
+- `orders` (epochs, N): the indices of the training images, in the order in which they are used;
+- `masks` (epochs, N, bytes): `units` packed bits per image, in that order; 1 where dropout keeps the unit;
+- `rows` and `columns` (epochs, N, 32), if augmented: the rows and columns of each stored image that form its view;
+- `units`, and what the draws depend on: `dropout`, `batch_size`, `seed`, `no_shuffle`, `augment`, `shift`,
+  `no_mirror`, `data_sha256`.
 """
 
 import os
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script it has its own folder there
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a script, Python adds only its own folder
 import data
 import train
 from cli.command import command
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         raise BadInput(f"{file}: first comes the .npz file to write, then the flags of train.py")
     options = parse(flags).checked()
     if options.compile:
-        raise BadInput("--compile draws masks of its own: leave it out, there and here")
+        raise BadInput("--compile draws its own masks: leave it out, here and in train.py")
     refuse_others(Path(file))
     files.make_folder(Path(file).parent)
     files.write_npz(Path(file), draws(options))
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def refuse_others(file: Path) -> None:
-    """Raise BadInput if `file` is there and has no draws in it: a data set's name looks alike."""
+    """Raise BadInput if `file` exists but contains no draws: it may be a data set, which is an .npz file too."""
     if os.path.lexists(file):
         try:
             files.read_npz("draws.py", file, ("orders", "masks", "units"))
@@ -60,7 +60,7 @@ def refuse_others(file: Path) -> None:
 
 
 def draws(options: Options) -> dict[str, np.ndarray]:
-    """Draw what `--epochs` epochs take, from the generators that train.py draws from and in its order."""
+    """Return the draws for `--epochs` epochs, made with the generators of train.py and in the same order."""
     with arithmetic.of_run(options.device, options.threads, options.tf32, options.deterministic):
         return _drawn(options)
 
@@ -74,7 +74,7 @@ def _drawn(options: Options) -> dict[str, np.ndarray]:
     augmentation = train.augmentation_of(options, arrays)
 
     steps, last = divmod(len(split), options.batch_size)
-    dropped = []  # what dropout takes of a whole batch, of the short last one: a mask follows shape, dtype and memory
+    dropped = []  # like dropout's inputs in a full and a short batch: a mask depends on their shape, dtype and layout
     model.dropout.register_forward_pre_hook(lambda _, inputs: dropped.append(torch.ones_like(inputs[0])))
     model.eval()
     few = data.Split(*(part[: options.batch_size + last] for part in split))

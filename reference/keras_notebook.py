@@ -1,9 +1,9 @@
-"""The notebook's recipe in Keras 3, on whichever backend KERAS_BACKEND names: the other side of a comparison.
+"""Train the notebook's recipe in Keras 3, on the backend that KERAS_BACKEND names, to compare with train.py.
 
     KERAS_BACKEND=tensorflow python reference/keras_notebook.py --epochs 50 --batch-size 64 --data cifar10.npz
 
-It leaves the same kind of run directory as train.py, and shares no code with it but the directory's lock and the hash
-of code. Exit code 1 for a training that diverged, 2 for bad input.
+It writes the same kind of run directory as train.py, but shares only the directory lock and the code hash with it. The
+exit code is 1 if training diverged or a file could not be written, 2 for bad input.
 """
 
 import argparse
@@ -18,23 +18,23 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script it has its own folder there
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a script, Python adds only its own folder
 from running import code
 
 VALIDATION = 0.2  # the last part of the training images
 CONFIG, METRICS = "config.json", "metrics.json"
 FILES = (CONFIG, "initial_weights.npz", "history.csv", "best_weights.npz", METRICS)  # in the order they are written
-WHERE = {"out", "resume", "data", "init_weights", "draws"}  # options that are no settings: switches and paths
-IN_FLOAT32 = {  # what Keras computes so in spite of --dtype float64, by backend and model
-    ("torch", "baseline"): "dense layers and reported figures",
-    ("torch", "improved"): "dense layers, BatchNorm and reported figures",
+WHERE = {"out", "resume", "data", "init_weights", "draws"}  # options that are not settings: switches and paths
+IN_FLOAT32 = {  # what Keras computes in float32 despite --dtype float64, by backend and model
+    ("torch", "baseline"): "dense layers and reported metrics",
+    ("torch", "improved"): "dense layers, BatchNorm and reported metrics",
     ("jax", "improved"): "BatchNorm",
 }
-PACKAGES = {"tensorflow": "tensorflow-cpu", "torch": "torch", "jax": "jax"}  # of Keras's backends
+PACKAGES = {"tensorflow": "tensorflow-cpu", "torch": "torch", "jax": "jax"}  # to install, by backend
 
 
 def within(kind: type, least: float, below: float = math.inf):
-    """An argparse type: a number of `kind`, at least `least` and less than `below`."""
+    """Return an argparse type: a number of `kind`, at least `least` and less than `below`."""
 
     def number(text: str):
         with contextlib.suppress(ValueError):
@@ -63,27 +63,25 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         usage=argparse.SUPPRESS,  # an error is one line
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", default="baseline", help="which network of reference/notebook.py's MODELS")
-    parser.add_argument("--epochs", type=count, default=50, help="epochs at most")
+    parser.add_argument("--model", default="baseline", help="a network from MODELS in reference/notebook.py")
+    parser.add_argument("--epochs", type=count, default=50, help="maximum number of epochs")
     parser.add_argument("--batch-size", type=count, default=64, help="images per step")
-    parser.add_argument("--lr", type=within(float, 1e-30), default=1e-3, help="Adam's first learning rate")
-    parser.add_argument("--dropout", type=within(float, 0, 1), default=0.5, help="part of the dense units dropped")
+    parser.add_argument("--lr", type=within(float, 1e-30), default=1e-3, help="Adam's initial learning rate")
+    parser.add_argument("--dropout", type=within(float, 0, 1), default=0.5, help="fraction of units to drop")
     parser.add_argument("--patience", type=patience, default=5, help="early stopping's patience in epochs")
     parser.add_argument("--lr-patience", type=patience, default=3, help="patience of the learning-rate cut in epochs")
     parser.add_argument("--min-lr", type=within(float, 0), default=1e-6, help="no cut goes below this rate")
-    parser.add_argument("--no-shuffle", action="store_true", help="take the images in the same order each epoch")
+    parser.add_argument("--no-shuffle", action="store_true", help="use the same order of images in each epoch")
     parser.add_argument("--seed", type=within(int, 0, 2**32), default=0, help="fixes initial weights and dropout masks")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="Keras's floatx")
     file = {"type": path, "metavar": "FILE.npz"}
-    parser.add_argument("--data", **file, help="x_train, y_train, x_test, y_test; else Keras downloads")
+    parser.add_argument("--data", **file, help="x_train, y_train, x_test, y_test; without it, Keras downloads CIFAR-10")
     parser.add_argument("--init-weights", **file, help="start from np.savez(FILE, *model.get_weights())")
-    parser.add_argument("--draws", **file, help="order, masks and views as reference/draws.py wrote them")
+    parser.add_argument("--draws", **file, help="order, masks and views, from reference/draws.py")
     parser.add_argument(
-        "--out", type=path, default="runs/keras-seed<seed>", help="the run's directory, with no run in it"
+        "--out", type=path, default="runs/keras-seed<seed>", help="the run's directory, without a run in it"
     )
-    parser.add_argument(
-        "--resume", action="store_true", help="leave a run that has finished there, start again one that has not"
-    )
+    parser.add_argument("--resume", action="store_true", help="keep a finished run in --out, restart an unfinished one")
     args = parser.parse_args(argv)
     args.out = Path(args.out.replace("<seed>", str(args.seed)))
     return args
@@ -102,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         packages = f"keras {PACKAGES.get(os.environ.get('KERAS_BACKEND', 'tensorflow'), 'tensorflow-cpu')}"
         remedy = f"pip install {packages}, or set KERAS_BACKEND to {', '.join(PACKAGES)}"
         return refuse(f"Keras cannot be used ({error}); {remedy}")
-    if keras.config.image_data_format() != "channels_last":  # the order of a dense kernel's rows would be another
+    if keras.config.image_data_format() != "channels_last":  # it would change the order of a dense kernel's rows
         return refuse("Keras is set to channels_first; set image_data_format to channels_last in ~/.keras/keras.json")
     if args.model not in notebook.MODELS:
         return refuse(f"--model {args.model}: no such network; pass {' or '.join(notebook.MODELS)}")
@@ -132,8 +130,8 @@ def main(argv: list[str] | None = None) -> int:
         return refuse(error)
     try:
         return run(model, arrays, draws, args)
-    except OSError as error:  # a full disk, or one that cannot be written
-        what = f"mend that, delete {args.out}, and start again"
+    except OSError as error:  # the disk is full or not writable
+        what = f"fix that, delete {args.out}, and start again"
         print(f"keras_notebook.py: error: {error}; {what}", file=sys.stderr)
         return 1
     finally:
@@ -141,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def finished(out: Path) -> bool:
-    """Tell whether a run of this program has finished in `out`."""
+    """Return whether `out` contains a finished run of this program."""
     try:
         config, metrics = (json.loads((out / name).read_text()) for name in (CONFIG, METRICS))
     except (OSError, ValueError):
@@ -150,19 +148,19 @@ def finished(out: Path) -> bool:
 
 
 def differences(args: argparse.Namespace) -> list[str]:
-    """Name the settings in which the finished run in `args.out` is another than `args` ask for."""
+    """Return the settings of the finished run in `args.out` that differ from `args`, as flags."""
     saved, metrics = (json.loads((args.out / name).read_text()) for name in (CONFIG, METRICS))
     now, had = vars(args), saved["flags"]
     names = now.keys() - WHERE
     if metrics.get("stopped") == "early stopping" and metrics["epochs"] <= args.epochs:
-        names -= {"epochs"}  # it would have ended alike
+        names -= {"epochs"}  # it would have stopped in the same epoch
     return [
         f"--{name.replace('_', '-')} {had[name]}" for name in sorted(names) if had.get(name, now[name]) != now[name]
     ]
 
 
 def other_files(args: argparse.Namespace) -> list[str]:
-    """Name which files of `args` are others than those of the finished run in `args.out`; say which cannot be read."""
+    """Return which inputs in `args` differ from those of the finished run in `args.out`; print which are unreadable."""
     from reference import notebook
 
     saved, metrics = (json.loads((args.out / name).read_text()) for name in (CONFIG, METRICS))
@@ -177,15 +175,15 @@ def other_files(args: argparse.Namespace) -> list[str]:
             if notebook.hash_of([array.astype(args.dtype) for array in weights]) != metrics["initial_weights"]:
                 different.append("other initial weights")
     except ValueError as error:
-        print(f"keras_notebook.py: note: {error}; whether that has changed is not known", file=sys.stderr)
+        print(f"keras_notebook.py: note: {error}; cannot tell whether it has changed", file=sys.stderr)
     return different
 
 
 def claim(out: Path, resume: bool):
-    """Return the lock on the directory `out`, which is made if need be; with `resume` files of an earlier run go.
+    """Create the directory `out` if needed and return its lock; with `resume`, delete the files of an earlier run.
 
-    Raises ValueError if another process is at work there, or there is a run and no `resume`, or not one of this
-    program.
+    Raises ValueError if another process uses `out`, or if `out` contains a run and `resume` is false, or a run of
+    another program.
     """
     from running.lock import DirectoryLock, InUse
 
@@ -207,12 +205,12 @@ def claim(out: Path, resume: bool):
 
 
 def own(out: Path) -> bool:
-    """Tell whether the run in `out` is one of this program."""
+    """Return whether the run in `out` was written by this program."""
     try:
         return "backend" in json.loads((out / CONFIG).read_text())
     except FileNotFoundError:
         return False
-    except ValueError:  # its process ended in the middle of this file, which is the first
+    except ValueError:  # its process ended while writing this file, the first one
         return True
 
 
@@ -222,7 +220,7 @@ def refuse(why: object) -> int:
 
 
 def cut(images: np.ndarray) -> int:
-    """Where Keras's `validation_split` cuts."""
+    """Return the index at which Keras's `validation_split` cuts."""
     return math.floor(len(images) * (1 - VALIDATION))
 
 

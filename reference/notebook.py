@@ -13,7 +13,7 @@ import keras
 
 
 class EpochLog(keras.callbacks.Callback):
-    """The notebook's own callback: the learning rate after each epoch; and the epoch's wall time."""
+    """Records the learning rate after each epoch, like the notebook's own callback, and the epoch's wall time."""
 
     def __init__(self):
         super().__init__()
@@ -28,12 +28,12 @@ class EpochLog(keras.callbacks.Callback):
 
 
 def seed_everything(seed: int) -> None:
-    """Fix initial weights and dropout masks, and the order too where that does not freeze it.
+    """Seed the initial weights and dropout masks, and the order of images unless that would freeze it.
 
-    `keras.utils.set_random_seed` would give every epoch one and the same permutation on TensorFlow (tensorflow#44195),
-    because the shuffle inside its input pipeline restarts; there the order is left random, as it is in the notebook.
+    On TensorFlow, `keras.utils.set_random_seed` would give every epoch the same permutation (tensorflow#44195), because
+    the shuffle in its input pipeline restarts. There, the order is left random, as in the notebook.
     """
-    random.seed(seed)  # Keras draws the seeds of its initialisers and of its dropout from here
+    random.seed(seed)  # Keras draws the seeds of its initialisers and dropout layers from it
     np.random.seed(seed)
     if keras.backend.backend() == "torch":
         import torch
@@ -42,10 +42,10 @@ def seed_everything(seed: int) -> None:
 
 
 def set_precision(dtype: str) -> None:
-    """Have Keras compute in `dtype`, and not in TF32, newer GPUs' default, nor in float32, JAX's."""
-    keras.config.set_epsilon(1e-7)  # whatever ~/.keras/keras.json says; losses are clipped by it
+    """Make Keras compute in `dtype`, not in TF32, the default on newer GPUs, or float32, the default of JAX."""
+    keras.config.set_epsilon(1e-7)  # whatever ~/.keras/keras.json says; losses are clipped with it
     keras.config.set_floatx(dtype)
-    keras.config.set_dtype_policy(dtype)  # which does not follow, once a layer was made
+    keras.config.set_dtype_policy(dtype)  # which no longer follows floatx once a layer exists
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow
@@ -63,7 +63,7 @@ def set_precision(dtype: str) -> None:
 
 
 def build_model(image_shape=(32, 32, 3), classes: int = 10, dropout: float = 0.5) -> keras.Model:
-    """The notebook's first network."""
+    """Return the notebook's first network."""
     layers, penalty = keras.layers, keras.regularizers.L2(0.001)
     return keras.Sequential(
         [
@@ -81,7 +81,7 @@ def build_model(image_shape=(32, 32, 3), classes: int = 10, dropout: float = 0.5
 
 
 def build_improved(image_shape=(32, 32, 3), classes: int = 10, dropout: float = 0.5) -> keras.Model:
-    """Its second one: three stages of two convolutions with BatchNorm, pooling in each stage's first."""
+    """Return the notebook's second network: three stages of conv, pool, BatchNorm, ReLU, conv, BatchNorm, ReLU."""
     layers, penalty = keras.layers, keras.regularizers.L2(0.001)
     sequence = [keras.Input(image_shape)]
     for width in (48, 96, 192):
@@ -101,7 +101,7 @@ def compile_model(model: keras.Model, learning_rate: float = 1e-3) -> None:
 
 
 def read_arrays(path: str, names: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """Read the plain arrays of an `.npz` file, those of `names` if there are some; raises ValueError naming it."""
+    """Return the arrays in the `.npz` file `path`, only `names` if given; raise ValueError if it is unreadable."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files if not names or name in names}
@@ -115,19 +115,19 @@ def in_order(weights: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 
 def hash_of(weights: list[np.ndarray]) -> str:
-    """SHA-256 of a network's weights, as train.py computes it."""
+    """Return the SHA-256 of a network's weights, as train.py computes it."""
     return hashlib.sha256(b"".join(array.astype("<f8").tobytes() for array in weights)).hexdigest()
 
 
 def load_data(path: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
     """Return x_train, y_train, x_test, y_test, and the number of classes: images (N, H, W, C) of 0 to 255, labels (N,).
 
-    Raises ValueError for a file with others, and without a file if Keras cannot have CIFAR-10.
+    Raises ValueError if the file contains anything else, or if no file is given and Keras cannot load CIFAR-10.
     """
     if path is None:
         try:
             (x_train, y_train), (x_test, y_test) = keras.datasets.cifar10.load_data()
-        except Exception as error:  # Keras raises no narrower one where it cannot download
+        except Exception as error:  # Keras raises no narrower class if a download fails
             raise ValueError(f"Keras has no CIFAR-10 ({error}); pass --data FILE.npz") from None
         names = ()
     else:
@@ -156,7 +156,7 @@ def load_data(path: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
 
 
 def prepare(x_train, y_train, x_test, y_test, classes: int) -> tuple[np.ndarray, ...]:
-    """Return images in [0, 1] of Keras's floatx, and labels one-hot."""
+    """Return the images scaled to [0, 1] in Keras's floatx, and one-hot labels."""
     dtype = keras.config.floatx()
     return (
         x_train.astype(dtype) / 255,
@@ -167,7 +167,7 @@ def prepare(x_train, y_train, x_test, y_test, classes: int) -> tuple[np.ndarray,
 
 
 def fingerprint(arrays: tuple[np.ndarray, ...]) -> str:
-    """SHA-256 of the data as stored, as train.py computes it, so that compare.py knows the same data again."""
+    """Return the SHA-256 of the stored data, as train.py computes it, so that compare.py recognizes the same data."""
     digest = hashlib.sha256()
     for array in arrays[:4]:
         digest.update(f"{array.shape}{array.dtype}".encode() + np.ascontiguousarray(array).tobytes())

@@ -1,10 +1,10 @@
-"""Train in Keras and here with the same draws, in float64, and say to how many digits the two are equal.
+"""Train in Keras and in this port with the same draws, in float64, and report to how many digits they agree.
 
     python reference/prove.py
     python reference/prove.py --data data/cifar10.npz --images 50000 --epochs 50
 
-Behind its own options stand those of train.py. Exit codes: 0 equal to rounding, 1 not equal, or a side failed, 2 bad
-input, or Keras does not start, 3 data not available.
+Options of train.py can follow its own. Exit codes: 0 equal to rounding, 1 not equal, or a side failed, 2 bad input,
+or Keras does not start, 3 data not available.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script it has its own folder there
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a script, Python adds only its own folder
 import plots
 import train
 from cli.command import command
@@ -39,11 +39,11 @@ from sweeping.keras_side import MODELS, KerasSide
 
 ROOT = Path(__file__).resolve().parent.parent
 PROOF, PICTURE, MARK = "proof.json", "proof.png", ".proof"  # the last one marks a folder that may be emptied
-# Relative differences up to which two runs count as equal. On TensorFlow both compute in float64 throughout; Keras on
-# torch computes dense layers in float32 anyway, and Keras on JAX leaves constants in float64 that TensorFlow's
+# Relative differences up to which two runs count as equal. On TensorFlow, both compute in float64 throughout. Keras on
+# torch still computes dense layers in float32, and Keras on JAX keeps constants in float64 that Keras on TensorFlow
 # rounds to float32.
 ROUNDING = {"tensorflow": 1e-9, "torch": 1e-3, "jax": 1e-3}
-WITH_DRAWS = ("augment", "shift", "no_mirror")  # options whose part Keras gets as draws
+WITH_DRAWS = ("augment", "shift", "no_mirror")  # options whose effect reaches Keras in the draws
 EXACT = ("accuracy", "val_accuracy", "test_accuracy")
 
 
@@ -69,28 +69,28 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, Options]:
-    """Return this command's own values, and train.py's options, in float64."""
+    """Return this command's own arguments, and the options for train.py, in float64."""
     parser = Parser("prove.py", __doc__, usage="prove.py [--images N] [--out DIR] [options of train.py]")
     parser.add_argument(
         "--images",
         type=number(int, "[10, 1000000]"),
         default=5000,
-        help="use at most so many training images, those for validation included",
+        help="maximum number of training images, those for validation included",
     )
-    parser.add_argument("--out", type=path_type, default="proof", metavar="DIR", help="where everything goes")
+    parser.add_argument("--out", type=path_type, default="proof", metavar="DIR", help="output directory")
     args, flags = parser.parse_known_args(argv)
     args.out = Path(args.out)
     given = parse(["--epochs", "5", *flags, "--dtype", "float64"])
     if given.data == DEFAULT and Cifar10(DEFAULT).root is None:
-        say("No CIFAR-10 here: the stand-in, which is not CIFAR-10, takes its place; --data FILE.npz names others.")
+        say("No CIFAR-10 here: using the stand-in, which is not CIFAR-10; pass --data FILE.npz to use other images.")
         given.data = SYNTHETIC
     return args, given
 
 
 def prepared(args: argparse.Namespace, given: Options) -> Options:
-    """Leave the images that are trained on in the folder `args.out`, and return the options with these images.
+    """Write the images to train on to the folder `args.out`, and return the options with these images.
 
-    An earlier proof there goes.
+    Deletes an earlier proof there.
     """
     arrays = given.checked().source().load()
     out = args.out
@@ -106,7 +106,7 @@ def prepared(args: argparse.Namespace, given: Options) -> Options:
 
 
 def refuse(options: Options) -> None:
-    """Raise BadInput for what Keras's side has not."""
+    """Raise BadInput for options that the Keras side does not support."""
     if options.model not in MODELS:
         raise BadInput(
             f"--model {options.model}: reference/notebook.py has no such network in Keras; add a function that makes "
@@ -119,9 +119,9 @@ def refuse(options: Options) -> None:
 
 
 def refuse_folder(out: Path, given: Options) -> None:
-    """Raise BadInput if the folder `out` holds anything else than an earlier proof, or the data."""
+    """Raise BadInput if the folder `out` holds anything but an earlier proof, or holds the data."""
     if out.is_dir() and any(out.iterdir()) and not (out / MARK).exists():
-        raise BadInput(f"--out {out}: holds something else than an earlier proof; pass another --out")
+        raise BadInput(f"--out {out}: holds something other than an earlier proof; pass another --out")
     if out.resolve() in Path(given.data).resolve().parents:
         raise BadInput(f"--data {given.data}: lies in --out {out}, which is emptied; pass another --out")
 
@@ -144,12 +144,12 @@ def train_both(args: argparse.Namespace, options: Options, keras: KerasSide) -> 
 
 
 def run_keras(job: Job) -> int:
-    """Train Keras's side in a process of its own; return its exit code."""
+    """Train the Keras side in its own process, and return the exit code."""
     return subprocess.run(job.command, env=os.environ | job.environment, check=False).returncode
 
 
 def compare(sides: dict[str, Path], rounding: float) -> dict:
-    """Return what proof.json holds: the largest difference of each figure, and the verdict."""
+    """Return the content of proof.json: the largest difference of each figure, and the verdict."""
     histories = [history_file.read(side / HISTORY) for side in sides.values()]
     metrics = [files.read_json(side / METRICS) for side in sides.values()]
     weights = [list(files.read_npz("", side / BEST_WEIGHTS).values()) for side in sides.values()]
@@ -175,12 +175,15 @@ def compare(sides: dict[str, Path], rounding: float) -> dict:
 
 
 def limit(name: str, rounding: float) -> float:
-    """Accuracies are counts of images: in float64 they are equal, or one image is another one."""
+    """Return the largest relative difference in the figure `name` that counts as rounding.
+
+    Accuracies count images: in float64 they are equal, or differ by an image or more.
+    """
     return 1e-12 if name in EXACT and rounding < 1e-6 else rounding
 
 
 def where_they_part(by_epoch: dict, histories: list, lengths: list[int], parted: list[str], rounding: float) -> str:
-    """Name the first epoch in which a figure differs by more than rounding, and the figure that differs most there."""
+    """Return a verdict with the first epoch in which a figure differs by more than rounding, and the worst figure."""
     for epoch in range(min(lengths)):
         apart = {name: values[epoch] for name, values in by_epoch.items() if values[epoch] > limit(name, rounding)}
         if apart:
@@ -200,7 +203,7 @@ def relative(one: float, other: float) -> float:
 
 
 def as_columns(figures: dict[str, dict]) -> dict[str, dict[str, str]]:
-    """Return the table's cells: of each figure the largest difference, its epoch, and how many digits are equal."""
+    """Return the table's columns: for each figure the largest difference, its epoch, and the number of equal digits."""
     columns = {"largest difference": {}, "in epoch": {}, "equal digits": {}}
     for name, figure in figures.items():
         difference = figure["difference"]
@@ -212,7 +215,7 @@ def as_columns(figures: dict[str, dict]) -> dict[str, dict[str, str]]:
 
 def versions_of(side: Path) -> str:
     config = files.read_json(side / CONFIG)
-    device = config.get("device_name") or "the device that its backend takes"
+    device = config.get("device_name") or "the device that its backend chose"
     return ", ".join([*(f"{name} {version}" for name, version in config["versions"].items()), device])
 
 

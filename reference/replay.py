@@ -9,7 +9,7 @@ from reference.notebook import read_arrays
 
 
 class GivenMask(keras.layers.Layer):
-    """Dropout that keeps the units for which its second input has 1."""
+    """Dropout that keeps the units for which its second input is 1."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -20,7 +20,7 @@ class GivenMask(keras.layers.Layer):
 
 
 def with_masks(model: keras.Sequential) -> keras.Model:
-    """Return `model`, its layers and weights, with the masks of its dropout as a second input."""
+    """Return a model with the layers and weights of `model`, and its dropout masks as a second input."""
     images = x = keras.Input(model.input_shape[1:])
     for layer in model.layers:
         if isinstance(layer, keras.layers.Dropout):
@@ -32,7 +32,7 @@ def with_masks(model: keras.Sequential) -> keras.Model:
 
 
 class Draws:
-    """What reference/draws.py wrote to the file `path`; raises ValueError for another file, naming it."""
+    """The draws that reference/draws.py wrote to the file `path`; raises ValueError, naming it, for any other file."""
 
     def __init__(self, path: str):
         self.path, arrays = path, read_arrays(path)
@@ -47,7 +47,7 @@ class Draws:
         self.units, self.batch_size = self.settings["units"], self.settings["batch_size"]
 
     def check(self, images: int, data_sha256: str, args, model: keras.Model) -> None:
-        """Raise ValueError unless they are draws of a run of `args` on so many training images of such data."""
+        """Raise ValueError unless the draws fit `args`, `model`, the number of training images and the data's hash."""
         epochs, drawn = self.orders.shape
         pairs = {"training images": (drawn, images), "units": (self.units, model.input_shape[1][1])}
         for name in ("batch_size", "dropout", "seed", "no_shuffle"):
@@ -71,5 +71,5 @@ class Draws:
                 yield (batch, masks.astype(images.dtype)), labels[which]
 
     def beside(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Both inputs for `images` without dropout, where nothing looks at the masks."""
+        """Return both inputs for evaluating `images`, with masks that evaluation ignores."""
         return images, np.zeros((len(images), self.units), images.dtype)

@@ -1,4 +1,4 @@
-"""How this process computes while a run lasts, whatever was set before: torch's settings, and variables."""
+"""How this process computes during a run, whatever was set before: torch's settings and environment variables."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from cli.errors import BadInput
 from running import machine
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-# Environment variables by which libraries choose their arithmetic; the number of threads is recorded by itself.
+# Environment variables that select a library's arithmetic; the number of threads is recorded separately.
 VARIABLES = (
     "ATEN_CPU_CAPABILITY",
     WORKSPACE,
@@ -26,7 +26,7 @@ VARIABLES = (
     "ONEDNN_MAX_CPU_ISA",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
 )
-SHORTER = {  # those that shorten float32's products, unless they have this value
+SHORTER = {  # variables that make float32 products less precise, unless they have this value
     "DNNL_DEFAULT_FPMATH_MODE": "STRICT",
     "NVIDIA_TF32_OVERRIDE": "0",
     "ONEDNN_DEFAULT_FPMATH_MODE": "STRICT",
@@ -40,12 +40,12 @@ _at_work = threading.Lock()
 
 
 def variables() -> str:
-    """Return those of VARIABLES that are set, as a shell would set them; "none" if none is."""
+    """Return the VARIABLES that are set, each as `NAME=value`; "none" if none is set."""
     return " ".join(f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ) or "none"
 
 
 def shortening() -> list[str]:
-    """Return the variables that shorten float32's products, as a shell would set them."""
+    """Return the variables that make float32 products less precise, each as `NAME=value`."""
     return [
         f"{name}={os.environ[name]}"
         for name, harmless in SHORTER.items()
@@ -55,10 +55,10 @@ def shortening() -> list[str]:
 
 @contextlib.contextmanager
 def of_run(device: torch.device, threads: int | None, tf32: bool, deterministic: bool) -> Iterator[None]:
-    """Compute as a run does within the block, whatever the caller has set; afterwards all is as it was.
+    """Apply a run's settings within the block, whatever the caller has set; restore the caller's afterwards.
 
-    Raises BadInput if another run is active in this process, or tensors are not made on the CPU by default. Two things
-    stay, which cannot be asked or taken back: denormal numbers are flushed to zero, and freed memory is kept.
+    Raises BadInput if another run is active in this process, or if torch's default device is not the CPU. Two settings
+    remain, since they cannot be read or restored: denormal numbers are flushed to zero, and freed memory is kept.
     """
     default = torch.get_default_device()
     if default.type != "cpu":
@@ -68,7 +68,7 @@ def of_run(device: torch.device, threads: int | None, tf32: bool, deterministic:
             "another run is active in this process, and both would use one random generator; wait until it has finished"
         )
     try:
-        torch.set_flush_denormal(True)  # denormal numbers slow Adam down late in training; worker threads inherit it
+        torch.set_flush_denormal(True)  # denormal numbers slow Adam down late in training; worker threads inherit this
         machine.keep_freed_memory()
         cuda = [device] if device.type == "cuda" else []
         with (
@@ -80,7 +80,7 @@ def of_run(device: torch.device, threads: int | None, tf32: bool, deterministic:
             torch.autocast("cuda", enabled=False),
         ):
             torch.set_default_dtype(torch.float32)
-            # In a container with a quota torch would take a thread for each core of the machine.
+            # In a container with a quota, torch would use one thread per core of the machine.
             torch.set_num_threads(threads or min(torch.get_num_threads(), machine.cores()))
             _set_deterministic(deterministic)
             if deterministic:
@@ -89,7 +89,7 @@ def of_run(device: torch.device, threads: int | None, tf32: bool, deterministic:
             backends.fp32_precision = "none"
             torch.set_float32_matmul_precision("highest")
             backends.mkldnn.conv.fp32_precision = backends.mkldnn.rnn.fp32_precision = "ieee"
-            # Convolutions on newer GPUs would have it by default; neither Keras's figures nor the CPU's do.
+            # Convolutions on newer GPUs would use TF32 by default; Keras's results and the CPU's do not use it.
             backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = tf32
             yield
     finally:
@@ -98,12 +98,12 @@ def of_run(device: torch.device, threads: int | None, tf32: bool, deterministic:
 
 @contextlib.contextmanager
 def _kept() -> Iterator[None]:
-    """Put torch's settings back after the block."""
+    """Restore torch's settings after the block."""
     dtype, threads, onednn = torch.get_default_dtype(), torch.get_num_threads(), backends.mkldnn.enabled
     deterministic, workspace = torch.are_deterministic_algorithms_enabled(), os.environ.get(WORKSPACE)
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark, general = backends.cudnn.benchmark, backends.fp32_precision
-    # The older names of the precisions too: where both were in use, only both bring everything back.
+    # The older names of the precisions too: if both were in use, only both together restore everything.
     products = _value(torch.get_float32_matmul_precision)
     convolutions = _value(lambda: backends.cudnn.allow_tf32)
     precisions = [one.fp32_precision for one in _PRECISIONS]
@@ -127,9 +127,9 @@ def _kept() -> Iterator[None]:
 
 
 def _set_deterministic(mode: bool, warn_only: bool = False) -> None:
-    """Set torch's switch if it is set otherwise.
+    """Set torch's deterministic mode, unless it already has these values.
 
-    For that torch imports its compiler, and after a signal during this import any further try is an AttributeError.
+    Setting it imports torch's compiler; after a signal during that import, any further attempt raises AttributeError.
     """
     now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if now != (mode, warn_only):
@@ -137,7 +137,7 @@ def _set_deterministic(mode: bool, warn_only: bool = False) -> None:
 
 
 def _value(getter: Callable) -> object:
-    """Return what `getter` returns; None where torch refuses, since newer names were used for the same."""
+    """Return what `getter` returns; None if torch refuses because the setting's newer name was used."""
     try:
         return getter()
     except RuntimeError:

@@ -15,9 +15,7 @@ DIRECTORY = 0x10  # the bit of a zip's attributes that marks a folder
 
 
 def write(path: Path, state: dict, run: dict) -> None:
-    """Save `run`, plain values, and the parts of `state`, objects with a `state_dict`; those without a state are left
-    out.
-    """
+    """Save the plain values `run` and the `state_dict` of each object in `state`, except empty ones."""
     parts = {name: part.state_dict() for name, part in state.items()}
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "run": run} | {name: part for name, part in parts.items() if part}, buffer)
@@ -25,7 +23,7 @@ def write(path: Path, state: dict, run: dict) -> None:
 
 
 def read(path: Path, state: dict) -> dict:
-    """Return what `write` wrote. Raises BadInput if it is damaged, or has a part that `state` has not."""
+    """Return what `write` wrote. Raises BadInput if the file is damaged or has a part that is not in `state`."""
     with refusing_checkpoint(path):
         content = _load(path)
         if content["format"] != FORMAT:
@@ -38,9 +36,9 @@ def read(path: Path, state: dict) -> dict:
 
 
 def load(path: Path, saved: dict, state: dict) -> None:
-    """Load what `read` returned into the parts of `state`, in their order; a part that was not saved begins anew.
+    """Load what `read` returned into the parts of `state`, in their order; a part that was not saved stays as it is.
 
-    Raises BadInput for a part of another shape.
+    Raises BadInput if a shape differs.
     """
     with refusing_checkpoint(path):
         for name, part in state.items():
@@ -50,7 +48,7 @@ def load(path: Path, saved: dict, state: dict) -> None:
 
 
 def _check_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError unless each tensor of the optimizer's state has its parameter's shape: torch does not look."""
+    """Raise ValueError unless each tensor of the optimizer's state has its parameter's shape: torch does not check."""
     for number, (parameter, moments) in enumerate(optimizer.state.items()):
         for name, tensor in moments.items():
             if isinstance(tensor, torch.Tensor) and tensor.ndim > 0 and tensor.shape != parameter.shape:
@@ -69,9 +67,9 @@ def refusing_checkpoint(path: Path) -> contextlib.AbstractContextManager:
 
 def _load(path: Path) -> dict:
     with zipfile.ZipFile(path) as members:
-        damaged = members.testzip()  # torch.load does not look at checksums
+        damaged = members.testzip()  # torch.load does not verify checksums
         folders = [member.filename for member in members.infolist() if member.external_attr & DIRECTORY]
-    damaged = damaged or next(iter(folders), None)  # of a folder torch.load reads nothing, and gives memory as it was
+    damaged = damaged or next(iter(folders), None)  # torch.load would return uninitialized memory for a folder
     if damaged:
         raise ValueError(f"{damaged} in it is damaged")
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,11 +1,11 @@
-"""Which code computes a run's figures: runs of other code are not pooled, and a run that goes on names the change."""
+"""Which code computes a run's metrics: runs of different code are not pooled, and a resumed run reports a change."""
 
 import hashlib
 from pathlib import Path
 
 TRAIN, KERAS = "train.py", "reference/keras_notebook.py"  # the programs that write a run's directory
 ROOT = Path(__file__).parent.parent
-# By program, those of its files that decide a figure. What else train.py imports decides none, or has its trace in the
+# For each program, its files that affect a metric. The others that train.py imports affect none, or only through the
 # options and the data's hash.
 DECIDING = {
     TRAIN: (
@@ -17,7 +17,7 @@ DECIDING = {
 
 
 def sha256(program: str) -> str:
-    """Return a hash of the files that decide the figures of `program`, whatever their line ends."""
+    """Return a hash of the files that affect the metrics of `program`, regardless of line endings."""
     digest = hashlib.sha256()
     for name in DECIDING.get(program, (program,)):
         text = (ROOT / name).read_bytes().replace(b"\r\n", b"\n")

@@ -1,4 +1,4 @@
-"""A run's directory: who may work in it, and in which order its files are written."""
+"""A run's directory: which process may use it, and in which order its files are written."""
 
 import contextlib
 import os
@@ -35,7 +35,7 @@ RECORDED = ("device_name", "cpu_capability", "threads", "processes", "variables"
 
 
 class Settings(Protocol):
-    """What a run's directory must know of the options."""
+    """The options that a run's directory uses."""
 
     out: Path
     resume: bool
@@ -44,26 +44,26 @@ class Settings(Protocol):
     init_weights: Path | None
 
     def differences(self, config: dict) -> list[str]:
-        """Name what keeps a run with these options from going on with the run that wrote `config`."""
+        """Name the differences that prevent these options from resuming the run that wrote `config`."""
 
 
 class Run:
     """One training in the directory `settings.out`. Only the first process writes and prints.
 
-    In order: within `claimed`, `finished`; unless it has: `resume`, `keep` after each epoch, `finish`.
+    Call, within `claimed`: `finished`; if it returns None, `begin`, `resume`, `keep` after each epoch, `finish`.
     """
 
     def __init__(self, settings: Settings):
         self.settings, self.out = settings, settings.out
         self.lock = DirectoryLock(self.out)
 
-    # --- whose is the directory? --------------------------------------------------------------------------------------
+    # --- claiming the directory ---------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Make the directory this process's own until the block ends; what ends the block early is left in error.txt.
+        """Claim the directory for this process within the block; an error that ends the block is written to error.txt.
 
-        Raises BadInput if it holds a run and none is to be resumed, or another process is at work in it.
+        Raises BadInput if it holds a run and `--resume` was not given, or if another process is using it.
         """
         distributed.first(self._claim)
         try:
@@ -71,7 +71,7 @@ class Run:
         except BadInput:  # bad input changes no file
             raise
         except BaseException as error:
-            with contextlib.suppress(Exception):  # a full disk: stderr has the reason all the same
+            with contextlib.suppress(Exception):  # on a full disk, stderr still has the reason
                 self._write(files.write_bytes, ERROR, "".join(traceback.format_exception_only(error)).encode())
             raise
         finally:
@@ -79,7 +79,7 @@ class Run:
                 self.lock.release()
 
     def _claim(self) -> None:
-        self.refuse_if_taken()  # before a folder or a lock is made
+        self.refuse_if_taken()  # before a folder or a lock is created
         try:
             files.make_folder(self.out)
             self.lock.claim()
@@ -90,14 +90,14 @@ class Run:
         except OSError as error:
             raise self._refusal(f"cannot write there ({error.strerror})") from None
         try:
-            self._refuse_if_there_is_a_run()  # another process may have been at work there meanwhile
+            self._refuse_if_there_is_a_run()  # another process may have written one there meanwhile
         except BadInput:
             self.lock.release()
             raise
         files.remove_partial(self.out, (*FILES, ERROR))
 
     def refuse_if_taken(self) -> None:
-        """Raise BadInput if another process is at work there, or there is a run and none is to be resumed."""
+        """Raise BadInput if another process is using the directory, or if it holds a run without `--resume`."""
         try:
             refuse_in_use(self.out)
         except InUse as holder:
@@ -110,7 +110,7 @@ class Run:
         try:
             present = [name for name in FILES if (self.out / name).exists()]
         except OSError as error:
-            raise self._refusal(f"cannot be looked at ({error.strerror})") from None
+            raise self._refusal(f"cannot be read ({error.strerror})") from None
         if present and not self.settings.resume:
             raise BadInput(
                 f"--out {self.out}: already holds a run ({', '.join(present)}); "
@@ -124,9 +124,9 @@ class Run:
         return BadInput(f"--out {self.out}: {reason}; pass another --out")
 
     def finished(self, data_sha256: str | None) -> dict | None:
-        """Return the metrics of the run in the directory if it has finished.
+        """Return the metrics of the run in the directory if it has finished, else None.
 
-        Raises BadInput unless a run with these settings, on data with this hash (None: they are gone), can go on there.
+        Raises BadInput if these settings, or data with this hash (None: unavailable), cannot resume the run there.
         """
         return distributed.first(lambda: self._finished(data_sha256))
 
@@ -135,7 +135,7 @@ class Run:
         if end.kind == EMPTY:
             return None
         if not end.config:
-            raise BadInput(f"{self.out / CONFIG}: missing, so what the run there was is not known; pass another --out")
+            raise BadInput(f"{self.out / CONFIG}: missing, so the run there cannot be identified; pass another --out")
         if program_of(end.config) != TRAIN:
             raise BadInput(f"{self.out / CONFIG}: not written by {TRAIN}; pass another --out")
         different = self.settings.differences(end.config)
@@ -143,13 +143,13 @@ class Run:
             different.append(f"other images or labels than {end.config['flags'].get('data')!r:.200} had")
         if different:
             raise self._refusal(f"its run cannot be resumed with {', '.join(different)}")
-        # History and weights are made again as a picture is, from the checkpoint, while there is one.
+        # A missing history and missing weights are recreated from the checkpoint, if there is one.
         made = all((self.out / name).exists() for name in (HISTORY, WEIGHTS, BEST_WEIGHTS))
         whole = made or not (self.out / CHECKPOINT).exists()
         if end.kind == FINISHED and whole and not self._goes_on(end.metrics):
             self._check_start_and_epochs(end.metrics.get("initial_weights"), end.metrics["epochs"])
             return end.metrics
-        # The checkpoint is written before these, so without it they are not from a run that broke off.
+        # The checkpoint is written before these files: without it, they are not from an interrupted run.
         later = any((self.out / name).exists() for name in (HISTORY, WEIGHTS, METRICS))
         if later and not (self.out / CHECKPOINT).exists():
             raise self._refusal(f"no {CHECKPOINT} in it, so its run cannot be resumed")
@@ -158,12 +158,12 @@ class Run:
     def _goes_on(self, metrics: dict) -> bool:
         return metrics["stopped"] == ALL_EPOCHS and metrics["epochs"] < self.settings.epochs
 
-    # --- at work ------------------------------------------------------------------------------------------------------
+    # --- training -----------------------------------------------------------------------------------------------------
 
     def begin(self, config: dict, initial_weights: list[np.ndarray], to_keras: Callable) -> None:
-        """Take what the run is: the content of config.json, and what it starts from.
+        """Set the content of config.json and the weights that the run starts from.
 
-        `to_keras` gives a network's weights as Keras orders them.
+        `to_keras` returns a network's weights in Keras's order.
         """
         self.config, self.initial_weights, self.to_keras = config, initial_weights, to_keras
         part = {"after_epoch": 0, "device": config["flags"]["device"].partition(":")[0], "dtype": self.settings.dtype}
@@ -178,10 +178,10 @@ class Run:
         }
 
     def resume(self, state: dict) -> None:
-        """Load checkpoint.pt, if there is one, into the parts of `state`, then write what is known before an epoch.
+        """Load checkpoint.pt, if it exists, into the parts of `state`; then write the files that need no further epoch.
 
-        `state` has model, best (the network with the best weights), optimizer and the callbacks, `history` among them.
-        Raises BadInput, with no file changed, for a checkpoint that is not of such a run.
+        `state` has model, best (the network with the best weights), optimizer and the callbacks, including `history`.
+        Raises BadInput, without changing a file, if the checkpoint is damaged or from a different run.
         """
         path = self.out / CHECKPOINT
         saved = distributed.first(lambda: self._read_checkpoint(path, state))
@@ -192,7 +192,7 @@ class Run:
         self._write(Path.unlink, ERROR, True)  # if it is there
         if saved is None:
             self._write(files.write_arrays, INITIAL_WEIGHTS, self.initial_weights)
-        else:  # the process before may have ended between its checkpoint and these
+        else:  # the previous process may have ended after its checkpoint, before these
             self._write_history_and_best(state, improved=True)
 
     def _read_checkpoint(self, path: Path, state: dict) -> dict | None:
@@ -215,13 +215,13 @@ class Run:
         return saved
 
     def goes_on_without(self, start: Path | None) -> bool:
-        """Tell whether `start`, the weights that the run began with, are gone but its directory has all it needs."""
+        """Return whether the initial weights `start` are missing, but the run can be resumed without them."""
         here = start is None or os.path.exists(start)
         begun = any(os.path.exists(self.out / name) for name in (CHECKPOINT, METRICS))
         return self.settings.resume and not here and begun
 
     def _check_start_and_epochs(self, started_from: str | None, trained: int) -> None:
-        """Raise BadInput if more is trained than --epochs, or --init-weights has not what the run started from."""
+        """Raise BadInput if the run has more epochs than --epochs, or did not start from --init-weights."""
         if trained > self.settings.epochs:
             raise BadInput(f"--epochs {self.settings.epochs}: {trained} are already trained; pass {trained} or more")
         given = self.settings.init_weights
@@ -235,7 +235,7 @@ class Run:
                 raise ValueError("another hash")
 
     def _take_up(self, saved: dict, epoch: int) -> None:
-        """Continue the record of the run that was saved, and say what has changed since."""
+        """Continue the saved run's record, and print what has changed since."""
         say(f"Resuming after epoch {epoch}.")
         before, now = saved["parts"][-1], self.record["parts"][-1] | {"after_epoch": epoch}
         self.record = saved | {"parts": [*saved["parts"], now]}
@@ -245,8 +245,8 @@ class Run:
             say(f"Changed since then: {changes}. Results may differ from those of an uninterrupted run.")
 
     def keep(self, state: dict, improved: bool) -> None:
-        """Write what an epoch has left; `improved` tells that it was the best one so far."""
-        # The checkpoint first: the others can be made from it, should the process end before they are written.
+        """Write the files of an epoch; `improved` means that it is the best so far."""
+        # The checkpoint first: the other files can be recreated from it if the process ends before writing them.
         self._write(checkpoint.write, CHECKPOINT, state, self.record)
         self._write_history_and_best(state, improved)
 
@@ -257,20 +257,20 @@ class Run:
             self._write(files.write_arrays, BEST_WEIGHTS, self.to_keras(state["best"]))
 
     def finish(self, metrics: dict, pictures: dict[str, Callable[[], bytes]]) -> None:
-        """Write metrics.json, which says that training is over, and only then draw `pictures`, by name of the file."""
-        for name in pictures:  # an earlier end's
+        """Write metrics.json, which marks the end of training, and only then draw `pictures`, by file name."""
+        for name in pictures:  # from an earlier end
             self._write(Path.unlink, name, True)
         self._write(files.write_json, METRICS, metrics)
         self.draw(pictures)
 
     def draw(self, pictures: dict[str, Callable[[], bytes]]) -> None:
-        """Draw those of `pictures` that the finished run lacks."""
+        """Draw the `pictures` that are missing from the finished run."""
         for name, draw in pictures.items():
             if not (self.out / name).exists():
                 self._write(files.write_picture, name, draw)
-        self._write(Path.unlink, ERROR, True)  # the process before may have ended after metrics.json
+        self._write(Path.unlink, ERROR, True)  # the previous process may have ended after metrics.json
 
     def _write(self, write: Callable, name: str, *content: object) -> None:
-        """Let the first process call `write(path, *content)` for the file `name`."""
+        """Call `write(path, *content)` for the file `name`, in the first process only."""
         if distributed.rank() == 0:
             write(self.out / name, *content)

@@ -1,4 +1,4 @@
-"""torchrun's processes at work on one run; where there is one process, every call here does nothing."""
+"""Several processes of torchrun training one run; with one process, every call here does nothing."""
 
 import contextlib
 import os
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from cli.errors import BadInput, Failure, Lost, first_line
 from running import signals
 
-TIMEOUT = timedelta(minutes=10)  # for a machine that falls silent; a process that ends is noticed at once
+TIMEOUT = timedelta(minutes=10)  # for a machine that stops responding; a process that ends is noticed at once
 
 
 def launched() -> bool:
-    """Tell whether torchrun started this process as one of several."""
+    """Return whether torchrun started this process as one of several."""
     return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
 
 
@@ -28,12 +28,12 @@ def size() -> int:
 
 
 def rank() -> int:
-    """This process's number, from 0; the first one writes and prints."""
+    """Return this process's number, from 0; the first process writes and prints."""
     return int(os.environ["RANK"]) if launched() else 0
 
 
 def first_here() -> bool:
-    """Tell whether this process is the first one on its machine."""
+    """Return whether this process is the first one on its machine."""
     return not launched() or int(os.environ["LOCAL_RANK"]) == 0
 
 
@@ -42,7 +42,7 @@ def size_here() -> int:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """This process's own CUDA device for a `cuda` without a number, else `device`."""
+    """Return this process's own CUDA device for `cuda` without a number, else `device`."""
     if launched() and device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device
@@ -50,23 +50,23 @@ def own_device(device: torch.device) -> torch.device:
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Be one of torchrun's processes within the block; raises Lost if the others cannot be reached."""
+    """Join torchrun's other processes within the block. Raises Lost if they cannot be reached."""
     if dist.is_torchelastic_launched():
         signals.end_with_parent()
     if launched():
         if device.type == "cuda":
-            torch.cuda.set_device(device)  # else nccl would take the first GPU for every process
+            torch.cuda.set_device(device)  # otherwise NCCL would use the first GPU for every process
         with _talking():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     yield
-    if launched():  # not after an exception: the others may not be there to take leave of
+    if launched():  # not after an exception: the other processes may have ended
         dist.destroy_process_group()
 
 
 def end(code: int) -> NoReturn:
-    """End this process with the exit code `code`; one of torchrun's without the interpreter's clean-up.
+    """Exit with the code `code`; one of several processes skips the interpreter's cleanup.
 
-    There, something of torch 2.14's may abort a process that has done its work (once in 18 runs of two processes on a
+    In that cleanup, torch 2.14 may abort a process that has finished its work (once in 18 runs of two processes on a
     busy machine), and torchrun then stops the others.
     """
     if not launched():
@@ -81,15 +81,15 @@ def end(code: int) -> NoReturn:
 def _talking() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # gloo has no class of its own
-        time.sleep(2 * signals.PAUSE)  # a signal that ended the others may be on its way here, and says more
+    except RuntimeError as error:  # gloo has no exception class of its own
+        time.sleep(2 * signals.PAUSE)  # a signal that ended the others may arrive here too, and explains more
         raise Lost(f"another process has ended or does not answer ({first_line(error):.200})") from None
 
 
 def first(call: Callable[[], object]) -> object:
-    """Let the first process alone make the `call`, and return what it returned on all.
+    """Call `call` in the first process only, and return its result in all processes.
 
-    What it raises, it raises there; the others raise a Failure that nobody reports.
+    If it raises, the first process raises that error, and the others raise a Failure that is not reported.
     """
     if not launched():
         return call()
@@ -109,7 +109,7 @@ def first(call: Callable[[], object]) -> object:
 
 
 def agree(values: dict[str, object]) -> None:
-    """Raise BadInput, on all processes, unless each has the same `values`; named is what differs, and where."""
+    """Raise BadInput in all processes unless all have the same `values`; the message names what differs, and where."""
     if not launched():
         return
     gathered = [None] * size()
@@ -125,7 +125,7 @@ def agree(values: dict[str, object]) -> None:
 
 
 def total(tensor: Tensor) -> Tensor:
-    """Return the sum of all processes' tensors, the same bits on each."""
+    """Return the sum of all processes' tensors, bit-identical in each process."""
     if not launched():
         return tensor
     tensor = tensor.clone(memory_format=torch.contiguous_format)
@@ -136,7 +136,7 @@ def total(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sum_gradients(model: nn.Module) -> None:
-    """Put the sum of all processes' gradients into each parameter's."""
+    """Replace each parameter's gradient with the sum over all processes."""
     if launched():
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         sums = total(torch.cat([gradient.flatten() for gradient in gradients]))
@@ -146,7 +146,7 @@ def sum_gradients(model: nn.Module) -> None:
 
 @torch.no_grad()
 def unify(model: nn.Module) -> None:
-    """Give all processes the first one's weights, and BatchNorm the figures of the whole batch."""
+    """Copy the first process's weights to all processes, and make BatchNorm use statistics of the whole batch."""
     if launched():
         for tensor in model.state_dict().values():
             with _talking():
@@ -163,7 +163,7 @@ def _replace_batch_norm(module: nn.Module) -> None:
 
 
 class _Total(torch.autograd.Function):
-    """`total`, through which gradients flow."""
+    """A differentiable `total`."""
 
     @staticmethod
     def forward(context, tensor: Tensor) -> Tensor:
@@ -175,9 +175,9 @@ class _Total(torch.autograd.Function):
 
 
 class _WholeBatchNorm2d(nn.BatchNorm2d):
-    """`layer`, with mean and variance in training over all processes' slices; SyncBatchNorm is for CUDA alone.
+    """`layer`, with training statistics over all processes' slices of a batch; SyncBatchNorm is only for CUDA.
 
-    Its running variance is of the biased ones, as Keras's is.
+    Its running variance averages the biased variances, like Keras's.
     """
 
     def __init__(self, layer: nn.BatchNorm2d):
@@ -188,7 +188,7 @@ class _WholeBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        dtype, x = x.dtype, x.to(self.weight.dtype)  # bfloat16 comes in under autocast
+        dtype, x = x.dtype, x.to(self.weight.dtype)  # x is bfloat16 under autocast
         axes = (0, 2, 3)
         *_, count = sums = _Total.apply(torch.cat([x.sum(axes), x.new_full((1,), x.numel() / x.shape[1])]))
         mean = sums[:-1] / count

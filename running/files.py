@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all; JSON, text and `.npz` that are read, or refused with a reason."""
+"""Write files whole or not at all; read JSON, text and `.npz` files, or refuse them with a reason."""
 
 import contextlib
 import hashlib
@@ -25,9 +25,9 @@ def make_folder(folder: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Put `content` at `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
+    """Write `content` to `path` atomically: a reader, or a crash, finds either the old file or the new one.
 
-    Raises CannotWrite naming the file.
+    Raises CannotWrite, which names the file.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # another process may write there too
     try:
@@ -45,7 +45,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def remove_partial(folder: Path, names: Collection[str]) -> None:
-    """Remove what a killed process has left of the files `names`."""
+    """Remove the partial copies of the files `names` that a killed process has left."""
     for name in names:
         for partial in folder.glob(f".{name}.*.partial"):
             partial.unlink(missing_ok=True)
@@ -56,12 +56,12 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def write_picture(path: Path, draw: Callable[[], bytes]) -> None:
-    """Write the picture that `draw` makes. If it cannot be drawn, that is one line on stderr: it decides no figure."""
+    """Write the picture that `draw` returns. If drawing fails, print one line on stderr: no metric depends on it."""
     try:
         picture = draw()
     except Exception as error:
-        complain(f"{path}: cannot be drawn ({type(error).__name__}: {first_line(error):.200}); all figures are written")
-        path.unlink(missing_ok=True)  # an earlier one shows something else
+        complain(f"{path}: cannot be drawn ({type(error).__name__}: {first_line(error):.200}); all numbers are written")
+        path.unlink(missing_ok=True)  # an earlier picture would show something else
     else:
         write_bytes(path, picture)
 
@@ -79,14 +79,14 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Save a state dict on the CPU in plain layout: `torch.load(path, weights_only=True)` reads it anywhere."""
+    """Save a state dict as contiguous CPU tensors: `torch.load(path, weights_only=True)` reads it anywhere."""
     buffer = io.BytesIO()
     torch.save({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, buffer)
     write_bytes(path, buffer.getvalue())
 
 
 def hash_of(arrays: list[np.ndarray]) -> str:
-    """Return the SHA-256 of the values as float64: float32 and float64 runs from the same weights have the same one."""
+    """Return the SHA-256 of the values as float64: the same for float32 and float64 runs from the same weights."""
     return hashlib.sha256(b"".join(array.astype("<f8").tobytes() for array in arrays)).hexdigest()
 
 
@@ -116,7 +116,7 @@ def read_text(path: Path) -> str:
 def read_npz(
     flag: str, path: Path, needed: Collection[str] = (), optional: Collection[str] = ()
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of the `.npz` file that `flag` names: those `needed` and `optional`, or all of them.
+    """Return the arrays `needed` and `optional` of the `.npz` file that `flag` names; without `needed`, all arrays.
 
     Raises BadInput, which names the array at fault.
     """
@@ -126,7 +126,7 @@ def read_npz(
         if not path.is_file():
             raise ValueError("not a file")
         _refuse_other_kinds(flag, path)
-        # numpy warns of a header that is not Python before it raises.
+        # numpy warns about a header that is not Python before it raises.
         with (
             warnings.catch_warnings(action="ignore"),
             path.open("rb") as opened,  # numpy leaves a damaged file open
@@ -137,14 +137,14 @@ def read_npz(
                 there = ", ".join(file.files) or "nothing"
                 call = f"np.savez('new.npz', {', '.join(f'{name}=...' for name in needed)})"
                 raise BadInput(
-                    f"{flag} {path}: no array {', '.join(missing)} in it (it has {there:.200}); write all by {call}"
+                    f"{flag} {path}: no array {', '.join(missing)} in it (it has {there:.200}); write all with {call}"
                 )
             wanted = [name for name in file.files if not needed or name in needed or name in optional]
             return {name: _read_array(file, name) for name in wanted}
 
 
 def _refuse_other_kinds(flag: str, path: Path) -> None:
-    """Raise BadInput, with the line that makes what is wanted, for a file that by its first bytes is something else."""
+    """Raise BadInput, with a remedy, if the first bytes or the members of the file show another kind of file."""
     with path.open("rb") as file:
         start = file.read(64)
     members = []
@@ -186,9 +186,9 @@ def _read_array(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     except Exception as error:  # damaged bytes can raise nearly anything
         if "allow_pickle" in str(error):
             raise ValueError(
-                f"{name} holds objects: make it plain by np.stack(...), or strings by astype(str)"
+                f"{name} holds objects: make it plain with np.stack(...), or strings with astype(str)"
             ) from None
         raise ValueError(f"{name}: {first_line(error)}") from None
-    if not isinstance(array, np.ndarray):  # numpy returns what is not its own as bytes
+    if not isinstance(array, np.ndarray):  # numpy returns a member that is not an array as bytes
         raise ValueError(f"{name} in it is not an array")
     return array

@@ -1,4 +1,4 @@
-"""`history.csv`: written as Keras's CSVLogger does, and read back; and which of its epochs is the best."""
+"""`history.csv`: write it as Keras's CSVLogger does, read it back, and find its best epoch."""
 
 import csv
 import io
@@ -20,19 +20,19 @@ def write(path: Path, logs: list[dict[str, float]]) -> None:
 
 
 def read(path: Path) -> list[dict[str, float]]:
-    """Return the figures of each epoch. Raises BadInput for a file that cannot be read, ValueError for another kind."""
+    """Return the metrics of each epoch. Raises BadInput, ValueError, TypeError or csv.Error for any other file."""
     rows = csv.DictReader(files.read_text(path).splitlines(), strict=True)
     return [{name: float(value) for name, value in row.items() if name != "epoch"} for row in rows]
 
 
 def less(one: float, other: float) -> bool:
-    """Compare as Keras's callbacks do on TensorFlow: in float32, whatever the model's dtype."""
+    """Return whether `one` < `other` in float32, whatever the model's dtype, as Keras's callbacks do on TensorFlow."""
     ours, theirs = torch.tensor([one, other], dtype=torch.float32).tolist()
     return ours < theirs
 
 
 def best_epoch(losses: list[float]) -> int | None:
-    """Return the epoch, from 0, that early stopping would take for the best; None without a finite loss."""
+    """Return the best epoch, from 0, as early stopping would; None if no loss is finite."""
     best = None
     for epoch, loss in enumerate(losses):
         if math.isfinite(loss) and (best is None or less(loss, losses[best])):

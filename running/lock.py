@@ -1,4 +1,4 @@
-"""A run's directory belongs to one process at a time; the lock ends with the process that holds it, however it ends."""
+"""A lock that gives a run's directory to one process at a time, until that process ends, however it ends."""
 
 import contextlib
 import errno
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-LOCK, HOLDER = ".lock", ".holder"  # the second one says who has the first
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # how a file system says that it has none
+LOCK, HOLDER = ".lock", ".holder"  # the second names the process that holds the first
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # the errors of a file system without locks
 
 
 class InUse(Exception):
-    """Another process is at work in the directory; the message names the process and its host."""
+    """Another process is using the directory; the message names the process and its host."""
 
 
 class DirectoryLock:
@@ -24,7 +24,7 @@ class DirectoryLock:
         self.lock = FileLock(folder / LOCK)
 
     def claim(self) -> None:
-        """Hold the lock until `release`. Raises InUse; NotImplementedError where there are no locks; OSError."""
+        """Hold the lock until `release`. Raises InUse, OSError, or NotImplementedError if there are no locks."""
         try:
             self.lock.acquire(timeout=1)  # readers hold it briefly
         except Timeout:
@@ -33,11 +33,11 @@ class DirectoryLock:
             if error.errno in NO_LOCKS:
                 raise NotImplementedError(error.strerror) from None
             raise
-        with contextlib.suppress(OSError):  # it is held on a full disk too
+        with contextlib.suppress(OSError):  # on a full disk, the lock is held all the same
             (self.folder / HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}")
 
     def release(self) -> None:
-        """Give the lock back; do nothing if it was never claimed."""
+        """Release the lock; do nothing if it was not claimed."""
         if self.lock.is_locked:
             with contextlib.suppress(OSError):
                 (self.folder / HOLDER).unlink()
@@ -45,7 +45,7 @@ class DirectoryLock:
 
 
 def refuse_in_use(folder: Path) -> None:
-    """Raise InUse if a process is at work in `folder`."""
+    """Raise InUse if a process is using `folder`."""
     if not (folder / LOCK).exists():
         return
     with contextlib.suppress(OSError, NotImplementedError):

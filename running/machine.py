@@ -1,4 +1,4 @@
-"""The machine that a run meets: device, CPU, versions, git commit."""
+"""The machine that a run uses: device, CPU, versions, git commit."""
 
 import argparse
 import contextlib
@@ -30,17 +30,17 @@ def device_name(text: str) -> str:
 
 
 def device(text: str) -> torch.device:
-    """Return the device that such a name stands for. Raises argparse.ArgumentTypeError if it cannot be used."""
+    """Return the device that `text` names. Raises argparse.ArgumentTypeError if it cannot be used."""
     if text == "auto":
         text = "cpu" if why_no_cuda() else "cuda"
     name, _, number = text.partition(":")
     if name == "cuda":
-        # Asked for all processes of this machine, so that each of them comes to the same answer.
+        # Checked for all processes of this machine, so that each of them gets the same answer.
         needed, count = int(number) + 1 if number else distributed.size_here(), torch.cuda.device_count()
         if needed > count:
             why = why_no_cuda() if count == 0 else None
             raise argparse.ArgumentTypeError(
-                f"{text!r} is not available: torch sees {count} CUDA devices of {needed} that it takes"
+                f"{text!r} is not available: torch sees {count} CUDA devices of {needed} needed"
                 f"{f' ({why})' if why else ''}; pass cpu or auto"
             )
         why = why_no_cuda(int(number or 0)) if torch.cuda.is_available() else None
@@ -50,7 +50,7 @@ def device(text: str) -> torch.device:
 
 
 def why_no_cuda(number: int = 0) -> str | None:
-    """Say why torch cannot compute on a CUDA device; None if it can."""
+    """Return why torch cannot compute on a CUDA device; None if it can."""
     if not torch.cuda.is_available():
         if not (torch.version.cuda or torch.version.hip):
             return "this torch is built for CPUs"
@@ -62,7 +62,7 @@ def why_no_cuda(number: int = 0) -> str | None:
             return f"{first_line(error).partition('.')[0]:.120}"
         return "torch sees none"
     try:
-        (torch.ones(1, device=f"cuda:{number}") + 1).item()  # there may be no kernels for so old a GPU in this torch
+        (torch.ones(1, device=f"cuda:{number}") + 1).item()  # this torch may have no kernels for an old GPU
     except RuntimeError as error:
         name = torch.cuda.get_device_name(number)
         return f"{name} is there, but torch cannot compute on it: {first_line(error):.120}"
@@ -70,13 +70,13 @@ def why_no_cuda(number: int = 0) -> str | None:
 
 
 def cores() -> int:
-    """Return how many CPU cores this process may use: those that it is bound to, and a container's quota."""
+    """Return how many CPU cores this process may use, given its affinity and a container's quota."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(bound, _quota() or bound))
 
 
 def _quota() -> int | None:
-    """Return a container's limit on CPU time in whole cores, as control groups have it; None without one."""
+    """Return the CPU quota of a container's control group, rounded up to whole cores; None if there is none."""
     with contextlib.suppress(OSError, ValueError):
         quota, period = (CGROUP / "cpu.max").read_text().split()  # version 2; "max" without a limit
         return math.ceil(int(quota) / int(period))
@@ -87,9 +87,9 @@ def _quota() -> int | None:
 
 
 def why_not_bfloat16(device: torch.device) -> str | None:
-    """Return why bfloat16 is not to be used on `device`; None if its products are faster than float32's.
+    """Return why bfloat16 should not be used on `device`; None if its products are faster than float32's.
 
-    Asked and not timed: it decides figures, so it must not depend on what else the machine is doing.
+    The hardware decides, not a timing: the answer affects metrics, so it must not depend on the machine's load.
     """
     if device.type == "cuda":
         has_instructions = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -97,7 +97,7 @@ def why_not_bfloat16(device: torch.device) -> str | None:
     if platform.machine() not in X86:
         return "whether bfloat16 is faster than float32 on this kind of processor has not been measured"
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    # The processor has its instructions whatever ATEN_CPU_CAPABILITY says; torch's kernels follow that variable.
+    # ATEN_CPU_CAPABILITY limits torch's kernels, but not the instructions that the processor reports.
     of_torch = torch.backends.cpu.get_cpu_capability()
     if of_torch != "AVX512" or not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16")):
         return "this machine emulates bfloat16, which takes ten to thirty times as long as float32"
@@ -108,7 +108,7 @@ def why_not_bfloat16(device: torch.device) -> str | None:
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep what it frees; to be called before the first computation."""
+    """Make the process keep the memory that it frees; call this before the first computation."""
     # glibc hands freed memory back to the kernel and faults it in again, up to thousands of pages a step: 15 % of the
     # time on two cores.
     if platform.libc_ver()[0] == "glibc":
@@ -119,7 +119,7 @@ def keep_freed_memory() -> None:
 
 
 def describe(device: torch.device) -> dict:
-    """Return what besides the options decides a run's bits: device, threads, processes, versions, git commit."""
+    """Return what affects a run's bits besides the options: device, threads, processes, versions, git commit."""
     return {
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -133,20 +133,20 @@ def describe(device: torch.device) -> dict:
 
 
 def changes(before: dict, now: dict) -> list[str]:
-    """Name the facts in which two parts of a run differ, each with both values; a part may be an earlier version's."""
+    """Name what differs between two parts of a run, with both values; an earlier version may have written one."""
     names = [name for name in now if name in before and name != "after_epoch"]
     if "code_sha256" in names:
-        names.remove("git_commit")  # which changes with README too
+        names.remove("git_commit")  # a change to README changes it too
     return [f"{name} {now[name]!s:.40} instead of {before[name]!s:.40}" for name in names if now[name] != before[name]]
 
 
 def _git_commit() -> str | None:
-    """Return the commit of this code, `-dirty` if a file has changed since; None outside a repository of its own."""
+    """Return the commit of this code, with `-dirty` if a file has changed; None outside a repository of its own."""
     try:
-        if Path(_git("rev-parse", "--show-toplevel").strip()) != ROOT.resolve():  # a repository around the project's
+        if Path(_git("rev-parse", "--show-toplevel").strip()) != ROOT.resolve():  # a repository around the project
             return None
         commit = _git("rev-parse", "HEAD").strip()
-        # Not `git diff`: what that prints is up to the user's settings.
+        # Not `git diff`, whose output depends on the user's settings.
         changed = _git("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
     except (OSError, subprocess.CalledProcessError):
         return None

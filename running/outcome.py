@@ -1,6 +1,7 @@
-"""What became of the run in a directory: one answer, for every command that asks."""
+"""The outcome of the run in a directory: one answer for every command."""
 
 import contextlib
+import csv
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,30 +14,30 @@ CONFIG, HISTORY, METRICS = "config.json", "history.csv", "metrics.json"
 CHECKPOINT, WEIGHTS, ERROR = "checkpoint.pt", "best.pt", "error.txt"
 INITIAL_WEIGHTS, BEST_WEIGHTS = "initial_weights.npz", "best_weights.npz"  # as Keras's get_weights() orders them
 CURVES, CONFUSION = "curves.png", "confusion.png"
-# Of a run; a process that ended before its run began may have left ERROR alone.
+# Any of these shows that there is a run. ERROR does not: a process may have ended before its run began.
 FILES = (CONFIG, HISTORY, METRICS, WEIGHTS, INITIAL_WEIGHTS, BEST_WEIGHTS, CURVES, CONFUSION, CHECKPOINT)
 EARLY_STOPPING, ALL_EPOCHS = "early stopping", "all epochs used"  # why training ended
 EMPTY, UNFINISHED, STOPPED, FINISHED = "empty", "unfinished", "stopped", "finished"
 
 
 def program_of(config: dict) -> str | None:
-    """Return the program that wrote a config.json; None if it is not one of this project's."""
+    """Return the program that wrote a config.json; None if it is not from this project."""
     if not isinstance(config.get("flags"), dict):
         return None
     return config.get("program", KERAS if "backend" in config else TRAIN)  # earlier versions did not name it
 
 
 def parts_of(config: dict) -> list[dict]:
-    """Return what a config.json says of each part of a run that was resumed; a run of Keras's has one."""
+    """Return what a config.json records of each part of a run: one part, plus one for each time it was resumed."""
     parts = config.get("parts")
     parts = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
     return parts or [config]
 
 
 class Outcome(NamedTuple):
-    """`kind` is EMPTY, UNFINISHED, STOPPED (by a callback, and can be resumed) or FINISHED; `reason` says why.
+    """`kind` is EMPTY, UNFINISHED, STOPPED (by a callback, can be resumed) or FINISHED; `reason` explains it.
 
-    `config` and `metrics` are the contents of these files, empty where there is no such file.
+    `config` and `metrics` are the contents of config.json and metrics.json, empty if the file is missing.
     """
 
     kind: str
@@ -46,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 def outcome(folder: Path) -> Outcome:
-    """Say what became of the run in `folder`. Raises BadInput for files that are damaged or of different runs."""
+    """Return the outcome of the run in `folder`. Raises BadInput for files that are damaged or of different runs."""
     if not any((folder / name).exists() for name in FILES):
         return Outcome(EMPTY, "no run in it", {}, {})
     config, metrics = (files.read_json(folder / name) if (folder / name).exists() else {} for name in (CONFIG, METRICS))
@@ -67,7 +68,7 @@ def _kind(folder: Path, config: dict, metrics: dict) -> tuple[str, str]:
     flags = flags if isinstance(flags, dict) else {}
     epochs, wanted = metrics["epochs"], flags.get("epochs")
     logs = _logs(folder / HISTORY)
-    # The figures of an earlier end stay until those of a later one are there.
+    # The metrics of an earlier end remain until a later end replaces them.
     if logs and len(logs) != epochs:
         return UNFINISHED, f"{counted(len(logs), 'epoch')} in its history, {epochs} in {METRICS}"
     if metrics["stopped"] == ALL_EPOCHS and isinstance(wanted, int) and wanted > epochs:
@@ -81,14 +82,14 @@ def _kind(folder: Path, config: dict, metrics: dict) -> tuple[str, str]:
 
 
 def _logs(path: Path) -> list[dict[str, float]]:
-    """Return the epochs of history.csv; none if it is missing or damaged, since the checkpoint has them too."""
-    with contextlib.suppress(BadInput, ValueError, TypeError):
+    """Return the epochs of history.csv; [] if it is missing or damaged, since the checkpoint has them too."""
+    with contextlib.suppress(BadInput, ValueError, TypeError, csv.Error):
         return history.read(path)
     return []
 
 
 def _contradiction(metrics: dict, flags: dict, columns: dict[str, list[float]]) -> str | None:
-    """Say in what metrics.json contradicts a run's options or its history by column, so that it is another run's."""
+    """Return how metrics.json contradicts the run's options or its history, by column; None if it does not."""
     if "seed" in metrics and metrics["seed"] != flags.get("seed", metrics["seed"]):
         return f"has seed {metrics['seed']!r:.60}, {CONFIG} {flags['seed']!r:.60}"
     best, logs = metrics.get("best_epoch"), metrics.get("best_epoch_logs")

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 end a command where it stands: every file of a run is whole at any moment."""
+"""SIGINT, SIGTERM and SIGUSR1 end a command at once: every file of a run is complete at any moment."""
 
 import contextlib
 import os
@@ -11,14 +11,14 @@ from cli.errors import Interrupted
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C, pre-emption, Slurm's warning; Windows has no SIGUSR1
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
-PAUSE = 1.0  # seconds between two looks for torchrun
+PAUSE = 1.0  # seconds between two checks for torchrun
 
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Let the signals raise Interrupted within the block; those that are ignored (nohup, `&`) stay ignored.
+    """Make the signals raise Interrupted within the block; signals that are ignored (nohup, `&`) stay ignored.
 
-    Afterwards the handlers are those from before. Outside the main thread the block changes nothing.
+    The previous handlers are restored afterwards. Outside the main thread, the block changes nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -35,7 +35,7 @@ def handled() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Let this process end by SIGTERM when the one that started it, torchrun's, has gone."""
+    """Send this process SIGTERM when its parent, torchrun, has ended."""
     parent = os.getppid()
 
     def watch() -> None:

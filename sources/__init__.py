@@ -18,10 +18,10 @@ PARQUET = f"Parquet, which is not read; {LINES}"
 
 
 def choose(text: str, image_size: str | None = None) -> Source:
-    """Return the source that `--data` names: the word `synthetic`, an `.npz` file, a folder of class folders, or of
-    CIFAR-10.
+    """Return the source that `--data` names: the word `synthetic`, an `.npz` file, a folder of class folders, or a
+    CIFAR-10 folder.
 
-    `image_size` is `--image-size`, which only class folders take. Raises BadInput for anything else.
+    `image_size` is `--image-size`, which only class folders accept. Raises BadInput for anything else.
     """
     source = _choose(text, image_size)
     if image_size is not None and not source.scales:
@@ -64,7 +64,7 @@ def _choose(text: str, image_size: str | None) -> Source:
 
 
 def _other_kind(text: str) -> str | None:
-    """Name a kind of data that is not read, with what helps; None if it is none of those that are known."""
+    """Name a known kind of data that is not read, with a remedy; return None for any other."""
     path = Path(text)
     if path.suffix == ".parquet":
         return PARQUET

@@ -14,16 +14,16 @@ from cli.errors import BadInput, Unavailable
 from cli.messages import say_everywhere
 from sources.source import Arrays, Source
 
-DEFAULT = "data"  # the folder of CIFAR-10; the only one that is made
+DEFAULT = "data"  # the default folder; the only one that is created
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
-LOCK = ".lock"  # of a download that another process has begun, or that failed: a folder with it alone is empty
+LOCK = ".lock"  # of a download that is running or has failed: a folder that contains only this counts as empty
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 class Cifar10(Source):
-    """The folder FOLDER, or one that has it or ARCHIVE in it; the default folder and an empty one may also get it.
+    """The folder FOLDER, or a folder that contains it or ARCHIVE; also the default folder, and an empty one.
 
-    Those two are answered from Keras's cache, if CIFAR-10 is there, and else downloaded to.
+    For these two, CIFAR-10 is read from Keras's cache if it is there, and otherwise downloaded to the folder.
     """
 
     def __init__(self, text: str):
@@ -32,7 +32,7 @@ class Cifar10(Source):
         self.root = self._root()
 
     def _root(self) -> Path | None:
-        """Return the folder that has FOLDER in it; None if there is none yet."""
+        """Return the folder that contains FOLDER; None if there is none yet."""
         roots = [self.folder.parent] if self.folder.name == FOLDER else [self.folder]
         if self.may_download() and not (self.folder / ARCHIVE).exists():
             roots += _keras_caches()
@@ -42,7 +42,7 @@ class Cifar10(Source):
         return self.root in _keras_caches()
 
     def _is_default(self) -> bool:
-        return os.path.abspath(self.text) == os.path.abspath(DEFAULT)  # a run's config.json has the whole path
+        return os.path.abspath(self.text) == os.path.abspath(DEFAULT)  # a run's config.json has the absolute path
 
     def may_download(self) -> bool:
         if self._is_default():
@@ -73,7 +73,7 @@ class Cifar10(Source):
         return Arrays(images[0], labels[0], images[1], labels[1], CLASSES)
 
     def _refuse_other_folders(self) -> None:
-        """Raise BadInput for a folder that is not there, or that holds something else."""
+        """Raise BadInput for a folder that does not exist or that holds something else."""
         if not self.folder.exists() and not self._is_default():
             raise BadInput(f"--data {self.text}: no such folder; pass one that exists, or an empty one to download to")
         if not self.may_download() and not (self.folder / ARCHIVE).exists():
@@ -91,7 +91,7 @@ class Cifar10(Source):
         return "CIFAR-10"
 
     def short_name(self) -> str:
-        """Nothing for the default folder, so that a run on anything else is beside it."""
+        """Return "" for the default folder: a run's directory is named only after other data."""
         return "" if self._is_default() else super().short_name()
 
     def for_keras(self) -> str | None:
@@ -99,7 +99,7 @@ class Cifar10(Source):
 
 
 def _read(root: Path) -> list:
-    """Return torchvision's training and test part. Raises RuntimeError for a file that is missing or wrong."""
+    """Return torchvision's training and test parts. Raises RuntimeError for a file that is missing or wrong."""
     from torchvision.datasets import CIFAR10  # takes a second to import
 
     return [CIFAR10(root, train=train) for train in (True, False)]
@@ -111,7 +111,7 @@ def _keras_caches() -> tuple[Path, Path]:
 
 
 def _download(folder: Path) -> None:
-    """Leave CIFAR-10 in `folder`, extracted. Raises Unavailable; BadInput for a folder that cannot be written."""
+    """Download CIFAR-10 to `folder` and extract it. Raises Unavailable, or BadInput if the folder is not writable."""
     from torchvision.datasets import CIFAR10
 
     try:
@@ -137,12 +137,12 @@ def _download(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder` within the block: of several processes one downloads, and the others find it done."""
+    """Hold the lock of `folder` within the block: one process downloads, and any others wait until it has finished."""
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say_everywhere(f"Waiting for another process that gets CIFAR-10 ready in {folder}.")
+        say_everywhere(f"Waiting for another process to prepare CIFAR-10 in {folder}.")
         lock.acquire()
     try:
         yield

@@ -21,24 +21,24 @@ from sources.source import Arrays, Source
 
 TRAINING, TEST = "train", "test"
 PARTS = {TRAINING: "train(ing)?", TEST: "test(ing)?", "validation": "val(id(ation)?)?"}  # usual names, in any case
-ENDS = "([ _-]?(set|data|images))?"  # of such a name, as in training_set
-LAYOUT = "pictures lie in CLASS/*, of two classes or more, or in train/CLASS/* and test/CLASS/*"
-DARK = 63  # the highest value of 14 bits in a file of 16
-TEST_PART = 6  # of a folder without a test part, every class's last sixth is it
+ENDS = "([ _-]?(set|data|images))?"  # of these names, as in training_set
+LAYOUT = "put pictures in CLASS/*, for two classes or more, or in train/CLASS/* and test/CLASS/*"
+DARK = 64  # the highest value of 14 bits in a 16-bit file, 16383 / 257
+TEST_PART = 6  # without a test part, the last sixth of each class is the test part
 
 
 class Picture(NamedTuple):
     path: Path
     label: int
-    key: str  # a hash of its path below the folder of its part, the same on every machine
+    key: str  # a hash of its path relative to its part's folder, the same on every machine
 
 
 class ClassFolders(Source):
     """`FOLDER/CLASS/*`, or `FOLDER/train/CLASS/*` with `FOLDER/test/CLASS/*`; classes are sorted by name.
 
-    Pictures of several sizes are scaled, and their middle taken, to `size`, (H, W). Without a test part the last sixth
-    of each class is it, by a hash of the file's path. The training pictures come in an order by such a hash, so that
-    their last part has pictures of all classes.
+    Pictures are scaled and center-cropped to `size`, (H, W); without it, all must have the same size. The pictures are
+    sorted by a hash of the file's path, so that the last part of the training pictures has pictures of all classes.
+    Without a test part, the last sixth of each class is used as one.
     """
 
     scales = True
@@ -58,19 +58,19 @@ class ClassFolders(Source):
         training, test = _listed(training_folder, classes, names), []
         if test_folder is None:
             training, test = _split(training)
-            say(f"No test part in {self.text}: it is the last sixth of each class, by a hash ({len(test):,} pictures).")
+            say(f"No test part in {self.text}: using the last sixth of each class, by a hash ({len(test):,} pictures).")
         else:
             classes = self._classes(test_folder)
             unknown = sorted({*classes} - {*names})
             if unknown:
                 names_there = ", ".join(unknown)
-                raise BadInput(f"--data {self.text}: {test_folder.name} has {names_there:.200}, no class of {TRAINING}")
+                raise BadInput(f"--data {self.text}: {test_folder.name} has {names_there:.200}, not in {TRAINING}")
             test = _listed(test_folder, classes, names)
         shape = self._shape([*training, *test])
         x_train, x_test = self._read(training, shape), self._read(test, shape)
         highest = max(x_train.max(), x_test.max())
         if highest <= DARK:
-            remedy = "scale their values up, for example where a file of 16 bits holds values of 12"
+            remedy = "scale their values up, for example if 16-bit files hold 12-bit values"
             say(f"No pixel of the pictures is above {highest}, where 255 is white; {remedy}.")
         return Arrays(x_train, _labels(training), x_test, _labels(test), tuple(map(in_one_line, names)))
 
@@ -78,7 +78,7 @@ class ClassFolders(Source):
         return f"pictures in {self.text}"
 
     def _parts(self) -> tuple[Path, Path | None]:
-        """Return the folder of training pictures, and that of test pictures, None if there is none. Raises BadInput."""
+        """Return the folder of training pictures, and the folder of test pictures or None. Raises BadInput."""
         folders = _folders(self.folder)
         parts = {kind: [path for path in folders if _is_part(path, kind)] for kind in PARTS}
         for kind, named in parts.items():
@@ -88,7 +88,7 @@ class ClassFolders(Source):
         there = [path for named in parts.values() for path in named]
         if there and not parts[TRAINING]:
             names = " and ".join(path.name for path in there)
-            raise BadInput(f"--data {self.text}: has {names}, but no {TRAINING}; name the training part so")
+            raise BadInput(f"--data {self.text}: has {names}, but no {TRAINING}; name the training part {TRAINING}")
         if not there:
             _say_of_loose(self.folder)
             return self.folder, None
@@ -110,7 +110,7 @@ class ClassFolders(Source):
         return training, test
 
     def _classes(self, part: Path) -> dict[str, list[Path]]:
-        """Return the pictures of each class of a part, and say what is left out. Raises BadInput."""
+        """Return the pictures of each class of a part, and print what is left out. Raises BadInput."""
         classes, others, empty = {}, [], []
         for folder in _folders(part):
             contents = pictures.in_folder(folder)
@@ -128,7 +128,7 @@ class ClassFolders(Source):
         return classes
 
     def _shape(self, listed: list[Picture]) -> tuple[int, int, int]:
-        """Return what images are to be, (H, W, C). Raises BadInput for several sizes where none was asked for."""
+        """Return the shape of an image, (H, W, C). Raises BadInput for several sizes without `--image-size`."""
         shapes = Counter(_each(listed, "Looking at sizes", pictures.size_and_channels))
         channels = max(channels for *_, channels in shapes)
         sizes = Counter()
@@ -156,25 +156,25 @@ class ClassFolders(Source):
 
 
 def holds(folder: Path) -> bool:
-    """Tell whether `folder` has folders of pictures in it."""
+    """Return whether `folder` contains folders of pictures."""
     return os.path.isdir(folder) and any(pictures.is_in(path) for path in _folders(folder))
 
 
 def endings(folder: Path) -> list[str]:
-    """Return how the files in the folders in `folder` end, the most frequent ending first."""
+    """Return the endings of the files in the folders in `folder`, the most frequent first."""
     contents = (pictures.in_folder(path) for path in _folders(folder))
     counts = Counter(file.suffix for of_class in contents for file in of_class.pictures + of_class.others)
     return [ending or "nothing" for ending, _ in counts.most_common()]
 
 
 def size(text: str) -> tuple[int, int] | None:
-    """Return (H, W) of `H` or `HxW`; None if it is neither, or of no pixel."""
+    """Return (H, W) for `H` or `HxW`, each from 1 to 9999; None for any other text."""
     match = re.fullmatch(r"([1-9]\d{0,3})(?:x([1-9]\d{0,3}))?", text)
     return (int(match[1]), int(match[2] or match[1])) if match else None
 
 
 def _is_part(folder: Path, kind: str) -> bool:
-    """Tell whether a folder is such a part: one by its name, with folders of pictures in it."""
+    """Return whether a folder has the name of the part `kind`, and contains folders of pictures."""
     return _is_called(folder, kind) and any(pictures.is_in(path) for path in _folders(folder))
 
 
@@ -183,14 +183,14 @@ def _is_called(folder: Path, kind: str) -> bool:
 
 
 def _say_of_loose(folder: Path) -> None:
-    """Say which pictures lie beside the folders of classes."""
+    """Print which pictures are next to the class folders, and so left out."""
     loose = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in pictures.ENDINGS)
     if loose:
-        say(f"Left out, because they lie in no class's folder: {shortened(loose, 3)}.")
+        say(f"Left out, because they are in no class folder: {shortened(loose, 3)}.")
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Return the folders in `folder`, sorted; none if it is none."""
+    """Return the folders in `folder`, sorted; [] if it is not a folder."""
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
@@ -210,7 +210,7 @@ def _listed(part: Path, classes: dict[str, list[Path]], names: list[str]) -> lis
 
 
 def _split(listed: list[Picture]) -> tuple[list[Picture], list[Picture]]:
-    """Return the training part and the test part: of each class the last sixth, but one picture at least."""
+    """Return the training part and the test part: the last sixth of each class, but at least one picture."""
     test = set()
     for label in {picture.label for picture in listed}:
         of_class = [picture for picture in listed if picture.label == label]
@@ -223,7 +223,7 @@ def _labels(part: list[Picture]) -> np.ndarray:
 
 
 def _each(part: list[Picture], what: str, look: Callable[[Path], Any]) -> Iterator[Any]:
-    """Yield what `look` returns for each picture's path. Raises BadInput at the end, for all that cannot be read."""
+    """Yield what `look` returns for each picture's path. Raises BadInput at the end, for all unreadable pictures."""
     hide, faults = distributed.rank() > 0 or not sys.stderr.isatty(), {}
     for picture in tqdm(part, what, leave=False, unit="picture", disable=hide):
         try:

@@ -1,4 +1,4 @@
-"""A data set in an `.npz` file, in the layout of Keras's own: read, converted where that is sure, or refused."""
+"""A data set in an `.npz` file laid out like Keras's own: read, converted where that is safe, or refused."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class NpzFile(Source):
 def load_npz(path: Path) -> Arrays:
     """Return x_train, y_train, x_test, y_test of a file, and the names of all classes.
 
-    Each conversion is a line on standard output. Raises BadInput.
+    Prints a line for each conversion. Raises BadInput.
     """
     names, more = ["x_train", "y_train", "x_test", "y_test"], ["class_names"]
     arrays = files.read_npz("--data", path, names, more)
@@ -44,7 +44,7 @@ def load_npz(path: Path) -> Arrays:
             if len(images) != len(labels):
                 raise ValueError(f"x_{part} has {len(images):,} images and y_{part} {len(labels):,} labels")
         if trained != tested and _is_one_hot(arrays["y_train"]) and _is_one_hot(arrays["y_test"]):
-            raise ValueError(f"y_train has {trained} columns and y_test {tested}, so the same one may mean two classes")
+            raise ValueError(f"y_train has {trained} columns and y_test {tested}, so one column may mean two classes")
         _say_of_range(x_train, x_test)
         if x_train.shape[1:] != x_test.shape[1:]:
             raise ValueError(f"x_train has images of {x_train.shape[1:]} and x_test of {x_test.shape[1:]}")
@@ -71,9 +71,9 @@ def _images(name: str, images: np.ndarray) -> np.ndarray:
     scale = 255 if images.dtype.kind == "f" and images.max() <= 1 + ROUNDING else 1
     values = "0/255, 1/255 ... 255/255" if scale == 255 else "whole numbers from 0 to 255"
     whole = np.empty(images.shape, np.uint8)
-    for number, image in enumerate(images):  # one at a time: a float64 copy of all would not fit everywhere
+    for number, image in enumerate(images):  # one at a time: a float64 copy of all might not fit in memory
         pixels = np.rint(image.astype(np.float64) * scale)
-        # A value that is not finite is not near any either.
+        # The first condition also fails for values that are not finite.
         if not (np.abs(pixels / scale - image) <= ROUNDING).all() or pixels.min() < 0 or pixels.max() > 255:
             raise ValueError(
                 f"{name} is {images.dtype}, and image {number} has values other than {values}; "
@@ -86,17 +86,17 @@ def _images(name: str, images: np.ndarray) -> np.ndarray:
 
 
 def _say_of_range(x_train: np.ndarray, x_test: np.ndarray) -> None:
-    """Say in a line what uint8 images that were divided by 255 look like: they are nearly black, and train badly."""
+    """Warn about uint8 images that were divided by 255: they are nearly black, and train badly."""
     highest = {"x_train": x_train.max(), "x_test": x_test.max()}
     dark = [name for name, most in highest.items() if most <= 1]
     if dark:
         others = "".join(f", {name} up to {most}" for name, most in highest.items() if name not in dark)
-        remedy = "multiply by 255 what was divided by it"
+        remedy = "undo any division by 255"
         say(f"{' and '.join(dark)}: no pixel above 1{others}, where 255 is white; {remedy}.")
 
 
 def _labels(name: str, labels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return labels as int64 (N,), from 0, and how many classes they ask for. Raises ValueError."""
+    """Return labels as int64 (N,), from 0, and how many classes they need. Raises ValueError."""
     if _is_one_hot(labels):
         say(f"{name}: one-hot labels of {labels.shape[1]} classes, taken as their numbers.")
         return labels.argmax(1), labels.shape[1]
@@ -105,13 +105,13 @@ def _labels(name: str, labels: np.ndarray) -> tuple[np.ndarray, int]:
         labels = labels.astype(np.int64)
     if not np.issubdtype(labels.dtype, np.integer):
         numbered = f"class_names, {name} = np.unique({name}, return_inverse=True)"
-        how = f": {numbered} numbers names" if labels.dtype.kind in "US" else ", by astype(int)"
+        how = f"; number names with {numbered}" if labels.dtype.kind in "US" else "; convert them with astype(int)"
         raise ValueError(f"{name} is {labels.dtype}; labels must be whole numbers from 0{how}")
     if labels.size == 0 or labels.shape not in ((labels.size,), (labels.size, 1)):
         raise ValueError(f"{name} has shape {labels.shape}; labels must be (N,) or (N, 1), or one-hot (N, classes)")
     if labels.min() < 0 or labels.max() >= CLASSES_LIMIT:
         raise ValueError(
-            f"{name} has labels from {labels.min()} to {labels.max()}; they must lie in 0 to {CLASSES_LIMIT - 1}"
+            f"{name} has labels from {labels.min()} to {labels.max()}; they must be from 0 to {CLASSES_LIMIT - 1}"
         )
     return labels.reshape(-1).astype(np.int64), 1 + int(labels.max())
 
@@ -123,7 +123,7 @@ def _is_one_hot(labels: np.ndarray) -> bool:
 
 
 def _class_names(given: np.ndarray | None, classes: int) -> tuple[str, ...]:
-    """Return a name for each class; `given` has as many as labels ask for, or more. Raises ValueError."""
+    """Return a name for each class; `given` must have at least as many as the labels need. Raises ValueError."""
     if given is None:
         names = numbered(classes)
     else:
@@ -134,7 +134,7 @@ def _class_names(given: np.ndarray | None, classes: int) -> tuple[str, ...]:
         if bad or len({*names}) != len(names):
             raise ValueError(f"class_names has {bad[0]!r:.60}" if bad else "class_names has a name twice")
         if len(names) < classes or len(names) > CLASSES_LIMIT:
-            raise ValueError(f"class_names has {len(names)} names; labels ask for {classes} to {CLASSES_LIMIT}")
+            raise ValueError(f"class_names has {len(names)} names; the labels need {classes} to {CLASSES_LIMIT}")
     if len(names) < 2:
         raise ValueError("all labels are 0; at least two classes are needed")
     return names

@@ -1,4 +1,4 @@
-"""Pictures as files: which ones there are in a folder, and how one is read at a given size."""
+"""Pictures as files: find them in a folder, and read one at a given size."""
 
 import os
 import warnings
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from cli.errors import refusing
 from cli.messages import shortened
 
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's modes, by the number of channels
 ENDINGS = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -25,7 +25,7 @@ class Contents(NamedTuple):
 
 
 def in_folder(folder: str | Path) -> Contents:
-    """Return what is in a folder. A file is a picture by its ending."""
+    """Return the contents of a folder. The ending of a file decides whether it is a picture."""
     unreadable = []
     paths = sorted(_files(folder, onerror=lambda error: unreadable.append(Path(error.filename))))
     pictures = [path for path in paths if path.suffix.lower() in ENDINGS]
@@ -33,21 +33,21 @@ def in_folder(folder: str | Path) -> Contents:
 
 
 def is_in(folder: Path) -> bool:
-    """Tell whether there is a picture in `folder`, looking no further than the first."""
+    """Return whether there is a picture in `folder`; stop at the first one."""
     return any(path.suffix.lower() in ENDINGS for path in _files(folder))
 
 
 def left_out(others: list[Path]) -> str:
-    """Return the line that says which files of a folder are no pictures."""
+    """Return a line that names the files `others`, which are not pictures."""
     return f"Left out, because their suffix is not a picture's: {shortened(others, 3)}."
 
 
 def _files(folder: str | Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
-    """Yield the files in `folder` and its subfolders, also in those that are links, but in each folder once.
+    """Yield the files in `folder` and its subfolders; follow links, but visit each folder once.
 
-    What has a name that begins with a dot is left out.
+    Names that begin with a dot are left out.
     """
-    seen = {*Path(folder).resolve().parents}  # a link can lead there, or round in a circle
+    seen = {*Path(folder).resolve().parents}  # a link can lead there, or in a circle
     for parent, subfolders, names in os.walk(folder, followlinks=True, onerror=onerror):
         real = Path(parent).resolve()
         if real in seen:
@@ -59,16 +59,16 @@ def _files(folder: str | Path, onerror: Callable[[OSError], None] | None = None)
 
 
 def read(path: Path, shape: Sequence[int], remedy: str = "pass a .png or .jpg file") -> np.ndarray:
-    """Return a picture as uint8 of `shape`, (H, W, C): upright, its middle, averaged down or scaled up.
+    """Return a picture as uint8 of `shape`, (H, W, C): turned upright, scaled and center-cropped.
 
-    One of that size is taken as it is. Where `shape` has no channel for it, what is transparent becomes white. Raises
+    A picture of that size is not scaled. Transparent pixels become white if `shape` has no alpha channel. Raises
     BadInput.
     """
     height, width, channels = shape
     mode = MODES[channels]
     with refusing(path, "not a readable image", remedy), warnings.catch_warnings(action="ignore"):
         if path.is_dir():
-            os.listdir(path)  # raises what keeps it from being read
+            os.listdir(path)  # raises if it cannot be read
             raise ValueError("a folder without images")
         if path.exists() and not path.is_file():
             raise ValueError("not a file")
@@ -82,23 +82,23 @@ def read(path: Path, shape: Sequence[int], remedy: str = "pass a .png or .jpg fi
 
 
 def size_and_channels(path: Path) -> tuple[int, int, int]:
-    """Return height, width, and 1 channel for a grey picture, else 3, without reading its pixels. Raises BadInput."""
+    """Return height, width and channels (1 if grey, else 3) without reading the pixels. Raises BadInput."""
     with (
         refusing(path, "not a readable image", "take it out"),
         warnings.catch_warnings(action="ignore"),
         Image.open(path) as file,
     ):
         width, height = file.size
-        # Orientations that lie on their side; of a TIFF Pillow has turned the size already.
+        # These orientations swap height and width; for a TIFF, Pillow has already swapped them.
         turned = file.getexif().get(0x0112, 1) >= 5 and file.format != "TIFF"
         channels = 1 if file.mode in ("1", "L", "LA") or file.mode.startswith("I") else 3
     return (width, height, channels) if turned else (height, width, channels)
 
 
 def _with_8_bits(image: Image.Image) -> Image.Image:
-    """Return a grey image of 16 bits with 8 bits a pixel: Pillow would clip it, not scale it. Others come back as is.
+    """Return a 16-bit grey image scaled to 8 bits, where Pillow would clip it; return others unchanged.
 
-    Raises ValueError for floats, and for 32 bits unless they hold the values of 16.
+    Raises ValueError for floats, and for 32 bits unless the highest value is between 256 and 65,535.
     """
     if image.mode != "F" and not image.mode.startswith("I"):
         return image

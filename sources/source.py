@@ -1,4 +1,4 @@
-"""What every source of images is, and what it gives."""
+"""The base class for sources of images, and the arrays that they return."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ class Arrays(NamedTuple):
 
 
 def fingerprint(arrays: Arrays) -> str:
-    """Return the SHA-256 of shapes and values: the same data have the same one, wherever they were read from."""
+    """Return the SHA-256 of shapes and values: the same for the same data, wherever they were read from."""
     digest = hashlib.sha256()
     for array in arrays[:4]:
         digest.update(f"{array.shape}{array.dtype}".encode())
@@ -33,32 +33,32 @@ def fingerprint(arrays: Arrays) -> str:
 
 
 class Source:
-    """Where images come from; one subclass for each kind of `--data`. `sources.choose` makes it of that text."""
+    """A source of images; one subclass for each kind of `--data`. `sources.choose` creates it from that option."""
 
-    scales = False  # does it take --image-size?
-    uneven = "the last training images are for validation, so shuffle sorted arrays first"  # where a part lacks a class
+    scales = False  # whether it accepts --image-size
+    uneven = "the last training images are for validation, so shuffle sorted arrays first"  # if a part lacks a class
 
     def __init__(self, text: str):
         self.text = text
 
     def load(self) -> Arrays:
-        """Read the images. Raises BadInput for data that are wrong, Unavailable for CIFAR-10 that cannot be had."""
+        """Read the images. Raises BadInput for data that are wrong, Unavailable if CIFAR-10 cannot be obtained."""
         raise NotImplementedError
 
     def describe(self) -> str:
-        """Name the data for people, after they were read."""
+        """Return the name of the data for messages; call it after `load`."""
         return f"data from {self.text}"
 
     def title(self) -> str:
-        """Name the data in a picture, where a path is too long."""
+        """Return the name of the data for a picture, where a path is too long."""
         return Path(self.text).name
 
     def short_name(self) -> str:
-        """Name the data in a run's directory."""
-        return re.sub(r"[^\w.-]+", "_", os.path.basename(os.path.abspath(self.text)))[:40]  # also of "."
+        """Return the name of the data for the name of a run's directory."""
+        return re.sub(r"[^\w.-]+", "_", os.path.basename(os.path.abspath(self.text)))[:40]  # also for "."
 
     def for_keras(self) -> str | None:
-        """Return the `--data` of these images for Keras's side, "" for Keras's own CIFAR-10; None if it lacks them."""
+        """Return the `--data` for Keras's side, "" for Keras's own CIFAR-10; None if it cannot read these data."""
         return None
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from sources.source import Arrays, Source, numbered
 
-SYNTHETIC = "synthetic"  # the word that --data takes for it
+SYNTHETIC = "synthetic"  # its value of --data
 CLASSES = 10
 
 
@@ -22,8 +22,8 @@ class StandIn(Source):
 
 
 def synthetic() -> Arrays:
-    """Draw the images: a class is a pattern of colours, shown shifted, mixed with another class's and in noise."""
-    # Integers from RandomState alone: numpy has frozen that stream, and nothing can round differently elsewhere.
+    """Draw the images: each class is a pattern of colours, mixed with another class's, shifted, and with noise."""
+    # Only integers from RandomState: numpy has frozen that stream, and no machine can round them differently.
     random = np.random.RandomState(10)
     patterns = random.randint(0, 256, (CLASSES, 8, 8, 3)).repeat(4, axis=1).repeat(4, axis=2)
 

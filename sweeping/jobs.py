@@ -1,7 +1,7 @@
-"""Trainings as processes, several at once: started, watched, started again where they were killed, and ended together.
+"""Run several trainings at once, each in a process: start them, restart them if they are killed, end them together.
 
-Each command can be given again: it goes on with its run, or says that it has finished. Each writes to a log in its
-run's directory.
+Each command can be repeated: it resumes its run, or reports that it has finished. Each writes to a log in its run's
+directory.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ from running.lock import InUse, refuse_in_use
 from running.outcome import FINISHED, HISTORY, outcome
 
 LOG = "sweep.log"
-KILLED, RESTARTS = (137, 143), 3  # exit codes after which a run is started again, and how often
-PAUSE = 0.2  # seconds between two looks at the processes
+KILLED, RESTARTS = (137, 143), 3  # exit codes after which a run is restarted, and how often at most
+PAUSE = 0.2  # seconds between two checks of the processes
 
 
 class Job:
-    """One run: the command that starts it or goes on with it, and what became of it.
+    """One run: the command that starts or resumes it, and its outcome.
 
-    It trains `epochs` at most in the directory `out`, and begins when the job `after` which it comes is done.
+    It trains at most `epochs` epochs in the directory `out`, and starts when the job `after` is done.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Job:
         return self.accuracy is not None or self.fault is not None
 
     def trained(self) -> int:
-        """Return how many epochs are trained."""
+        """Return the number of epochs trained so far."""
         with contextlib.suppress(OSError):
             return max(0, (self.out / HISTORY).read_bytes().count(b"\n") - 1)
         return 0
@@ -67,7 +67,7 @@ class Job:
         return " ".join([*variables, shlex.join(self.command)])
 
     def start(self) -> None:
-        """Start the process, unless another one is at work in the directory: then the job waits for its next turn."""
+        """Start the process. If another one is using the directory, the job waits for its next turn."""
         try:
             refuse_in_use(self.out)
             self.out.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class Job:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    process_group=0,  # a terminal's Ctrl-C reaches the sweep alone, which hands it on
+                    process_group=0,  # a terminal's Ctrl-C reaches only the sweep, which passes it on
                 )
         except InUse as holder:
             if not self.waits:
@@ -89,11 +89,11 @@ class Job:
             self.fault = f"cannot start ({error})"
 
     def poll(self) -> None:
-        """Take note of the process's end, if it has ended, or start it again."""
+        """Record the outcome of the process if it has ended, or restart it if it was killed."""
         code = self.process.poll()
         if code is None:
             return
-        code = 128 - code if code < 0 else code  # as a shell has it
+        code = 128 - code if code < 0 else code  # as a shell reports it
         self.process = None
         try:
             if code == 0:
@@ -125,9 +125,9 @@ class Job:
 
 
 def places(device: torch.device, threads: int, at_once: int | None, per_gpu: int) -> tuple[list[str], int]:
-    """Return the GPUs to be used in turn, as CUDA_VISIBLE_DEVICES names them, and how many runs go at once."""
+    """Return the GPUs to use in turn, as CUDA_VISIBLE_DEVICES names them, and the number of runs at once."""
     gpus = []
-    if device == torch.device("cuda"):  # no number: not the one that --device cuda:N names
+    if device == torch.device("cuda"):  # without a number, unlike --device cuda:N
         listed = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = visible(listed) if listed else [str(index) for index in range(torch.cuda.device_count())]
     if device.type == "cuda":
@@ -136,13 +136,13 @@ def places(device: torch.device, threads: int, at_once: int | None, per_gpu: int
 
 
 def visible(listed: str) -> list[str]:
-    """Return the GPUs that a CUDA_VISIBLE_DEVICES names, as CUDA reads it: up to the first that is not valid."""
+    """Return the GPUs in a value of CUDA_VISIBLE_DEVICES, as CUDA reads it: up to the first that is not valid."""
     names = [name.strip() for name in listed.split(",")]
     return list(itertools.takewhile(re.compile(r"\d+|(GPU|MIG)-[\w/-]+").fullmatch, names))
 
 
 def one_gpu(device: torch.device) -> dict[str, str]:
-    """Return the environment of a process that is to see no GPU but `device`; none for a `cuda` without a number."""
+    """Return the environment in which a process sees only the GPU `device`; empty for `cuda` without a number."""
     if device.index is None:
         return {}
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -152,7 +152,7 @@ def one_gpu(device: torch.device) -> dict[str, str]:
 def work(jobs: list[Job], slots: int, gpus: list[str]) -> None:
     """Run `jobs`, `slots` at once and on `gpus` in turn, until each has finished or failed.
 
-    A signal is handed on to the runs, and their ends are waited for; a second one is handed on and not waited for.
+    A signal is passed on to the runs, and `work` waits for them to end; a second one is passed on without waiting.
     """
     try:
         with tqdm(unit="epoch", disable=None, initial=sum(job.trained() for job in jobs)) as bar:
@@ -203,7 +203,7 @@ def _say(line: str) -> None:
 
 
 def end(jobs: list[Job], signum: int) -> None:
-    """Hand the signal on to each process, and wait for its end; a second signal is handed on and ends the waiting."""
+    """Pass the signal on to each process, and wait for it to end; a second signal is passed on and ends the wait."""
     running = [job for job in jobs if job.process is not None]
     if running:
         complain(f"Waiting for {counted(len(running), 'run')} to end; interrupt again to exit without waiting.")

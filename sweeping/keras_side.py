@@ -1,4 +1,4 @@
-"""Keras's side of a pair of runs, `reference/keras_notebook.py`: its backend, and what it has and refuses."""
+"""The Keras side of a pair of runs, `reference/keras_notebook.py`: its backend, and which options it supports."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ from sweeping.jobs import one_gpu
 from sweeping.reference import Reference
 
 MODELS = ("baseline", "improved")
-# Neither TensorFlow nor JAX is to take all of a GPU's memory, which several runs share.
+# Several runs share a GPU, so neither TensorFlow nor JAX may reserve all of its memory.
 ON_GPU = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 
@@ -28,8 +28,8 @@ class KerasSide(Reference):
 
     @property
     def backend(self) -> str:
-        """The backend that KERAS_BACKEND names, or else the notebook's own if it is installed, or else torch."""
-        # Not what ~/.keras/keras.json says: Keras writes TensorFlow there without having it.
+        """The backend named by KERAS_BACKEND; otherwise the notebook's, TensorFlow, if installed; otherwise torch."""
+        # Not the one in ~/.keras/keras.json: Keras writes TensorFlow there even if it is not installed.
         return os.environ.get("KERAS_BACKEND") or ("tensorflow" if importlib.util.find_spec("tensorflow") else "torch")
 
     def describe(self) -> str:
@@ -42,7 +42,7 @@ class KerasSide(Reference):
             raise BadInput(f"--keras: {KERAS} has no --model {flags['model']}; leave that or --keras out")
         super().refuse(flags, not_default, seeds)
         if max(seeds) >= 2**32:
-            raise BadInput(f"--seeds {max(seeds)}: Keras's side takes none above {2**32 - 1}")
+            raise BadInput(f"--seeds {max(seeds)}: Keras accepts none above {2**32 - 1}")
 
     def refuse_without(self, download: bool) -> None:
         fault = self._fault_of("import keras")
@@ -55,7 +55,7 @@ class KerasSide(Reference):
                 raise Unavailable(f"--keras: Keras has no CIFAR-10 ({fault}); pass --data FILE.npz after --")
 
     def _fault_of(self, program: str) -> str | None:
-        """Return the last line that a Python `program` prints to standard error; None if it ends well."""
+        """Return the last line that a Python `program` prints to standard error; None if it succeeds."""
         environment = os.environ | {"KERAS_BACKEND": self.backend}
         command = [sys.executable, "-c", program]
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

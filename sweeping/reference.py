@@ -1,4 +1,4 @@
-"""The other side of a pair of runs: another framework's program that trains what train.py trains."""
+"""The other side of a pair of runs: another framework's program for the same training as train.py's."""
 
 from pathlib import Path
 
@@ -14,24 +14,24 @@ from sweeping.jobs import LOG, Job
 class Reference:
     """A program that takes some of train.py's options, `--data`, `--seed`, `--out` and `--resume`.
 
-    It leaves a run's directory with initial_weights.npz, and with `program` in config.json. With `--resume` it leaves a
-    run that has finished as it is, and begins anew one that broke off. A subclass says the rest.
+    It writes a run's directory with initial_weights.npz, and with `program` in config.json. With `--resume`, it leaves
+    a finished run as it is, and starts an interrupted one over. Subclasses define the rest.
     """
 
     label: str  # of its group in the comparison, and of its directories
-    program: str  # the script, from the project's folder
-    options: tuple[str, ...]  # of train.py's that it has too
-    needless: tuple[str, ...] = ()  # of train.py's that do not decide what is trained, so that it need not have them
+    program: str  # the script, relative to the project's folder
+    options: tuple[str, ...]  # of train.py's, those that it supports
+    needless: tuple[str, ...] = ()  # of train.py's, those that it can ignore: they do not decide what is trained
 
     def refuse(self, flags: dict, not_default: list[str], seeds: list[int]) -> None:
-        """Raise BadInput if it lacks one of train.py's `flags`, or cannot take one of the `seeds`."""
+        """Raise BadInput if it does not support one of train.py's `flags` or one of the `seeds`."""
         lacking = [name for name in not_default if name not in (*self.options, *self.needless, "seed")]
         if lacking:
             options = ", ".join(f"{flag_of(name)} {flags[name]}" for name in lacking)
             raise BadInput(f"--{self.label}: {self.program} has no {options}; leave that or --{self.label} out")
 
     def describe(self) -> str:
-        """Return a line that says what it is."""
+        """Return a one-line description."""
         return f"{self.label}: {self.program}"
 
     def refuse_without(self, download: bool) -> None:
@@ -42,7 +42,7 @@ class Reference:
         return {}
 
     def differences(self, config: dict, flags: dict) -> list[str]:
-        """Name in what the finished run that wrote `config` is another than these `flags` ask for."""
+        """Return the options in which the finished run that wrote `config` differs from these `flags`."""
         had = config["flags"]
         names = (*self.options, "seed")
         return [f"{flag_of(name)} {had[name]}" for name in names if had.get(name, flags[name]) != flags[name]]
@@ -50,28 +50,28 @@ class Reference:
     def finished(self, out: Path, flags: dict) -> dict | None:
         """Return the metrics of the run in `out` if it has finished with these `flags`.
 
-        Returns None if it is at work or can be begun. Raises BadInput if none of these.
+        Returns None if it is in progress or can be started. Raises BadInput otherwise.
         """
         try:
             refuse_in_use(out)
             end = outcome(out)
-        except InUse:  # its end is waited for
+        except InUse:  # the sweep waits for it to end
             return None
-        except BadInput:  # a process that ended in the middle of a file
+        except BadInput:  # a process was killed while writing a file
             if (out / LOG).exists():
                 return None
             raise
         if end.kind == EMPTY:
             return None
         if (end.config or end.kind == FINISHED) and program_of(end.config) != self.program:
-            raise BadInput(f"{out}: the run there is not one of {self.program}; pass another --out after --")
+            raise BadInput(f"{out}: the run there was not written by {self.program}; pass another --out after --")
         if end.kind != FINISHED:
             if (out / LOG).exists():
                 return None
-            raise BadInput(f"{out}: the run there broke off ({end.reason}), and no sweep began it; delete it")
+            raise BadInput(f"{out}: the run there was interrupted ({end.reason}), and no sweep started it; delete it")
         config = end.config
         if end.metrics["stopped"] == EARLY_STOPPING and end.metrics["epochs"] <= flags["epochs"]:
-            config = config | {"flags": config["flags"] | {"epochs": flags["epochs"]}}  # it would have ended alike
+            config = config | {"flags": config["flags"] | {"epochs": flags["epochs"]}}  # it would have ended the same
         different = self.differences(config, flags)
         if different:
             raise BadInput(
@@ -82,9 +82,9 @@ class Reference:
     def job(
         self, name: str, command: list[str], out: Path, flags: dict, defaults: dict, data: str, device: torch.device
     ) -> Job:
-        """Return its run with train.py's `flags` on the `data` that it takes, "" for its own CIFAR-10.
+        """Return the job for its run with train.py's `flags` on `data`, "" for its own CIFAR-10.
 
-        `command` are the words before its own options.
+        `command` is the command line up to its options.
         """
         words = ["--seed", str(flags["seed"]), "--out", str(out), "--resume"]
         for option in self.options:

@@ -3,7 +3,7 @@
 import os
 
 os.environ["KERAS_BACKEND"] = "torch"  # read when keras is imported
-if "PYTEST_XDIST_WORKER" in os.environ:  # of two threads each, two workers would wait for each other on two cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # with two threads each, two workers would wait for each other on two cores
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 
 import functools
@@ -32,19 +32,19 @@ PICTURES = ("curves", "confusion", "overlay")  # the functions of `plots` that d
 
 
 def sketch(*content):
-    """Stand for a picture with this content: more than half of the time of a small run would go into drawing."""
+    """Stand in for a picture with this content: drawing would take more than half of the time of a small run."""
     return plots.Picture(b"\x89PNG" + repr(content).encode())
 
 
 def pytest_configure(config):
-    """Hide GPUs from all tests but those of `-m cuda`: the others are a CPU's, some of them of equal bits."""
+    """Hide GPUs from all tests except those of `-m cuda`: the others are for a CPU, and some compare bit for bit."""
     if not re.match(r"cuda\b", config.option.markexpr or ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when CUDA is first used
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_pictures():
-    """Draw no picture, not in the fixtures either that tests share; gives the functions that would."""
+    """Draw no pictures, not even in fixtures that tests share; yields the functions that would draw them."""
     drawing = {name: getattr(plots, name) for name in PICTURES}
     with pytest.MonkeyPatch.context() as patch:
         for name in PICTURES:
@@ -54,8 +54,8 @@ def quick_pictures():
 
 @pytest.fixture(autouse=True)
 def true_pictures(request, quick_pictures):
-    """Draw them in a test that is marked with `pictures`."""
-    with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo what it has patched
+    """Draw real pictures in a test that is marked with `pictures`."""
+    with pytest.MonkeyPatch.context() as patch:  # its own context, because a test may undo its patches
         if request.node.get_closest_marker("pictures") is not None:
             for name, draw in quick_pictures.items():
                 patch.setattr(plots, name, draw)
@@ -92,9 +92,9 @@ def child(arguments, log, environment, before=None):
 def start():
     """Start `train.main(ARGS)` on one thread in a process of its own, output appended to `log`; returns the process.
 
-    `environment` is added to its own; `before` is called there first, a function of a test module.
+    `environment` is added to that process's own; `before`, a function of a test module, is called there first.
 
-    It is forked from one that has imported everything and computed nothing, which saves the 4 seconds of a fresh one.
+    It is forked from a process that has imported everything and computed nothing, which saves 4 seconds.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train", "torchvision.datasets"])
@@ -114,7 +114,7 @@ def start():
 
 @pytest.fixture(scope="session")
 def arrays():
-    """A small data set that can be learnt: the colour tells the class; 320 training and 100 test images of 16x16."""
+    """A small data set that can be learnt, as the colour tells the class: 320 training and 100 test images of 16x16."""
     random = np.random.default_rng(0)
 
     def draw(n):
@@ -136,7 +136,7 @@ def npz(arrays, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def little(arrays, tmp_path_factory):
-    """A file with a quarter of them: 64 for training, 16 for validation, 20 for the test."""
+    """A file with part of the small data set: 64 images for training, 16 for validation, 20 for the test."""
     path = tmp_path_factory.mktemp("data") / "little.npz"
     np.savez(path, **{name: array[: 80 if "train" in name else 20] for name, array in arrays.items()})
     return path

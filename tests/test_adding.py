@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md's recipes, followed: what is added in one place is trained with, and resumed to the bit."""
+"""CONTRIBUTING.md's recipes, followed: what is added in one place can be trained with, and resumed bit for bit."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ from sweeping.reference import Reference
 
 @pytest.fixture
 def trained(npz, tmp_path):
-    """Train two epochs at once, and one after the other; returns the first one's directory and the second's files."""
+    """Train to the last of `epochs` in one go, and resumed at each; assert equal files; return the first directory."""
 
     def train_both(*flags, epochs=("1", "2")):
         arguments = ["--data", str(npz), *flags, "--out"]
@@ -72,7 +72,7 @@ class Tiny(Network):
         return self.dense(self.dropout(images.mean((2, 3))))
 
 
-def test_a_network_is_one_class_and_one_name(trained, monkeypatch, arrays, tmp_path, capsys):
+def test_a_new_network_needs_only_a_class_and_a_name(trained, monkeypatch, arrays, tmp_path, capsys):
     monkeypatch.setitem(model.MODELS, "tiny", Tiny)
     out = trained("--model", "tiny")
     config = json.loads((out / CONFIG).read_text())
@@ -91,7 +91,7 @@ def test_a_network_is_one_class_and_one_name(trained, monkeypatch, arrays, tmp_p
 
 
 class Warmup(Schedule, lr_scheduler.SequentialLR):
-    """The rate for the first half of the steps in a straight line up, then down along half a cosine."""
+    """Raises the rate linearly for the first half of the steps, then lowers it along half a cosine."""
 
     def __init__(self, optimizer, *, total_steps, min_lr):
         rise = lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=total_steps // 2)
@@ -100,7 +100,7 @@ class Warmup(Schedule, lr_scheduler.SequentialLR):
 
 
 def broken_off(monkeypatch, after):
-    """Let the loop end, as if interrupted, when it has kept so many epochs."""
+    """End the loop, as if interrupted, once it has kept `after` epochs."""
     keep, kept = train.Run.keep, []
 
     def breaking(self, state, improved):
@@ -112,7 +112,7 @@ def broken_off(monkeypatch, after):
     monkeypatch.setattr(train.Run, "keep", breaking)
 
 
-def test_a_schedule_is_one_class_and_one_name_and_torch_s_own_will_do(npz, tmp_path, monkeypatch, capsys):
+def test_a_new_schedule_needs_only_a_class_and_a_name_and_may_subclass_one_of_torch(npz, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(callbacks.SCHEDULES, "warmup", Warmup)
     arguments = ["--data", str(npz), "--schedule", "warmup", "--epochs", "3", "--out"]
     assert train.main([*arguments, str(tmp_path / "whole")]) == 0
@@ -134,7 +134,7 @@ class RMSprop(Stepping, torch.optim.RMSprop):
 
 
 @pytest.mark.parametrize("flags", ["", "--weight-decay 0.1"])
-def test_an_optimizer_is_one_class_and_one_name(flags, trained, monkeypatch):
+def test_a_new_optimizer_needs_only_a_class_and_a_name(flags, trained, monkeypatch):
     monkeypatch.setitem(optim.OPTIMIZERS, "rmsprop", RMSprop)
     out = trained("--optimizer", "rmsprop", *flags.split())
     assert json.loads((out / CONFIG).read_text())["flags"]["optimizer"] == "rmsprop"
@@ -142,18 +142,20 @@ def test_an_optimizer_is_one_class_and_one_name(flags, trained, monkeypatch):
 
 @dataclasses.dataclass
 class More(options.Options):
-    """One option more, whose default is what all did before."""
+    """One more option, whose default is what every run did before."""
 
     made_up: float = options.option(0.999, options.number(float, "[0, 1)"), "nothing")
 
 
-def test_a_flag_is_one_line_and_is_refused_in_a_run_that_had_another(trained, npz, tmp_path, monkeypatch, capsys):
+def test_a_new_flag_needs_only_one_line_and_cannot_change_when_a_run_is_resumed(
+    trained, npz, tmp_path, monkeypatch, capsys
+):
     trained()  # without the flag
     monkeypatch.setattr(options, "Options", More)
     resume = ["--data", str(npz), "--out", str(tmp_path / "run"), "--resume", "--epochs", "3"]
     assert train.main([*resume, "--made-up", "0.5"]) == 2
     assert "--made-up 0.5 (was 0.999)" in capsys.readouterr().err
-    assert train.main(resume) == 0  # what the earlier version made counts as made with the default
+    assert train.main(resume) == 0  # a run of the earlier version counts as made with the default
     assert json.loads((tmp_path / "run" / CONFIG).read_text())["flags"]["made_up"] == 0.999
     assert train.main(["--made-up", "1"]) == 2
     assert "--made-up: '1' is not a number in [0, 1)" in capsys.readouterr().err
@@ -182,7 +184,7 @@ def test_a_run_made_with_an_option_that_this_version_lacks_is_refused_unless_it_
 
 
 @pytest.mark.parametrize(("name", "default"), [("augment", True), ("weight_decay", 0.004), ("no_mirror", False)])
-def test_an_option_that_an_earlier_version_did_not_have_counts_as_its_default_there(name, default, npz, tmp_path):
+def test_an_option_missing_from_the_config_of_an_earlier_version_counts_as_its_default(name, default, npz, tmp_path):
     out = tmp_path / "run"
     flags = ["--data", str(npz), "--model", "improved", "--optimizer", "adamw", "--out", str(out)]
     assert train.main([*flags, "--epochs", "1"]) == 0
@@ -204,7 +206,7 @@ class Frozen(model.BaselineCNN):
 
 
 @pytest.mark.parametrize("flags", ["", "--optimizer adamw --weight-decay 0.5"])
-def test_a_weight_that_is_frozen_stays_as_it_is_and_the_run_is_resumed(flags, trained, monkeypatch):
+def test_a_frozen_weight_stays_unchanged_and_its_run_can_be_resumed(flags, trained, monkeypatch):
     monkeypatch.setitem(model.MODELS, "frozen", Frozen)
     out = trained("--model", "frozen", *flags.split())
     with np.load(out / "initial_weights.npz") as first, np.load(out / "best_weights.npz") as best:
@@ -213,7 +215,7 @@ def test_a_weight_that_is_frozen_stays_as_it_is_and_the_run_is_resumed(flags, tr
 
 
 class Averaged(Callback):
-    """A moving average of the weights, which is evaluated and kept as best in their place: torch's own."""
+    """torch's moving average of the weights, which is evaluated and kept as best in their place."""
 
     def __init__(self, model):
         self.model = model
@@ -231,7 +233,7 @@ class Averaged(Callback):
 
 
 class OneEpochAtATime(Callback):
-    """Stops after an epoch of this process, as a limit on minutes does; the run can be resumed."""
+    """Stops after one epoch of each process, as a time limit does; the run can be resumed."""
 
     def after_epoch(self, epoch, logs):
         self.stop = Stop("time limit", final=False)
@@ -247,7 +249,9 @@ def add_callback(monkeypatch, make):
     monkeypatch.setattr(train, "make_callbacks", with_one_more)
 
 
-def test_averaged_weights_are_a_callback_and_are_evaluated_and_kept_as_best(trained, npz, tmp_path, monkeypatch):
+def test_a_callback_that_averages_weights_has_its_average_evaluated_and_kept_as_best(
+    trained, npz, tmp_path, monkeypatch
+):
     arguments = ["--data", str(npz), "--epochs", "2", "--out", str(tmp_path / "raw")]
     assert train.main(arguments) == 0
     add_callback(monkeypatch, lambda options, model: Averaged(model))
@@ -262,7 +266,7 @@ def test_averaged_weights_are_a_callback_and_are_evaluated_and_kept_as_best(trai
     assert raw["val_loss"].tolist() != averaged["val_loss"].tolist()
 
 
-def test_a_callback_that_a_run_began_without_begins_anew_and_one_that_is_lacking_is_named(
+def test_a_callback_may_be_added_when_a_run_is_resumed_but_a_missing_one_is_refused_by_name(
     npz, tmp_path, monkeypatch, capsys
 ):
     arguments = ["--data", str(npz), "--out", str(tmp_path / "run"), "--resume", "--epochs"]
@@ -274,7 +278,9 @@ def test_a_callback_that_a_run_began_without_begins_anew_and_one_that_is_lacking
     assert "it has parts that this version lacks: added" in capsys.readouterr().err
 
 
-def test_a_callback_s_stop_has_a_reason_and_says_whether_the_run_has_finished(npz, tmp_path, monkeypatch, capsys):
+def test_a_callback_that_stops_a_run_gives_its_reason_and_says_whether_the_run_is_finished(
+    npz, tmp_path, monkeypatch, capsys
+):
     run, whole = tmp_path / "run", tmp_path / "whole"
     arguments = ["--data", str(npz), "--epochs", "3", "--resume", "--out"]
     assert train.main([*arguments, str(whole)]) == 0
@@ -294,11 +300,11 @@ def test_a_callback_s_stop_has_a_reason_and_says_whether_the_run_has_finished(np
     assert train.main([*arguments[:-1], "--out", str(tmp_path / "final")]) == 0
     capsys.readouterr()
     assert train.main([*arguments, str(tmp_path / "final")]) == 0
-    assert "It was finished already, after epoch 1: good enough." in capsys.readouterr().out
+    assert "It had already finished, after epoch 1: good enough." in capsys.readouterr().out
 
 
 class Top3(metrics.Figures):
-    """One figure more, which Top3Tally sets."""
+    """One more metric, which Top3Tally sets."""
 
     LOGGED = (*metrics.Figures.LOGGED, "top_3_accuracy")
 
@@ -326,7 +332,7 @@ def counting_top_3(monkeypatch):
 
 
 @pytest.mark.pictures
-def test_a_figure_is_logged_printed_and_drawn(counting_top_3, trained, monkeypatch, capsys):
+def test_a_new_metric_is_logged_printed_and_drawn(counting_top_3, trained, monkeypatch, capsys):
     titles, savefig = [], Figure.savefig
 
     def noting(figure, *args, **settings):
@@ -342,7 +348,9 @@ def test_a_figure_is_logged_printed_and_drawn(counting_top_3, trained, monkeypat
     assert titles[0] == ["Accuracy", "Loss", "Top 3 accuracy", "Learning rate"]
 
 
-def test_an_earlier_run_keeps_the_columns_that_it_has(npz, tmp_path, request, capsys):
+def test_a_resumed_run_keeps_its_history_columns_and_is_refused_by_a_version_that_lacks_one(
+    npz, tmp_path, request, capsys
+):
     arguments = ["--data", str(npz), "--out", str(tmp_path / "run"), "--resume", "--epochs"]
     assert train.main([*arguments, "1"]) == 0
     header = (tmp_path / "run" / HISTORY).read_text().splitlines()[0]
@@ -361,7 +369,7 @@ def test_an_earlier_run_keeps_the_columns_that_it_has(npz, tmp_path, request, ca
 
 
 class Restarts(Schedule, lr_scheduler.CosineAnnealingWarmRestarts):
-    """Falls along half a cosine to `min_lr`, and begins again after every `period` epochs; an option of its own."""
+    """Falls along half a cosine to `min_lr` and restarts every `period` epochs, which is an option of its own."""
 
     spans_all_epochs = False
 
@@ -374,7 +382,7 @@ class WithPeriod(options.Options):
     period: int = options.option(2, options.number(int, "[1, 1000]"), "epochs between two restarts")
 
 
-def test_a_schedule_may_have_an_option_of_its_own_and_restart(trained, monkeypatch, capsys):
+def test_a_schedule_may_have_its_own_option_and_may_restart(trained, monkeypatch, capsys):
     monkeypatch.setitem(callbacks.SCHEDULES, "restarts", Restarts)
     monkeypatch.setattr(options, "Options", WithPeriod)
     out = trained("--schedule", "restarts", "--period", "1", epochs=("1", "2", "3"))
@@ -407,7 +415,7 @@ class WithFocal(options.Options):
     focal: bool = options.option(False, bool, "the focal loss, in training", in_loss=True)
 
 
-def test_training_may_have_another_loss_than_evaluation(trained, npz, tmp_path, monkeypatch, capsys):
+def test_training_may_use_a_different_loss_from_evaluation(trained, npz, tmp_path, monkeypatch, capsys):
     fit = train.fit
 
     def with_focal(given, run, network, objective, *rest):
@@ -421,13 +429,13 @@ def test_training_may_have_another_loss_than_evaluation(trained, npz, tmp_path, 
     out = trained("--focal")
     focal, usual = (np.genfromtxt(run / HISTORY, delimiter=",", names=True) for run in (out, tmp_path / "plain"))
     assert focal["loss"][0] < 0.9 * usual["loss"][0]  # each term is smaller
-    assert focal["val_loss"][0] == pytest.approx(usual["val_loss"][0], rel=0.2)  # cross-entropy on both sides
+    assert focal["val_loss"][0] == pytest.approx(usual["val_loss"][0], rel=0.2)  # cross-entropy in both
     assert compare.main([str(out), str(tmp_path / "plain"), "--out", str(tmp_path / "compared")]) == 3
     assert "The loss is not the same" in capsys.readouterr().out
 
 
 class Stripes(Source):
-    """Images that are told by the width of their stripes; a file ending in .stripes has the seed of their noise."""
+    """Images told apart by the width of their stripes; a file ending in .stripes holds the seed of their noise."""
 
     def load(self):
         random = np.random.default_rng(int(Path(self.text).read_text()))
@@ -440,7 +448,7 @@ class Stripes(Source):
         return f"stripes in {self.text}"
 
 
-def test_a_source_of_images_is_one_class(tmp_path, monkeypatch, capsys):
+def test_a_new_source_of_images_needs_only_one_class(tmp_path, monkeypatch, capsys):
     choose = sources.choose
 
     def with_stripes(text, *size):
@@ -463,7 +471,7 @@ def test_a_source_of_images_is_one_class(tmp_path, monkeypatch, capsys):
 
 
 class StochasticDepth(model.BaselineCNN):
-    """A network that draws random numbers without dropout: it leaves its second convolution out half of the time."""
+    """A network that draws random numbers without dropout: it skips its second convolution half of the time."""
 
     def forward(self, images):
         kept = 1.0 if not self.training else torch.rand((), device=images.device).round()
@@ -484,12 +492,12 @@ import sys
 sys.path.insert(0, {root!r})
 import running.directory, running.outcome, train
 for module in (running.directory, running.outcome, train):
-    module.TRAIN = {program!r}  # whatever trains, and writes a run's files
+    module.TRAIN = {program!r}  # stands for any program that trains and writes a run's files
 sys.exit(train.main([*sys.argv[1:], "--threads", "1", "--quiet"]))
 """
 
 
-def test_a_reference_framework_is_one_class_and_one_name(little, tmp_path, monkeypatch, capsys):
+def test_a_new_reference_framework_needs_only_a_class_and_a_name(little, tmp_path, monkeypatch, capsys):
     program = str(tmp_path / "other.py")
     (tmp_path / "other.py").write_text(OTHER_FRAMEWORK.format(root=str(ROOT), program=program))
 
@@ -517,7 +525,7 @@ def test_a_reference_framework_is_one_class_and_one_name(little, tmp_path, monke
 
 
 def add_everything():
-    """Add what the tests above add, in a process of its own: all at once."""
+    """Add everything that the tests above add, all at once, in a process of its own."""
     patch = pytest.MonkeyPatch()
     add_callback(patch, lambda options, model: Averaged(model))
     patch.setitem(callbacks.SCHEDULES, "restarts", Restarts)
@@ -530,7 +538,7 @@ def add_everything():
     patch.setattr(train, "fit", lambda a, b, c, objective, *rest: fit(a, b, c, Focal(*objective), *rest))
 
 
-def test_a_run_with_all_additions_and_lookahead_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
+def test_a_run_with_all_additions_and_lookahead_that_is_killed_repeatedly_equals_the_uninterrupted_run(
     npz, tmp_path, start
 ):
     flags = ["--data", npz, "--model", "stochastic", "--schedule", "restarts", "--optimizer", "rmsprop", "--lookahead"]
@@ -560,6 +568,6 @@ ELSEWHERE += [
 
 
 @pytest.mark.parametrize("path", ELSEWHERE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_network_schedule_or_optimizer_is_asked_for_by_its_name_outside_its_module(path):
+def test_no_other_module_tests_for_a_network_schedule_or_optimizer_by_name(path):
     names = "|".join([*model.MODELS, *callbacks.SCHEDULES, *optim.OPTIMIZERS])
     assert re.findall(rf"[!=]= *[\"'](?:{names})[\"']|[\"'](?:{names})[\"'] *[!=]=", path.read_text()) == []

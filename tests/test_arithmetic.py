@@ -1,4 +1,4 @@
-"""train() in Python, whatever torch was set to before: the run is the command's, and the settings come back."""
+"""train() called from Python: whatever torch was set to before, the run equals the command's; settings come back."""
 
 import contextlib
 import signal
@@ -18,7 +18,7 @@ from running import arithmetic
 
 @pytest.fixture(scope="module")
 def run(little, tmp_path_factory):
-    """Train a run of one epoch; returns what it came to."""
+    """Train a run of one epoch; returns the bytes of its history and of its best weights."""
 
     def trained():
         out = tmp_path_factory.mktemp("arithmetic") / "run"
@@ -34,12 +34,12 @@ def undisturbed(run):
 
 
 def settings():
-    """Everything that a user may have set, as torch tells it."""
+    """Everything that a user may have set, as torch reports it."""
     values = [torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
     values += [torch.is_autocast_enabled("cpu"), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()]
     values += [backends.cudnn.benchmark, backends.mkldnn.enabled, backends.fp32_precision]
     for getter in (torch.get_float32_matmul_precision, lambda: backends.cudnn.allow_tf32):
-        with contextlib.suppress(RuntimeError):  # torch's own refusal where older and newer names were mixed
+        with contextlib.suppress(RuntimeError):  # torch refuses if older and newer names of a setting were mixed
             values.append(getter())
     parts = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
     return values + [part.fp32_precision for part in parts] + torch.get_rng_state().tolist()
@@ -60,7 +60,7 @@ def attribute(owner, name):
 
 BEFORE = {
     "float64 by default": lambda: set_to(torch.set_default_dtype, torch.float64, torch.float32),
-    "medium products": lambda: set_to(torch.set_float32_matmul_precision, "medium", "highest"),
+    "medium matmul precision": lambda: set_to(torch.set_float32_matmul_precision, "medium", "highest"),
     "bfloat16 in oneDNN": lambda: set_to(attribute(backends.mkldnn.conv, "fp32_precision"), "bf16", "none"),
     "TF32 everywhere": lambda: set_to(attribute(backends, "fp32_precision"), "tf32", "none"),
     "no oneDNN": lambda: set_to(attribute(backends.mkldnn, "enabled"), False, True),
@@ -72,7 +72,7 @@ BEFORE = {
 
 
 @pytest.mark.parametrize("name", BEFORE)
-def test_a_run_is_the_same_whatever_was_set_before_and_leaves_it_so(name, run, undisturbed):
+def test_a_run_is_the_same_under_any_torch_settings_and_leaves_them_as_they_were(name, run, undisturbed):
     with BEFORE[name]():
         before = settings()
         assert run() == undisturbed
@@ -80,12 +80,12 @@ def test_a_run_is_the_same_whatever_was_set_before_and_leaves_it_so(name, run, u
 
 
 @pytest.mark.precision
-def test_mixed_precision_within_another_autocast_uses_the_weights_of_each_step():
+def test_mixed_precision_inside_another_autocast_uses_the_current_weights_at_each_step():
     layer = torch.nn.Linear(12, 3)
     network = torch.nn.Sequential(torch.nn.Flatten(), layer)
     batch = data.Batch(torch.ones(4, 3, 2, 2), torch.zeros(4, dtype=torch.long), 4)
     objective = Objective(0.0, mixed_precision=True)
-    with torch.autocast("cpu", enabled=False):  # as a run has it around its steps
+    with torch.autocast("cpu", enabled=False):  # as a run does around its steps
         objective(network, batch)
         with torch.no_grad():
             layer.weight.zero_()
@@ -94,13 +94,13 @@ def test_mixed_precision_within_another_autocast_uses_the_weights_of_each_step()
     assert not logits.any()
 
 
-def test_threads_that_a_run_was_given_are_its_own(little, tmp_path):
+def test_the_thread_count_is_restored_after_a_run_with_its_own(little, tmp_path):
     usual = torch.get_num_threads()
     train.train(options.Options(data=str(little), epochs=1, out=tmp_path / "run", threads=usual + 1))
     assert torch.get_num_threads() == usual
 
 
-def test_a_signal_while_torch_imports_its_compiler_is_not_lost_by_importing_it_again(monkeypatch):
+def test_an_interruption_while_torch_imports_its_compiler_is_not_masked_by_a_second_import(monkeypatch):
     def imports(*_, **__):
         raise AttributeError("module 'torch._dynamo' has no attribute 'utils'")
 
@@ -112,7 +112,7 @@ def test_a_signal_while_torch_imports_its_compiler_is_not_lost_by_importing_it_a
         raise Interrupted(signal.SIGINT)
 
 
-def test_another_run_in_the_same_process_is_refused_in_one_line(run, little, tmp_path):
+def test_a_second_run_at_the_same_time_in_the_same_process_is_refused(run, little, tmp_path):
     refusals = []
 
     def second():
@@ -128,6 +128,6 @@ def test_another_run_in_the_same_process_is_refused_in_one_line(run, little, tmp
     assert not (tmp_path / "second").exists()
 
 
-def test_tensors_that_are_made_elsewhere_by_default_are_refused_in_one_line(run):
+def test_a_default_device_of_torch_other_than_the_cpu_is_refused(run):
     with torch.device("meta"), pytest.raises(BadInput, match="torch makes tensors on meta by default"):
         run()

@@ -41,7 +41,7 @@ def rows(text):
 
 def test_the_epochs_of_this_project_and_its_peers_are_timed_in_turn(npz):
     peers = ["idiomatic PyTorch", "Keras on torch"]
-    # Emulated, the products that the ceiling is measured by would take minutes.
+    # Where bfloat16 is emulated, the matrix products that measure the ceiling would take minutes.
     precision = [] if machine.why_not_bfloat16(torch.device("cpu")) else ["--mixed-precision"]
     said = run("epoch.py", "--data", npz, "--rounds", 1, "--model", "improved", *precision, "--only", *peers)
     assert "left out" not in said
@@ -51,13 +51,13 @@ def test_the_epochs_of_this_project_and_its_peers_are_timed_in_turn(npz):
     assert re.search(r"Matrix products: [\d,]+ \([\d,]+ to [\d,]+\) GFLOP/s", said)
 
 
-def test_runs_side_by_side_are_measured_with_a_peer_s(npz):
+def test_concurrent_runs_are_measured_beside_those_of_a_peer(npz):
     said = run("throughput.py", "--data", npz, "--processes", 2, "--epochs", 1, "--peer", "Keras on torch")
     found = [re.fullmatch(r"\| 2 \| \d+ \| (.*) \| ([\d,]+) .*", line) for line in said.splitlines()]
     assert [row[1] for row in found if row] == ["this project", "Keras on torch"]
 
 
-def test_each_part_of_a_gpu_s_day_runs_at_toy_size_and_leaves_its_figures(npz, tmp_path):
+def test_each_part_of_the_gpu_benchmark_runs_at_toy_size_and_writes_its_figures(npz, tmp_path):
     run("gpu.py", tmp_path / "toy.json", "--toy", "--device", "cpu", "--data", npz)
     figures = json.loads((tmp_path / "toy.json").read_text())
     parts = ["machine", "waits", "baseline", "files", "others", "profile", "side by side", "tests", "compile"]
@@ -69,7 +69,7 @@ def test_each_part_of_a_gpu_s_day_runs_at_toy_size_and_leaves_its_figures(npz, t
     assert figures["real images"]["deterministic: the same bits"] is True
 
 
-def test_a_gpu_s_day_begins_no_part_that_would_not_end_in_time(tmp_path):
+def test_the_gpu_benchmark_starts_no_part_that_would_not_finish_in_time(tmp_path):
     run("gpu.py", tmp_path / "toy.json", "--toy", "--device", "cpu", "--seconds", "1")
     figures = json.loads((tmp_path / "toy.json").read_text())
     assert len(figures) == 10

@@ -23,7 +23,7 @@ CURVES = st.one_of(
     st.builds(curve, st.integers(8_000, 60_000), st.lists(st.integers(-3, 3), max_size=40)),  # plateaus and ties
     st.builds(curve, st.integers(8_000, 60_000), st.lists(st.integers(-3_000, 2_500), max_size=40)),
     st.lists(st.sampled_from([1.0, 0.5, 0.25]), min_size=1, max_size=40),
-    # Gains of min_delta or none, but for what float32 sees or does not see.
+    # Improvements by multiples of min_delta, give or take what float32 can or cannot resolve.
     st.lists(st.builds(lambda k, j: 1 - 1e-4 * k + 2e-8 * j, st.integers(0, 3), st.integers(-2, 2)), min_size=1),
 )
 
@@ -46,7 +46,7 @@ def in_keras(model, losses, lr, patience, lr_patience, factor, min_lr):
         callback.set_model(model)
         callback.on_train_begin()
     for epoch, loss in enumerate(losses):
-        model.set_weights([np.array([[epoch]])])  # the weight says which epoch it is of
+        model.set_weights([np.array([[epoch]])])  # the weight tells which epoch it belongs to
         for callback in (early_stopping, plateau):
             callback.on_epoch_end(epoch, {"val_loss": loss})
         rates.append(float(model.optimizer.learning_rate.numpy()))
@@ -91,7 +91,7 @@ def test_cuts_by_any_factor_as_keras_does(keras_model, losses, factor, min_lr):
 
 @settings(max_examples=100, deadline=None)
 @given(rates=st.integers(1, 30))
-def test_the_floor_is_reached_and_kept(keras_model, rates):
+def test_the_rate_reaches_its_floor_and_stays_there(keras_model, rates):
     settings = {"lr": 1e-3, "patience": 100, "lr_patience": 1, "factor": 0.5, "min_lr": 1e-6}
     ours = in_ours([1.0] * rates, **settings)
     assert ours == in_keras(keras_model, [1.0] * rates, **settings)
@@ -109,7 +109,7 @@ def test_early_stopping_on_curves_worked_out_by_hand(losses, epochs, restored):
     assert in_ours(losses, **settings)[:2] == (epochs, restored)
 
 
-def test_torch_s_default_plateau_settings_cut_elsewhere(keras_model):
+def test_the_plateau_schedule_of_torch_at_its_defaults_differs_from_that_of_keras(keras_model):
     random = np.random.default_rng(0)
     disagreements = 0
     for _ in range(100):
@@ -127,21 +127,21 @@ def test_torch_s_default_plateau_settings_cut_elsewhere(keras_model):
     assert disagreements > 50
 
 
-def test_gains_are_compared_in_float32_as_keras_compares_them(keras_model):
-    # In float64 the second loss is 2e-8 more than min_delta below the first, and the third one below both.
+def test_improvements_are_judged_in_float32_as_in_keras(keras_model):
+    # In float64 the second loss is more than min_delta below the first, by 2e-8, and the third is below the first.
     losses = [1.0, float(np.float32(0.9999)), 1.0 - 1e-9]
     settings = {"lr": 1e-3, "patience": 50, "lr_patience": 2, "factor": 0.5, "min_lr": 1e-6}
     assert in_ours(losses, **settings) == in_keras(keras_model, losses, **settings)
     assert in_ours(losses, **settings)[2][-1] == float(np.float32(5e-4))
-    losses = [1.0, 1.0 - 1e-9]  # no gain to early stopping
+    losses = [1.0, 1.0 - 1e-9]  # no improvement for early stopping
     assert in_ours(losses, **settings)[:2] == in_keras(keras_model, losses, **settings)[:2] == (2, 0)
 
 
-def test_the_rate_of_a_float64_model_is_not_rounded_and_is_compared_with_its_floor_in_float32():
+def test_the_rate_of_a_float64_model_is_not_rounded_but_is_compared_with_its_lower_limit_in_float32():
     weight = torch.zeros(1, dtype=torch.float64)
     plateau = Plateau(torch.optim.SGD([weight], lr=0.2), lr_factor=0.1, lr_patience=1, min_lr=0.02)
     said = [plateau.after_epoch(epoch, {"val_loss": 1.0}) for epoch in range(4)]
-    assert plateau.rate == 0.2 * 0.1 != 0.02  # one more cut would be of 3e-18
+    assert plateau.rate == 0.2 * 0.1 != 0.02  # one more cut would be by 3e-18
     assert [message is not None for message in said] == [False, True, False, False]
 
 
@@ -155,12 +155,12 @@ def test_early_stopping_watches_the_metric_it_is_told_to():
     assert not early_stopping.improved
 
 
-# Those that schedules take, at their defaults but for the floor.
+# The options that schedules take, at their defaults except for the floor.
 OPTIONS = {"min_lr": 0.0, "lr_factor": 0.5, "lr_patience": 3}
 
 
 def rates_of(schedule, steps, lr=1e-2, min_lr=1e-4):
-    """The rates that `steps` optimizer steps are taken with, and the one after them."""
+    """The rates of `steps` optimizer steps, and the rate after them."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr)
     scheduler = make_schedule(schedule, optimizer, OPTIONS | {"min_lr": min_lr}, epochs=1, steps_per_epoch=steps)
     rates = [scheduler.rate]
@@ -171,14 +171,14 @@ def rates_of(schedule, steps, lr=1e-2, min_lr=1e-4):
     return rates
 
 
-def test_the_cosine_schedule_is_keras_s_cosine_decay():
+def test_the_cosine_schedule_equals_the_cosine_decay_of_keras():
     decay = keras.optimizers.schedules.CosineDecay(1e-2, decay_steps=40, alpha=1e-2)
     # Keras computes it in float32.
     np.testing.assert_allclose(rates_of("cosine", 40), [float(decay(step)) for step in range(41)], rtol=2e-5)
 
 
 @pytest.mark.parametrize("steps", [39, 40, 1000])
-def test_the_onecycle_schedule_rises_for_a_twentieth_and_falls_to_nothing_in_straight_lines(steps):
+def test_the_onecycle_schedule_rises_linearly_for_a_twentieth_of_the_steps_then_falls_linearly_almost_to_zero(steps):
     corners = [0, max(0.05 * (steps + 1), 1.5) - 1, steps]
     expected = np.interp(range(steps + 1), corners, [1e-2 / 25, 1e-2, 1e-2 / 25 / 1e4])
     np.testing.assert_allclose(rates_of("onecycle", steps), expected, rtol=1e-9)
@@ -186,7 +186,7 @@ def test_the_onecycle_schedule_rises_for_a_twentieth_and_falls_to_nothing_in_str
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 @pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
-def test_a_schedule_of_a_few_steps_has_finite_rates_above_nothing(schedule, steps):
+def test_a_schedule_of_only_a_few_steps_has_finite_positive_rates(schedule, steps):
     rates = rates_of(schedule, steps)
     assert np.isfinite(rates).all()
     assert min(rates) > 0
@@ -196,7 +196,7 @@ class Rising:
     rising = True
 
 
-def test_epochs_before_the_highest_rate_take_nothing_of_the_patience():
+def test_epochs_before_the_highest_rate_do_not_count_towards_the_patience():
     schedule = Rising()
     early_stopping = EarlyStopping(patience=2, schedule=schedule)
     for epoch, loss in enumerate([1.0, 1.1, 1.2, 1.3]):
@@ -213,7 +213,7 @@ def test_epochs_before_the_highest_rate_take_nothing_of_the_patience():
 
 
 @pytest.mark.parametrize(("schedule", "rising"), [("plateau", 0), ("cosine", 0), ("onecycle", 2)])
-def test_a_schedule_says_while_its_highest_rate_is_still_to_come(schedule, rising):
+def test_a_schedule_tells_whether_its_highest_rate_is_still_to_come(schedule, rising):
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-2)
     scheduler = make_schedule(schedule, optimizer, OPTIONS, epochs=3, steps_per_epoch=13)
     rates, said = [], []
@@ -228,7 +228,7 @@ def test_a_schedule_says_while_its_highest_rate_is_still_to_come(schedule, risin
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values())
-def test_a_schedule_changes_the_rate_and_nothing_else_of_the_optimizer(schedule, optimizer):
+def test_a_schedule_changes_no_setting_of_the_optimizer_except_the_rate(schedule, optimizer):
     def settings():
         unlike = ("params", "taken", "lr", "initial_lr", "max_lr", "min_lr")
         return [{name: value for name, value in group.items() if name not in unlike} for group in made.param_groups]
@@ -259,16 +259,16 @@ def test_a_schedule_keeps_the_rates_of_groups_in_proportion(schedule):
         scheduler.after_epoch(epoch, {"val_loss": 1.0})
 
 
-def test_only_a_cut_is_reported():
+def test_the_plateau_schedule_reports_only_its_cuts():
     plateau = Plateau(torch.optim.SGD([torch.zeros(1)], lr=1.0), lr_factor=0.5, lr_patience=2, min_lr=0.5)
     said = "ReduceLROnPlateau reducing learning rate to 0.5."
     lines = [plateau.after_epoch(epoch, {"val_loss": 1.0}) for epoch in range(6)]
     assert lines == [None, None, said, None, None, None]
 
 
-def test_lookahead_puts_the_weights_halfway_back_every_five_steps_also_when_it_is_taken_up_again():
+def test_lookahead_moves_the_weights_halfway_back_every_five_steps_even_after_it_is_restored():
     def moved(weight, steps):
-        """The weights after each step of 1 away from where the step before left them."""
+        """Yield the weight after each step, which moves it by 1 from where the step before left it."""
         for _ in range(steps):
             weight += 1
             lookahead.after_step()

@@ -1,4 +1,4 @@
-"""A folder of class folders as `--data`: trained on, resumed, predicted and compared; what is refused, and said."""
+"""A folder of class folders as `--data`: trained on, resumed, predicted, compared; what is refused or reported."""
 
 import json
 import os
@@ -20,7 +20,7 @@ COLOURS = {"blue": (0, 0, 180), "green": (0, 180, 0), "red": (180, 0, 0)}
 
 
 def draw(folder, count, sizes=((16, 16),), classes=COLOURS, mode="RGB"):
-    """Write pictures of the colour that their class is called by, a little brighter each; sizes (width, height)."""
+    """Write noisy pictures in the colour that their class is named after; sizes are (width, height)."""
     random = np.random.default_rng(len(str(folder)))
     for name in classes:
         (folder / name).mkdir(parents=True)
@@ -42,13 +42,13 @@ TREES = {
 }
 
 
-def test_the_folder_in_which_one_works_has_its_own_name(tmp_path, monkeypatch):
+def test_the_current_folder_as_data_is_called_by_its_own_name(tmp_path, monkeypatch):
     monkeypatch.chdir(draw(tmp_path / "colours", 4))
     assert sources.choose(".").short_name() == "colours"
 
 
 @pytest.mark.parametrize("tree", TREES)
-def test_a_folder_is_trained_on_resumed_predicted_and_compared_and_a_change_is_noticed(
+def test_a_folder_can_be_trained_on_resumed_predicted_and_compared_and_a_change_in_it_is_noticed(
     tree, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -83,7 +83,7 @@ def test_a_folder_is_trained_on_resumed_predicted_and_compared_and_a_change_is_n
     assert "other images or labels than" in capsys.readouterr().err
 
 
-def test_a_picture_of_the_size_is_taken_as_it_is_and_validation_has_all_classes(tmp_path):
+def test_pictures_of_the_right_size_are_used_unchanged_and_every_part_has_all_classes(tmp_path):
     folder = draw(tmp_path / "colours", 30)
     loaded = sources.choose(str(folder)).load()
     stored = {np.asarray(Image.open(path)).tobytes() for path in folder.rglob("*.png")}
@@ -92,14 +92,17 @@ def test_a_picture_of_the_size_is_taken_as_it_is_and_validation_has_all_classes(
     assert set(loaded.y_train[-15:]) == {0, 1, 2}
 
 
-def test_the_parts_depend_on_names_and_not_on_the_folder_s_place_or_order(tmp_path):
+def test_the_split_into_parts_depends_on_file_names_and_not_on_where_the_folder_lies(tmp_path):
     first = sources.choose(str(draw(tmp_path / "a", 12))).load()
     shutil.copytree(tmp_path / "a", tmp_path / "elsewhere" / "b")
     second = sources.choose(str(tmp_path / "elsewhere" / "b")).load()
     assert all(map(np.array_equal, first[:4], second[:4]))
+    for path in [*(tmp_path / "a").rglob("*.png")]:
+        path.rename(path.with_name(f"renamed-{path.name}"))
+    assert not np.array_equal(sources.choose(str(tmp_path / "a")).load().x_test, first.x_test)
 
 
-def test_pictures_that_lie_on_their_side_have_the_size_of_upright_ones(tmp_path):
+def test_pictures_rotated_by_exif_have_the_size_of_upright_ones(tmp_path):
     folder = draw(tmp_path / "colours", 6, sizes=((20, 10),))
     for ending in ("tif", "jpg"):
         exif = Image.Exif()
@@ -108,7 +111,7 @@ def test_pictures_that_lie_on_their_side_have_the_size_of_upright_ones(tmp_path)
     assert sources.choose(str(folder)).load().image_shape == (10, 20, 3)
 
 
-def test_names_that_are_no_text_are_taken(tmp_path):
+def test_a_class_folder_whose_name_is_not_valid_utf_8_is_accepted(tmp_path):
     folder = draw(tmp_path / "colours", 6)
     (folder / "red").rename(os.fsdecode(bytes(folder) + b"/r\xe9d"))
     assert sources.choose(str(folder)).load().class_names == ("blue", "green", "r\\udce9d")
@@ -118,7 +121,7 @@ def test_grey_pictures_have_one_channel(tmp_path):
     assert sources.choose(str(draw(tmp_path / "grey", 6, mode="L"))).load().image_shape == (16, 16, 1)
 
 
-def test_what_is_left_out_is_said_in_a_line_each(tmp_path, capsys):
+def test_each_kind_of_skipped_file_or_folder_is_reported_in_one_line(tmp_path, capsys):
     folder = draw(tmp_path / "train", 6).parent
     draw(tmp_path / "valid", 2)
     (folder / "train" / "red" / "notes.txt").touch()
@@ -132,7 +135,7 @@ def test_what_is_left_out_is_said_in_a_line_each(tmp_path, capsys):
     ]
 
 
-def test_a_folder_that_is_no_class_because_no_picture_is_in_it_is_said(tmp_path, capsys):
+def test_a_folder_without_pictures_is_reported_not_to_be_a_class(tmp_path, capsys):
     folder = draw(tmp_path / "colours", 6)
     for number in range(4):
         (folder / "red" / f"{number}.png").rename(folder / "red" / f"{number}.heic")
@@ -150,7 +153,7 @@ def test_a_folder_that_is_no_class_because_no_picture_is_in_it_is_said(tmp_path,
 @pytest.mark.parametrize(
     ("training", "test"), [("Train", "Test"), ("training_set", "test_set"), ("training", "validation")]
 )
-def test_parts_are_known_by_their_usual_names(training, test, tmp_path, capsys):
+def test_training_and_test_parts_are_recognized_by_their_usual_names(training, test, tmp_path, capsys):
     draw(tmp_path / training, 6)
     draw(tmp_path / test, 2)
     loaded = sources.choose(str(tmp_path)).load()
@@ -159,13 +162,13 @@ def test_parts_are_known_by_their_usual_names(training, test, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [used]
 
 
-def test_a_class_may_be_called_as_a_part_is(tmp_path):
+def test_a_class_may_have_the_name_of_a_part(tmp_path):
     folder = draw(tmp_path / "vehicles", 6)
     (folder / "red").rename(folder / "train")
     assert sources.choose(str(folder)).load().class_names == ("blue", "green", "train")
 
 
-def test_pictures_that_lie_in_no_class_s_folder_are_said(tmp_path, capsys):
+def test_pictures_outside_every_class_folder_are_reported(tmp_path, capsys):
     folder = draw(tmp_path / "train", 6).parent
     draw(tmp_path / "test", 2)
     loose = [folder / "loose.png", folder / "train" / "loose.png", folder / "test" / "loose.png"]
@@ -173,11 +176,11 @@ def test_pictures_that_lie_in_no_class_s_folder_are_said(tmp_path, capsys):
         Image.new("RGB", (16, 16)).save(path)
     assert len(sources.choose(str(folder)).load().y_train) == 18
     assert capsys.readouterr().out.splitlines() == [
-        f"Left out, because they lie in no class's folder: {path}." for path in loose
+        f"Left out, because they are in no class folder: {path}." for path in loose
     ]
 
 
-def test_what_is_transparent_is_white_unless_the_network_sees_transparency(tmp_path):
+def test_transparent_pixels_become_white_unless_the_network_takes_an_alpha_channel(tmp_path):
     image = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
     image.paste((255, 0, 0, 255), (0, 0, 8, 16))
     image.save(tmp_path / "rgba.png")
@@ -191,7 +194,7 @@ def test_what_is_transparent_is_white_unless_the_network_sees_transparency(tmp_p
     assert pictures.read(tmp_path / "rgba.png", (16, 16, 4))[0, 15].tolist() == [0, 0, 0, 0]
 
 
-def test_pictures_in_the_default_folder_are_trained_on_also_where_keras_has_cifar_10(tmp_path, monkeypatch):
+def test_pictures_in_the_default_folder_take_precedence_over_cifar_10_in_the_keras_cache(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     (tmp_path / "keras" / "datasets" / "cifar-10-batches-py").mkdir(parents=True)
@@ -200,7 +203,7 @@ def test_pictures_in_the_default_folder_are_trained_on_also_where_keras_has_cifa
     assert sources.choose("data").describe() == "pictures in data"
 
 
-def test_pictures_that_use_only_the_lower_bits_of_their_files_are_said_to_be_dark(tmp_path, capsys):
+def test_pictures_that_use_only_the_lower_bits_of_their_files_are_reported_as_dark(tmp_path, capsys):
     folder = draw(tmp_path / "grey", 6, mode="L")
     sources.choose(str(folder)).load()
     assert "where 255 is white" not in capsys.readouterr().out
@@ -223,7 +226,7 @@ def test_all_damaged_pictures_are_named_at_once(tmp_path):
     assert "; take them out. The first: " in str(error.value)
 
 
-def test_pictures_too_many_for_memory_are_refused_with_the_option_that_makes_them_smaller(tmp_path, monkeypatch):
+def test_pictures_that_do_not_fit_into_memory_are_refused_and_image_size_is_suggested(tmp_path, monkeypatch):
     folder = draw(tmp_path / "colours", 6)
 
     def empty(*_):
@@ -236,7 +239,7 @@ def test_pictures_too_many_for_memory_are_refused_with_the_option_that_makes_the
     assert str(error.value) == f"{fault}; pass a smaller size with --image-size"
 
 
-def test_a_directory_that_holds_a_run_is_refused_before_pictures_are_read(tmp_path, monkeypatch, capsys):
+def test_an_output_directory_that_holds_a_run_is_refused_before_any_picture_is_read(tmp_path, monkeypatch, capsys):
     flags = ["--data", str(draw(tmp_path / "colours", 6)), "--epochs", "1", "--out", str(tmp_path / "run")]
     assert train.main(flags) == 0
 
@@ -248,13 +251,13 @@ def test_a_directory_that_holds_a_run_is_refused_before_pictures_are_read(tmp_pa
     assert "already holds a run" in capsys.readouterr().err
 
 
-def test_the_folder_of_the_data_is_not_the_run_s_directory(tmp_path, capsys):
+def test_the_data_folder_is_refused_as_the_runs_directory(tmp_path, capsys):
     folder = str(draw(tmp_path / "colours", 6))
     assert train.main(["--data", folder, "--out", folder]) == 2
     assert f"--out {folder}: is the folder of --data; pass another" in capsys.readouterr().err
 
 
-def test_pictures_behind_links_to_folders_are_taken_once_even_where_links_go_round_in_a_circle(tmp_path):
+def test_pictures_behind_links_to_folders_are_read_once_even_if_the_links_form_a_cycle(tmp_path):
     folder = draw(tmp_path / "colours", 6)
     draw(tmp_path / "more", 6)
     (folder / "red" / "more").symlink_to(tmp_path / "more" / "red")
@@ -272,11 +275,11 @@ REFUSED = {
         lambda folder: (draw(folder / "train", 6), draw(folder / "Training", 6)),
         ["Training and train could each be the train part; move one elsewhere"],
     ),
-    "parts without one for training": (
+    "parts but none for training": (
         lambda folder: (draw(folder / "val", 6), draw(folder / "test", 6)),
-        ["has test and val, but no train; name the training part so"],
+        ["has test and val, but no train; name the training part train"],
     ),
-    "files that are no pictures": (
+    "files that are not pictures": (
         lambda folder: [(path := folder / name / "a.heic").parent.mkdir(parents=True) or path.touch() for name in "ab"],
         ["no pictures in its folders, whose files end in .heic; convert them to .avif"],
     ),
@@ -286,7 +289,7 @@ REFUSED = {
         lambda folder: (draw(folder, 6) / "red" / "3.png").write_bytes(b"\x89PNG\r\n"),
         ["red/3.png: not a readable image"],
     ),
-    "a picture that is cut": (
+    "a truncated picture": (
         lambda folder: (draw(folder, 6) / "red" / "3.png").write_bytes((folder / "red" / "2.png").read_bytes()[:300]),
         ["red/3.png: not a readable image"],
     ),
@@ -296,17 +299,17 @@ REFUSED = {
     ),
     "a training part without classes": (
         lambda folder: (draw(folder / "test", 2), (folder / "train").mkdir()),
-        ["has test, but no train; name the training part so"],
+        ["has test, but no train; name the training part train"],
     ),
-    "a class that training lacks": (
+    "a class missing from training": (
         lambda folder: (draw(folder / "train", 6, classes=["red", "green"]), draw(folder / "test", 2)),
-        ["test has blue, no class of train"],
+        ["test has blue, not in train"],
     ),
 }
 
 
 @pytest.mark.parametrize(("make", "words"), REFUSED.values(), ids=REFUSED)
-def test_a_folder_that_cannot_be_trained_on_is_refused_by_name(make, words, tmp_path):
+def test_a_folder_that_cannot_be_trained_on_is_refused_with_the_reason(make, words, tmp_path):
     make(tmp_path / "pictures")
     with pytest.raises(BadInput) as refusal:
         sources.choose(str(tmp_path / "pictures")).load()
@@ -317,10 +320,10 @@ SIZES = [("32", (32, 32)), ("32x48", (32, 48)), ("0", None), ("32x", None), ("a"
 
 
 @pytest.mark.parametrize(("text", "size"), SIZES)
-def test_a_size_is_one_number_or_two(text, size):
+def test_an_image_size_is_one_number_or_two(text, size):
     assert class_folders.size(text) == size
 
 
-def test_a_size_for_other_data_is_refused(npz, capsys):
+def test_an_image_size_is_refused_for_data_without_pictures(npz, capsys):
     assert train.main(["--data", str(npz), "--image-size", "16"]) == 2
     assert f"--image-size 16x16: {npz} has no pictures to scale" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Which code a run was trained by: the files that decide a figure, and who asks for them."""
+"""Which code a run was trained with: the files that affect its results, and where their hash is compared."""
 
 import ast
 import json
@@ -15,15 +15,15 @@ from running.outcome import CONFIG, HISTORY, METRICS
 DECIDING_NOTHING = {
     "options.py": "what it resolves is in config.json, and compared",
     "plots.py": "pictures",
-    "report.py": "words, and metrics.json from figures that are there",
+    "report.py": "text, and metrics.json from figures that exist already",
     "cli/": "the command line",
-    "running/": "files, locks, signals; but what computes is listed",
+    "running/": "files, locks and signals; those that compute are listed as deciding",
     "sources/": "the images and labels have a hash of their own",
 }
 
 
 def imported(name, seen):
-    """Add to `seen` the project's files that the file `name` imports, wherever in it, and what these import."""
+    """Add to `seen` the file `name`, the project's files that it imports anywhere, and all that these import."""
     seen.add(name)
     for node in ast.walk(ast.parse((ROOT / name).read_text())):
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -37,7 +37,7 @@ def imported(name, seen):
 
 
 @pytest.mark.parametrize("program", [TRAIN, KERAS])
-def test_every_file_that_a_program_imports_decides_a_figure_or_is_known_not_to(program):
+def test_every_file_that_a_program_imports_is_listed_as_affecting_its_results_or_not(program):
     files = imported(program, set())
     undecided = files - set(DECIDING[program])
     assert set(DECIDING[program]) <= files
@@ -46,7 +46,7 @@ def test_every_file_that_a_program_imports_decides_a_figure_or_is_known_not_to(p
 
 @pytest.fixture
 def changed(tmp_path, monkeypatch):
-    """Change the code: copies of the deciding files take the place of the project's, and one has a line more."""
+    """Change the code: copies of the deciding files replace the project's, one of them with an extra line."""
 
     def change(name):
         for file in {*DECIDING[TRAIN], *DECIDING[KERAS], "README.md"}:
@@ -57,7 +57,7 @@ def changed(tmp_path, monkeypatch):
     return change
 
 
-def test_the_hash_is_of_what_decides_a_figure_and_of_nothing_else(changed):
+def test_the_code_hash_covers_only_what_affects_the_results_and_ignores_line_endings(changed):
     before = code.sha256(TRAIN)
     changed("README.md")
     assert code.sha256(TRAIN) == before
@@ -70,14 +70,16 @@ def test_the_hash_is_of_what_decides_a_figure_and_of_nothing_else(changed):
     assert code.sha256(TRAIN) == before
 
 
-def test_a_run_that_goes_on_or_has_finished_by_other_code_says_so(little, tmp_path, changed, capsys):
+def test_resuming_a_run_with_different_code_is_reported_even_if_it_was_finished_already(
+    little, tmp_path, changed, capsys
+):
     arguments = ["--data", str(little), "--out", str(tmp_path / "run"), "--resume", "--epochs"]
     assert train.main([*arguments, "1"]) == 0
     before = code.sha256(TRAIN)
     changed("model.py")
     capsys.readouterr()
     assert train.main([*arguments, "1"]) == 0
-    assert "It was trained by other code, which may" in capsys.readouterr().out
+    assert "It was trained with other code, whose results may differ" in capsys.readouterr().out
     assert train.main([*arguments, "2"]) == 0
     change = f"code_sha256 {code.sha256(TRAIN):.40} instead of {before:.40}"
     assert f"Changed since then: {change}. Results may" in capsys.readouterr().out
@@ -85,7 +87,7 @@ def test_a_run_that_goes_on_or_has_finished_by_other_code_says_so(little, tmp_pa
     assert metrics["bits_changed"] == [f"after epoch 1: {change}"]
 
 
-def test_another_commit_with_the_same_code_is_no_change(little, tmp_path, monkeypatch, capsys):
+def test_another_commit_with_the_same_code_does_not_count_as_a_change(little, tmp_path, monkeypatch, capsys):
     arguments = ["--data", str(little), "--out", str(tmp_path / "run"), "--resume", "--epochs"]
     assert train.main([*arguments, "1"]) == 0
     monkeypatch.setattr("running.machine._git_commit", lambda: "f" * 40)
@@ -93,7 +95,7 @@ def test_another_commit_with_the_same_code_is_no_change(little, tmp_path, monkey
     assert "Changed since then" not in capsys.readouterr().out
 
 
-def test_a_sweep_does_not_add_runs_to_those_of_other_code(little, tmp_path, changed, capsys):
+def test_a_sweep_adds_no_runs_to_those_trained_with_different_code(little, tmp_path, changed, capsys):
     behind = ["--", "--data", str(little), "--epochs", "1", "--out", str(tmp_path / "seed<seed>")]
     assert train.main([*behind[1:-1], str(tmp_path / "seed0")]) == 0
     changed("model.py")
@@ -103,7 +105,9 @@ def test_a_sweep_does_not_add_runs_to_those_of_other_code(little, tmp_path, chan
     assert sweep.main(["--seeds", "0", *behind]) == 0  # all have finished: nothing is added
 
 
-def test_variables_that_libraries_compute_by_are_compared_when_a_run_goes_on(little, tmp_path, monkeypatch, capsys):
+def test_environment_variables_that_affect_results_are_compared_when_a_run_is_resumed(
+    little, tmp_path, monkeypatch, capsys
+):
     monkeypatch.delenv("MKL_CBWR", raising=False)
     arguments = ["--data", str(little), "--out", str(tmp_path / "run"), "--resume", "--epochs"]
     assert train.main([*arguments, "1"]) == 0
@@ -116,7 +120,7 @@ def test_variables_that_libraries_compute_by_are_compared_when_a_run_goes_on(lit
     assert len((tmp_path / "run" / HISTORY).read_text().splitlines()) == 3
 
 
-def test_a_variable_that_shortens_products_is_said_at_the_start(little, tmp_path, monkeypatch, capsys):
+def test_an_environment_variable_that_lowers_precision_is_reported_at_the_start(little, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")  # oneDNN has read it already, so this run is unharmed
     assert train.main(["--data", str(little), "--out", str(tmp_path / "run"), "--epochs", "1"]) == 0
     line = "ONEDNN_DEFAULT_FPMATH_MODE=BF16 is set: libraries may compute products with fewer bits than float32 has."

@@ -83,11 +83,11 @@ def row(text, name):
 
 
 @pytest.mark.parametrize("freedom", [1, 1.3, 2, 2.7, 3, 5, 9, 17.5, 60, 1000, 1e6])
-def test_the_t_quantile_is_scipy_s(freedom):
+def test_the_t_quantile_equals_scipys(freedom):
     assert intervals.t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-8)
 
 
-def test_one_run_of_each_is_described_figure_by_figure(make_run, result):
+def test_groups_of_one_run_are_described_figure_by_figure(make_run, result):
     code, text, content = result(make_run("k", 0.7), make_run("t", 0.71))
     assert code == 0
     (described,) = next(iter(content["groups"].values()))["runs"]
@@ -163,7 +163,7 @@ def groups_of(make_run, tmp_path, shared):
         ({"seed": ""}, "4 pairs with the same seed"),
     ],
 )
-def test_runs_that_share_a_start_are_compared_in_pairs(shared, said, make_run, result, tmp_path):
+def test_runs_with_the_same_seed_or_initial_weights_are_compared_in_pairs(shared, said, make_run, result, tmp_path):
     _, text, content = result(*groups_of(make_run, tmp_path, shared))
     found = content["difference"]
     differences = np.subtract(SECOND, FIRST)
@@ -174,7 +174,7 @@ def test_runs_that_share_a_start_are_compared_in_pairs(shared, said, make_run, r
     assert "Equivalent within 1 point? Yes: the whole interval lies within ±1 point." in text
 
 
-def test_runs_that_share_nothing_are_compared_by_welch_s_method(make_run, result, tmp_path):
+def test_runs_that_share_no_seed_or_weights_are_compared_by_welchs_method(make_run, result, tmp_path):
     _, text, content = result(*groups_of(make_run, tmp_path, {}))
     expected = stats.ttest_ind(SECOND, FIRST, equal_var=False).confidence_interval(0.95)
     assert content["difference"]["interval"] == pytest.approx(expected, rel=1e-9)
@@ -196,8 +196,8 @@ def test_runs_without_a_partner_are_left_out_and_counted(greater, make_run, resu
     assert content["difference"]["mean"] == pytest.approx(np.subtract(SECOND, FIRST).mean())
 
 
-def test_most_runs_with_a_partner_are_paired_and_fewer_are_not_called_independent(make_run, result, tmp_path):
-    """One seed has failed on each side, another one; then only the first two are shared."""
+def test_runs_are_paired_if_most_have_a_partner_and_otherwise_the_shared_seeds_are_counted(make_run, result, tmp_path):
+    """First each side lacks one seed of the other; then they share only two seeds."""
     for number, (first, second) in enumerate(zip(FIRST, SECOND, strict=True)):
         make_run(f"k{number}", first, seed=number)
         make_run(f"t{number}", second, seed=number + 1 if number == 3 else number)
@@ -207,7 +207,7 @@ def test_most_runs_with_a_partner_are_paired_and_fewer_are_not_called_independen
     assert "3 pairs with the same seed, 2 without a partner left out" in text
     assert content["difference"]["mean"] == pytest.approx(np.subtract(SECOND, FIRST)[:3].mean())
     _, text, _ = result(keras, f"torch={tmp_path}/u*")
-    assert "Welch's method, 4 and 4 independent runs, although 2 have the seed of one on the other side" in text
+    assert "Welch's method, 4 and 4 independent runs, although 2 have the same seed as one in the other group" in text
 
 
 def test_a_label_may_have_an_equals_sign_in_it(make_run, result, tmp_path):
@@ -220,7 +220,7 @@ def test_a_label_may_have_an_equals_sign_in_it(make_run, result, tmp_path):
 @pytest.mark.parametrize(
     ("margin", "shared", "code"), [(0.01, {"seed": ""}, 0), (0.001, {"seed": ""}, 1), (0.01, {}, 1), (0.05, {}, 0)]
 )
-def test_within_says_by_its_exit_code_whether_the_groups_are_equivalent(
+def test_the_exit_code_of_within_tells_whether_the_groups_are_equivalent(
     margin, shared, code, make_run, result, tmp_path
 ):
     found, text, content = result(*groups_of(make_run, tmp_path, shared), "--within", margin)
@@ -230,13 +230,13 @@ def test_within_says_by_its_exit_code_whether_the_groups_are_equivalent(
     assert ("? Yes: " in text) is (code == 0)
 
 
-def test_one_pair_is_never_shown_to_be_equivalent(make_run, result):
+def test_a_single_pair_never_shows_equivalence(make_run, result):
     code, text, _ = result(make_run("k", 0.7, seed=1), make_run("t", 0.7, seed=1), "--within", 1)
     assert code == 1
     assert "1 pair with the same seed" in text
 
 
-def test_a_difference_that_is_there_is_named(make_run, result, tmp_path):
+def test_a_difference_whose_interval_excludes_zero_is_reported_as_such(make_run, result, tmp_path):
     for number in range(4):
         make_run(f"k{number}", 0.70 + 0.001 * number)
         make_run(f"t{number}", 0.75 + 0.001 * number)
@@ -246,7 +246,9 @@ def test_a_difference_that_is_there_is_named(make_run, result, tmp_path):
         assert "it excludes zero" in text
 
 
-def test_keras_2_s_lr_bare_files_and_json_histories_are_read_and_what_lacks_is_a_dash(make_run, result, tmp_path):
+def test_the_lr_column_of_keras_2_and_json_histories_are_read_and_missing_figures_are_dashes(
+    make_run, result, tmp_path
+):
     old = tmp_path / "old.csv"
     old.write_text("epoch,loss,lr,val_loss\n0,2.0,0.001,1.9\n1,1.0,0.0005,1.5\n")
     saved = tmp_path / "history.json"
@@ -258,16 +260,16 @@ def test_keras_2_s_lr_bare_files_and_json_histories_are_read_and_what_lacks_is_a
     assert (second["learning-rate cuts"], second["best val_loss"], second["test accuracy"]) == (None, None, None)
     assert row(text, "test accuracy") == row(text, "mean images per second") == ["-", "-"]
     assert row(text, "best val_loss") == ["1.5000", "-"]
-    assert "No difference of accuracies: " in text
+    assert "No difference is stated: " in text
 
 
-def test_a_loss_that_was_not_a_number_in_some_epoch_does_not_hide_the_best_one(result, tmp_path):
+def test_a_nan_loss_in_some_epoch_does_not_hide_the_best_epoch(result, tmp_path):
     path = tmp_path / "history.csv"
     path.write_text("epoch,loss,val_loss\n0,2.0,1.9\n1,1.0,1.5\n2,nan,nan\n")
     assert next(iter(result(path)[2]["groups"].values()))["runs"][0]["best epoch"] == 2
 
 
-def test_markdown_is_a_markdown_table(make_run, result):
+def test_markdown_prints_a_markdown_table(make_run, result):
     _, text, _ = result(f"k={make_run('k', 0.7)}", f"t={make_run('t', 0.71)}", "--markdown")
     head, rule, *rows = [line for line in text.splitlines() if line.startswith("|")]
     assert [cell.strip() for cell in head.strip("|").split("|")] == ["", "k", "t"]
@@ -281,7 +283,7 @@ def test_markdown_is_a_markdown_table(make_run, result):
     [
         ("empty.csv", "", "found nothing, no loss and no val_loss"),
         ("foreign.csv", "a,b\n1,2\n", "found 'a', 'b', no loss and no val_loss"),
-        ("header.csv", "epoch,loss\n", "one row or more"),
+        ("header.csv", "epoch,loss\n", "at least one row"),
         ("words.csv", "epoch,loss\n0,low\n", "column 'loss' is not all numbers"),
         ("ragged.csv", "epoch,loss\n0,1.0\n1\n", "rows differ in length"),
         ("long.csv", "epoch,loss\n0," + 200_000 * "1" + "\n", "not a CSV file (field larger than field limit"),
@@ -289,10 +291,10 @@ def test_markdown_is_a_markdown_table(make_run, result):
         ("broken.json", "{", "not JSON"),
         ("list.json", "[1]", "found a list"),
         ("metrics.json", '{"loss": 1.0}', "found an object: 'loss'"),
-        ("uneven.json", '{"loss": [1.0], "val_loss": []}', "as many values"),
+        ("uneven.json", '{"loss": [1.0], "val_loss": []}', "the same number of values"),
     ],
 )
-def test_a_file_that_is_no_history_is_one_clear_line(name, content, message, tmp_path, capsys):
+def test_a_file_that_is_not_a_history_is_refused_in_one_clear_line(name, content, message, tmp_path, capsys):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert compare.main([str(path), "--out", str(tmp_path / "out")]) == 2
@@ -309,17 +311,17 @@ def test_a_file_that_is_no_history_is_one_clear_line(name, content, message, tmp
         (["nowhere"], "nowhere: no such run"),
         (["k=nowhere*"], "k=nowhere*: no such run"),
         (["=run"], "=run: no such run"),
-        (["."], ".: a folder of runs, run for one; pass '*'"),
+        (["."], ".: a folder of runs, such as run; pass '*'"),
         (["run", "--list", "--within", "0.01"], "--list: compares nothing, so not with --mixed or --within"),
         (["run", "--list", "--csv", "--markdown"], "--csv: not with --markdown"),
         (["run", "--within", "0.01"], "needs two groups, not 1"),
         (["run", "--within", "0"], "argument --within: '0' is not a number in (0, 1]"),
-        (["run@72"], "run@72: no such run, and as a test accuracy '72' is not a number in [0, 1]; write 72.36 %"),
+        (["run@72"], "run@72: no such run, and the test accuracy '72' is not a number in [0, 1]; write 72.36 %"),
         (["run@0.7"], "run@0.7: @ gives one bare history its test accuracy"),
         ([], "the following arguments are required"),
     ],
 )
-def test_bad_arguments_are_one_clear_line(arguments, message, make_run, tmp_path, monkeypatch, capsys):
+def test_bad_arguments_are_refused_in_one_clear_line(arguments, message, make_run, tmp_path, monkeypatch, capsys):
     make_run("run", 0.7)
     monkeypatch.chdir(tmp_path)
     assert compare.main(arguments) == 2
@@ -330,7 +332,7 @@ def test_bad_arguments_are_one_clear_line(arguments, message, make_run, tmp_path
 
 
 @pytest.mark.parametrize("value", ["high", None, True, math.nan, ["a"]])
-def test_a_metric_that_is_no_number_is_one_clear_line(value, make_run, tmp_path, capsys):
+def test_a_metric_that_is_not_a_number_is_refused_in_one_clear_line(value, make_run, tmp_path, capsys):
     code = compare.main([str(make_run("run", value)), "--out", str(tmp_path)])
     assert code == 2
     error = capsys.readouterr().err
@@ -359,7 +361,7 @@ def training(metrics=None, **history):
         ([1e-3, 1e-3, 1e-3, 9e-4, 8e-4, 7e-4], {}, None),
     ],
 )
-def test_a_rate_that_changes_epoch_by_epoch_is_a_schedule_and_not_cuts(rates, metrics, cuts):
+def test_a_rate_that_changes_epoch_by_epoch_counts_as_a_schedule_and_not_as_cuts(rates, metrics, cuts):
     run = training(metrics, loss=[1.0] * len(rates), learning_rate=rates)
     assert figures.learning_rate_cuts(run, compare.CUTTING) == cuts
     assert figures.scheduled(run, compare.CUTTING) is (cuts is None)
@@ -375,7 +377,7 @@ def test_the_table_says_schedule_where_there_are_no_cuts(result, tmp_path):
     assert row(text, "  after epochs") == ["-"]
 
 
-def test_nan_where_val_loss_is_best_is_a_dash_and_no_traceback(result, tmp_path):
+def test_a_nan_accuracy_at_the_best_epoch_is_shown_as_a_dash(result, tmp_path):
     path = tmp_path / "nan.csv"
     path.write_text("epoch,loss,val_accuracy,val_loss\n0,1.6,nan,1.1\n1,1.4,0.55,1.3\n")
     text = result(path)[1]
@@ -383,7 +385,7 @@ def test_nan_where_val_loss_is_best_is_a_dash_and_no_traceback(result, tmp_path)
     assert row(text, "val_accuracy there") == ["-"]
 
 
-def test_seconds_and_images_per_second_are_one_statistic_the_mean(make_run, result):
+def test_seconds_per_epoch_and_images_per_second_are_both_means_and_agree(make_run, result):
     text = result(make_run("run", 0.7, seconds_per_epoch=[30.0, 10.0, 10.0, 10.0], images_per_second=40_000 * 4 / 60))[
         1
     ]
@@ -392,16 +394,18 @@ def test_seconds_and_images_per_second_are_one_statistic_the_mean(make_run, resu
     assert float(images.replace(",", "")) * float(seconds) == pytest.approx(40_000, rel=1e-3)
 
 
-def test_the_interval_of_an_accuracy_lies_within_0_and_1(make_run, result, tmp_path):
+def test_the_interval_of_an_accuracy_lies_between_0_and_1(make_run, result, tmp_path):
     for number, accuracy in enumerate([0.99, 0.75, 0.45]):
-        make_run(f"t{number}", accuracy)
-    _, text, content = result(f"torch={tmp_path}/t*")
-    assert content["groups"]["torch"]["estimates"]["test accuracy"]["interval"][1] == 1
-    assert row(text, "  its 95 % interval")[2] == "1.0000"
-    assert content["groups"]["torch"]["estimates"]["epochs"]["interval"] is None  # all have 4
+        make_run(f"high{number}", accuracy, initial_weights=f"h{number}")
+        make_run(f"low{number}", 1 - accuracy, initial_weights=f"l{number}")
+    _, text, content = result(f"high={tmp_path}/high*", f"low={tmp_path}/low*")
+    assert content["groups"]["high"]["estimates"]["test accuracy"]["interval"][1] == 1
+    assert content["groups"]["low"]["estimates"]["test accuracy"]["interval"][0] == 0
+    assert "to 1.0000  0.0000 to" in text
+    assert content["groups"]["high"]["estimates"]["epochs"]["interval"] is None  # all have 4
 
 
-# --- what may stand together ------------------------------------------------------------------------------------------
+# --- what may be pooled or compared -----------------------------------------------------------------------------------
 
 RULES = compare.rules_of_options()
 FLAGS = {**RULES.defaults, "seed": 0, "init_weights": None, "device": "cpu", "threads": 1, "out": "runs/x"}
@@ -419,7 +423,7 @@ def group_of_two(make_run, tmp_path, first=None, second=None, **metrics):
 
 
 def both_ways(arguments, tmp_path, capsys):
-    """Refuse without --mixed; return the line on what does not belong together, and what is printed with it."""
+    """Assert a refusal without --mixed; return its line on what differs, and what is printed with --mixed."""
     out = ["--out", str(tmp_path / "comparison")]
     assert compare.main([*arguments, *out]) == 2
     first, line, *_ = capsys.readouterr().err.splitlines()
@@ -442,9 +446,9 @@ def both_ways(arguments, tmp_path, capsys):
         (config() | {"model": "keras notebook"}, "model: keras notebook in {0}/a1, baseline in {0}/a0"),
         (config() | {"backend": "torch"}, "backend: torch in {0}/a1, tensorflow in {0}/a0"),
     ],
-    ids=["other data", "another learning rate", "other epochs", "another model", "Keras's other backend"],
+    ids=["different data", "another learning rate", "another epoch limit", "another model", "another Keras backend"],
 )
-def test_runs_of_other_data_or_settings_are_not_pooled_but_by_mixed(second, said, make_run, tmp_path, capsys):
+def test_runs_with_different_data_or_settings_are_pooled_only_with_mixed(second, said, make_run, tmp_path, capsys):
     first = config() | {"backend": "tensorflow"} if "backend" in second else None
     line, printed = both_ways([group_of_two(make_run, tmp_path, first, second)], tmp_path, capsys)
     assert said.format(tmp_path) in line
@@ -458,13 +462,13 @@ def test_runs_of_other_data_or_settings_are_not_pooled_but_by_mixed(second, said
         ((50, "early stopping"), (20, "early stopping"), "plateau", True),
         ((4, "all epochs used"), (50, "early stopping"), "plateau", True),  # it would have stopped where that ended
         ((50, "early stopping"), (4, "all epochs used"), "plateau", True),
-        ((3, "all epochs used"), (50, "early stopping"), "plateau", False),  # it went on where that ended
+        ((3, "all epochs used"), (50, "early stopping"), "plateau", False),  # it continued where that ended
         ((4, "all epochs used"), (3, "all epochs used"), "plateau", False),
         (("50", "early stopping"), (20, "early stopping"), "plateau", False),
-        ((50, "early stopping"), (20, "early stopping"), "cosine", False),  # another rate in each step
+        ((50, "early stopping"), (20, "early stopping"), "cosine", False),  # each limit has rates of its own
     ],
 )
-def test_runs_with_other_epochs_are_pooled_if_one_and_the_same_would_have_ended_both_as_they_did(
+def test_runs_with_different_epoch_limits_are_pooled_if_a_single_limit_would_have_ended_both_as_they_did(
     first, second, schedule, pooled, make_run, tmp_path
 ):
     runs = []
@@ -477,13 +481,13 @@ def test_runs_with_other_epochs_are_pooled_if_one_and_the_same_would_have_ended_
         assert pooled or f"{epochs} in {run.path}" in found[0]
 
 
-def test_a_run_that_goes_on_but_has_no_new_epoch_yet_has_not_finished(make_run, tmp_path, capsys):
+def test_a_resumed_run_without_a_new_epoch_yet_counts_as_unfinished(make_run, tmp_path, capsys):
     make_run("a0", 0.7, config(epochs=20), epochs=4, stopped="all epochs used")
     line, _ = both_ways([f"a={tmp_path}/a0"], tmp_path, capsys)
     assert "a0 has not finished (4 epochs in metrics.json, and 20 are wanted)" in line
 
 
-def test_a_seed_that_was_trained_twice_is_no_second_run_but_in_keras(make_run, result, tmp_path, capsys):
+def test_a_seed_trained_twice_does_not_count_as_a_second_run_except_in_keras(make_run, result, tmp_path, capsys):
     once = {"seed": 3, "initial_weights": "w"}
     for number in range(2):  # their last bits differ
         make_run(f"a{number}", 0.7, config(device=f"cuda:{number}"), **once)
@@ -512,7 +516,7 @@ def test_files_of_different_runs_in_one_directory_are_refused(metrics, said, mak
     ("name", "value"),
     [("seed", [1]), ("initial_weights", {"a": 1}), ("model", 3), ("test_accuracy", [0.1, 0.9]), ("test_accuracy", [])],
 )
-def test_a_value_of_another_kind_in_metrics_json_is_refused(name, value, make_run, tmp_path, capsys):
+def test_a_value_of_the_wrong_type_in_metrics_json_is_refused(name, value, make_run, tmp_path, capsys):
     run = make_run("a", 0.7)
     metrics = json.loads((run / "metrics.json").read_text()) | {name: value}
     (run / "metrics.json").write_text(json.dumps(metrics))
@@ -522,12 +526,12 @@ def test_a_value_of_another_kind_in_metrics_json_is_refused(name, value, make_ru
     assert repr(value) in line
 
 
-def test_draws_that_were_given_to_keras_are_named(make_run, result, tmp_path):
+def test_random_draws_given_to_keras_are_listed_among_the_settings_that_differ(make_run, result, tmp_path):
     groups = two_groups(make_run, tmp_path, config(draws="draws.npz"), config())
     assert "Settings that differ: keras: draws another run's; torch: draws its own." in result(*groups)[1]
 
 
-def test_a_group_is_not_equivalent_to_a_copy_of_itself(make_run, result, tmp_path, capsys):
+def test_a_group_cannot_be_tested_for_equivalence_with_a_copy_of_itself(make_run, result, tmp_path, capsys):
     for number, accuracy in enumerate(FIRST):
         shutil.copytree(make_run(f"a{number}", accuracy, seed=number), tmp_path / f"b{number}")
     groups = [f"a={tmp_path}/a*", f"b={tmp_path}/b*"]
@@ -536,7 +540,7 @@ def test_a_group_is_not_equivalent_to_a_copy_of_itself(make_run, result, tmp_pat
     assert f"--within: {tmp_path}/b0 is a copy of {tmp_path}/a0;" in capsys.readouterr().err
 
 
-def test_a_group_in_which_some_runs_have_no_test_accuracy_is_judged_by_what_all_have(make_run, result, tmp_path):
+def test_a_group_with_some_test_accuracies_missing_is_judged_by_validation_accuracy(make_run, result, tmp_path):
     for number in range(3):
         make_run(f"k{number}", 0.6)
         run = make_run(f"t{number}", 0.7)
@@ -548,7 +552,7 @@ def test_a_group_in_which_some_runs_have_no_test_accuracy_is_judged_by_what_all_
     assert "is one run" not in text
 
 
-def test_runs_without_any_accuracy_are_counted_where_the_others_are_compared(make_run, result, tmp_path):
+def test_runs_without_any_accuracy_are_left_out_of_the_comparison_and_counted(make_run, result, tmp_path):
     for number in range(2):
         make_run(f"k{number}", 0.6)
     make_run("t0", 0.7)
@@ -558,7 +562,7 @@ def test_runs_without_any_accuracy_are_counted_where_the_others_are_compared(mak
     assert "t: only 1 of 2 runs have this accuracy; the others are left out." in text
 
 
-def test_another_backend_of_keras_is_named(make_run, result, tmp_path):
+def test_different_backends_of_keras_are_listed_among_the_settings_that_differ(make_run, result, tmp_path):
     groups = two_groups(make_run, tmp_path, *(config() | {"backend": name} for name in ("torch", "tensorflow")))
     code, text, _ = result(*groups)
     assert code == 0
@@ -573,19 +577,19 @@ def test_a_setting_that_an_older_config_lacks_counts_as_its_default(make_run, re
     assert "Not known" not in text
 
 
-def test_repetitions_may_differ_in_seed_start_device_and_place(make_run, result, tmp_path):
+def test_runs_of_a_group_may_differ_in_seed_initial_weights_device_threads_and_directory(make_run, result, tmp_path):
     second = config(seed=1, init_weights="w.npz", device="cuda", threads=8, out="runs/y")
     assert result(group_of_two(make_run, tmp_path, second=second))[0] == 0
 
 
-def test_an_unfinished_run_is_not_pooled_but_by_mixed(make_run, tmp_path, capsys):
+def test_an_unfinished_run_is_pooled_only_with_mixed(make_run, tmp_path, capsys):
     group = group_of_two(make_run, tmp_path)
     (tmp_path / "a1" / "metrics.json").unlink()
     line, _ = both_ways([group], tmp_path, capsys)
     assert "a1 has not finished (no metrics.json)" in line
 
 
-def test_another_program_s_config_says_nothing_of_whether_its_run_has_finished(make_run, result, tmp_path):
+def test_the_config_of_another_program_does_not_tell_whether_its_run_has_finished(make_run, result, tmp_path):
     for number in range(2):
         run = make_run(f"a{number}", 0.7, {"architectures": ["ResNet"], "hidden_size": 64})
         (run / "metrics.json").unlink()
@@ -594,13 +598,13 @@ def test_another_program_s_config_says_nothing_of_whether_its_run_has_finished(m
     assert text.startswith("Not known from the files: data (a), settings (a), whether it finished (a).")
 
 
-def test_a_run_that_goes_on_beyond_its_figures_has_not_finished(make_run, tmp_path, capsys):
+def test_a_run_with_more_epochs_in_its_history_than_in_metrics_json_counts_as_unfinished(make_run, tmp_path, capsys):
     line, _ = both_ways([group_of_two(make_run, tmp_path, epochs=3)], tmp_path, capsys)
     assert "a1 has not finished (4 epochs in its history, 3 in metrics.json)" in line
 
 
 @pytest.mark.parametrize("kind", ["copy", "link", "form", "continued"])
-def test_the_same_run_twice_is_known_by_its_figures_whatever_its_path(kind, make_run, tmp_path, capsys):
+def test_the_same_run_given_twice_is_recognized_by_its_figures_whatever_its_path(kind, make_run, tmp_path, capsys):
     run = make_run("a0", 0.7)
     if kind == "form":
         history = histories.read(run).history
@@ -615,19 +619,19 @@ def test_the_same_run_twice_is_known_by_its_figures_whatever_its_path(kind, make
     assert f"is a copy of {run}" in line
 
 
-def test_only_runs_that_start_alike_are_compared_figure_by_figure(make_run, monkeypatch):
+def test_only_runs_with_the_same_first_epoch_are_compared_figure_by_figure(make_run, monkeypatch):
     runs = [histories.read(make_run(f"a{number}", 0.7)) for number in range(40)]
     for number, run in enumerate(runs):
-        run.history["loss"][0] += number // 2  # two each have the same first epoch
+        run.history["loss"][0] += number // 2  # every two of them share their first epoch
     compared, same_run = [], comparability.same_run
     monkeypatch.setattr(comparability, "same_run", lambda *pair: compared.append(pair) or same_run(*pair))
     assert comparability.faults(runs, RULES) == []
     assert len(compared) == 40 * 2  # each with itself and with the one that starts alike
-    copy = runs[7]._replace(path="copy", history=runs[7].history | {"lr": [1.0]})  # a column more
+    copy = runs[7]._replace(path="copy", history=runs[7].history | {"lr": [1.0]})  # one more column
     assert comparability.faults([*runs, copy], RULES) == [f"copy is a copy of {runs[7].path}"]
 
 
-def test_a_run_that_stands_in_two_groups_is_said(make_run, result, tmp_path):
+def test_a_run_that_is_in_two_groups_is_reported(make_run, result, tmp_path):
     run = make_run("a", 0.7, config())
     shutil.copytree(run, tmp_path / "b")
     code, text, _ = result(f"a={run}", f"b={tmp_path / 'b'}", f"c={make_run('c', 0.7, config())}")
@@ -635,7 +639,7 @@ def test_a_run_that_stands_in_two_groups_is_said(make_run, result, tmp_path):
     assert text.startswith(f"Identical in every epoch: {run} and {tmp_path / 'b'}.\n\n")
 
 
-def test_groups_that_share_a_run_get_no_verdict_even_if_they_share_but_a_part(make_run, result, tmp_path):
+def test_groups_that_share_even_some_of_their_runs_get_no_verdict(make_run, result, tmp_path):
     for seed in range(4):
         make_run(f"t{seed}", 0.7 + seed / 1000, config(), seed=seed)
     code, text, content = result(f"a={tmp_path}/t[0-2]", f"b={tmp_path}/t[1-3]")
@@ -645,14 +649,14 @@ def test_groups_that_share_a_run_get_no_verdict_even_if_they_share_but_a_part(ma
     assert content["difference"] is None
 
 
-def test_histories_without_a_column_in_common_are_not_one_run():
+def test_histories_with_no_metric_in_common_do_not_count_as_the_same_run():
     assert not comparability.same_run(training(loss=[1.0]), training(val_loss=[1.0]))
-    rates = {"learning_rate": [0.1, 0.1]}  # two trainings with one constant rate
+    rates = {"learning_rate": [0.1, 0.1]}  # two trainings at the same constant rate
     assert not comparability.same_run(training(loss=[1.0, 0.9], **rates), training(val_loss=[1.0, 0.9], **rates))
     assert comparability.same_run(training(loss=[math.nan]), training(loss=[math.nan], val_loss=[1.0]))
 
 
-def test_the_stand_in_carries_its_name_and_is_not_pooled_with_real_data(make_run, result, tmp_path, capsys):
+def test_stand_in_data_is_labelled_and_is_pooled_with_real_data_only_with_mixed(make_run, result, tmp_path, capsys):
     stand_in = sources.choose("synthetic").describe()
     assert comparability.STAND_IN in stand_in
     make_run("a0", 0.62, data="data from data/cifar10.npz")
@@ -666,17 +670,17 @@ def test_the_stand_in_carries_its_name_and_is_not_pooled_with_real_data(make_run
     assert "NOT CIFAR-10" in content["groups"]["b (NOT CIFAR-10)"]["runs"][0]["data"]
 
 
-def test_the_stand_in_is_known_by_its_hash_from_a_file_too(make_run, result):
+def test_stand_in_data_read_from_a_file_is_recognized_by_its_hash(make_run, result):
     sha256 = fingerprint(stand_in())
     reference = config(sha256) | {"model": "keras notebook", "data": "stand_in.npz"}
     ours = config(sha256) | {"data": sources.choose("synthetic").describe()}
     code, text, _ = result(f"k={make_run('k', 0.7, reference)}", f"t={make_run('t', 0.7, ours)}")
     assert code == 0
-    assert text.startswith("All runs use the stand-in data, NOT CIFAR-10.\n")  # once, and not with each group
+    assert text.startswith("All runs use the stand-in data, NOT CIFAR-10.\n")  # once, and not for each group
     assert row(text, " ") == ["k", "t"]
 
 
-def test_the_picture_of_the_stand_in_is_labelled_as_such(make_run, result, monkeypatch):
+def test_pictures_of_runs_on_stand_in_data_are_labelled_as_such(make_run, result, monkeypatch):
     drawn, draw = [], plots.overlay
     monkeypatch.setattr(plots, "overlay", lambda *args: drawn.append(args) or draw(*args))
     stand_in = sources.choose("synthetic").describe()
@@ -687,7 +691,7 @@ def test_the_picture_of_the_stand_in_is_labelled_as_such(make_run, result, monke
     assert drawn[1][-1] == "NOT CIFAR-10. Test accuracy: a 0.7000; b 0.8000"
 
 
-def test_the_picture_s_title_has_the_test_accuracies(make_run, bare, result, tmp_path, monkeypatch):
+def test_the_title_of_the_picture_gives_the_test_accuracies(make_run, bare, result, tmp_path, monkeypatch):
     titles, draw = [], plots.overlay
     monkeypatch.setattr(plots, "overlay", lambda *args: titles.append(args[-1]) or draw(*args))
     first, second = groups_of(make_run, tmp_path, {})
@@ -697,14 +701,14 @@ def test_the_picture_s_title_has_the_test_accuracies(make_run, bare, result, tmp
     assert titles == [f"Test accuracy: keras {spread[0]}; torch {spread[1]}"]
 
 
-def test_groups_without_a_label_are_headed_by_what_differs_of_their_paths(make_run, result, tmp_path):
+def test_groups_without_a_label_are_headed_by_the_part_of_their_paths_that_differs(make_run, result, tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         make_run(f"{name}/torch", 0.7, config())
     _, text, content = result(tmp_path / "a" / "torch", tmp_path / "b" / "torch")
     assert text.startswith(f"All are in {tmp_path}.\n")
     assert row(text, " ") == ["a", "b"] == [*content["groups"]]
-    # A LABEL that is what differs stays the only one of its name.
+    # A LABEL that equals the differing part stays the only group of that name.
     _, text, content = result(f"a={tmp_path}/b/torch", tmp_path / "a" / "torch", tmp_path / "b" / "torch")
     assert [*content["groups"]] == ["a", str(tmp_path / "a" / "torch"), str(tmp_path / "b" / "torch")]
 
@@ -726,14 +730,12 @@ def test_groups_without_a_label_are_headed_by_what_differs_of_their_paths(make_r
         (["~/o/a", os.path.expanduser("~/o/b")], ["a", "b"], os.path.expanduser("~/o")),
     ],
 )
-def test_the_part_of_paths_that_differs_is_what_lies_between_the_parts_that_all_share(
-    paths, parts, folder, monkeypatch
-):
+def test_the_differing_part_of_paths_lies_between_their_common_beginning_and_end(paths, parts, folder, monkeypatch):
     monkeypatch.chdir("/")  # relative paths have nothing in common with absolute ones there
     assert headings.differing_parts(paths) == (parts, folder)
 
 
-def test_a_table_of_more_than_120_columns_is_turned(make_run, result, tmp_path):
+def test_a_table_wider_than_120_characters_is_transposed(make_run, result, tmp_path):
     runs = [f"{'long' * 3}{number}={make_run(str(number), 0.7 + number / 100, seed=number)}" for number in range(9)]
     narrow, wide = (result(*some)[1] for some in (runs[:5], runs))
     assert row(narrow, "test accuracy") == ["0.7000", "0.7100", "0.7200", "0.7300", "0.7400"]
@@ -760,7 +762,7 @@ def two_groups(make_run, tmp_path, first, second, **metrics):
     ids=["data", "L2", "label smoothing"],
 )
 @pytest.mark.parametrize("within", [[], ["--within", "0.9"]], ids=["shown", "within"])
-def test_groups_of_other_data_or_another_loss_are_not_comparable(
+def test_groups_with_different_data_or_losses_are_not_comparable(
     first, second, said, within, make_run, result, tmp_path
 ):
     code, text, content = result(*two_groups(make_run, tmp_path, first, second), *within)
@@ -772,7 +774,7 @@ def test_groups_of_other_data_or_another_loss_are_not_comparable(
     assert (content["comparable"], content["difference"], content["equivalent"]) == (False, None, None)
 
 
-def test_a_stand_in_without_config_is_not_comparable_with_other_data(make_run, result):
+def test_a_run_on_stand_in_data_without_a_config_is_not_comparable_with_one_on_real_data(make_run, result):
     real, stand_in = (
         make_run("a", 0.7, data="data/cifar10.npz"),
         make_run("b", 0.9, data=sources.choose("synthetic").describe()),
@@ -782,7 +784,7 @@ def test_a_stand_in_without_config_is_not_comparable_with_other_data(make_run, r
     assert "The data differ between a and b (NOT CIFAR-10)." in text
 
 
-def test_settings_that_differ_between_groups_are_listed_in_a_line_and_no_refusal(make_run, result, tmp_path):
+def test_settings_that_differ_between_groups_are_listed_in_one_line_and_not_refused(make_run, result, tmp_path):
     groups = two_groups(make_run, tmp_path, config(lr=0.01, batch_size=32), config())
     code, text, content = result(*groups)
     assert code == 0
@@ -790,7 +792,7 @@ def test_settings_that_differ_between_groups_are_listed_in_a_line_and_no_refusal
     assert content["comparable"] is True
 
 
-def test_the_flags_of_the_keras_reference_are_compared_with_the_notebook_s_defaults(make_run, result, tmp_path):
+def test_flags_that_the_keras_reference_lacks_count_as_the_defaults_of_the_notebook(make_run, result, tmp_path):
     flags = {"epochs": 50, "batch_size": 64, "lr": 1e-3, "dropout": 0.5, "patience": 5, "lr_patience": 3}
     flags |= {"min_lr": 1e-6, "no_shuffle": False, "seed": 0, "dtype": "float32", "data": "x.npz", "init_weights": None}
     reference = {"model": "keras notebook", "data_sha256": "a", "flags": flags, "code_sha256": "c0de"}
@@ -800,7 +802,7 @@ def test_the_flags_of_the_keras_reference_are_compared_with_the_notebook_s_defau
     assert "Not known" not in text
 
 
-def test_what_the_files_do_not_tell_is_said_as_not_known(make_run, result, tmp_path):
+def test_what_the_files_do_not_tell_is_reported_as_not_known(make_run, result, tmp_path):
     bare = tmp_path / "bare.csv"
     bare.write_text("epoch,loss\n0,2.0\n1,1.0\n")
     make_run("t0", 0.7)
@@ -814,7 +816,7 @@ def test_what_the_files_do_not_tell_is_said_as_not_known(make_run, result, tmp_p
     assert content["notes"] == [f"Not known from the files: {said}.", "Data of torch: data from x.npz."]
 
 
-def test_where_some_data_are_unknown_the_others_are_described(make_run, bare, result, tmp_path):
+def test_if_the_data_of_some_groups_is_unknown_that_of_the_others_is_described(make_run, bare, result, tmp_path):
     described = config() | {"data": "CIFAR-10, recompressed"}
     for number in range(2):
         make_run(f"t{number}", 0.7 + number / 100, described, seed=number)
@@ -825,7 +827,7 @@ def test_where_some_data_are_unknown_the_others_are_described(make_run, bare, re
     assert "Data of" not in result(f"port={tmp_path}/t*")[1]
 
 
-def test_data_that_only_a_hash_tells_of_are_not_described_as_none(make_run, bare, result):
+def test_data_known_only_by_its_hash_is_not_described(make_run, bare, result):
     run = make_run("k", 0.7, config())
     metrics = json.loads((run / "metrics.json").read_text())
     content = json.loads((run / "config.json").read_text())
@@ -834,7 +836,7 @@ def test_data_that_only_a_hash_tells_of_are_not_described_as_none(make_run, bare
     assert "Data of" not in result(f"mine={bare}", f"k={run}")[1]
 
 
-def test_a_group_of_which_a_part_is_of_the_stand_in_does_not_make_all_of_it(make_run, result, tmp_path):
+def test_a_group_only_partly_on_stand_in_data_does_not_make_all_runs_count_as_stand_in(make_run, result, tmp_path):
     stand_in = sources.choose("synthetic").describe()
     make_run("a0", 0.7, data="data from data/cifar10.npz")
     make_run("a1", 0.9, data=stand_in)
@@ -843,15 +845,15 @@ def test_a_group_of_which_a_part_is_of_the_stand_in_does_not_make_all_of_it(make
     assert row(text, " ") == ["a", "(NOT", "CIFAR-10)", "b", "(NOT", "CIFAR-10)"]
 
 
-def test_what_no_group_s_files_tell_is_said_once(make_run, result):
+def test_what_is_unknown_for_all_groups_is_reported_once(make_run, result):
     runs = [make_run(name, 0.7) for name in "abc"]
     assert "Not known from the files: data (all), settings (all)." in result(*runs)[1]
 
 
-# --- one visitor's figure ---------------------------------------------------------------------------------------------
+# --- a single run among several ---------------------------------------------------------------------------------------
 
 
-def test_the_percentile_of_a_further_value_is_scipy_s():
+def test_the_percentile_of_a_further_value_equals_scipys():
     values = [0.70, 0.72, 0.69, 0.705]
     found = intervals.estimate(values)
     for value in (0.5, 0.69, found.mean, 0.7236, 0.9):
@@ -868,7 +870,7 @@ def bare(tmp_path):
     return path
 
 
-def test_a_bare_history_is_given_its_test_accuracy_and_placed_among_several_runs(bare, make_run, result, tmp_path):
+def test_a_bare_history_can_be_given_a_test_accuracy_and_is_ranked_among_several_runs(bare, make_run, result, tmp_path):
     for number, accuracy in enumerate(FIRST):
         make_run(f"t{number}", accuracy)
     code, text, content = result(f"mine={bare}@0.7236", f"torch={tmp_path}/t*")
@@ -892,7 +894,7 @@ def test_a_bare_history_is_given_its_test_accuracy_and_placed_among_several_runs
     assert "mine is one run, at 0.7236: 1 of the 2 runs of keras score lower" in text
 
 
-def test_a_tilde_is_the_home_directory_wherever_a_path_begins(make_run, tmp_path, monkeypatch, capsys):
+def test_a_tilde_is_expanded_wherever_a_path_begins(make_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("a1", "a2", "lr=0.1"):
         make_run(name, 0.7)
@@ -906,7 +908,7 @@ def test_a_tilde_is_the_home_directory_wherever_a_path_begins(make_run, tmp_path
     assert "no such run" in (compare.main(["n" * 300]), capsys.readouterr().err)[1]  # not "File name too long"
 
 
-def test_a_path_with_an_at_sign_is_a_path(bare, result, tmp_path):
+def test_an_at_sign_within_a_path_does_not_introduce_a_test_accuracy(bare, result, tmp_path):
     place = tmp_path / "x@0.5"
     place.mkdir()
     bare.rename(place / "mine.csv")
@@ -915,7 +917,9 @@ def test_a_path_with_an_at_sign_is_a_path(bare, result, tmp_path):
         assert content["groups"]["a"]["runs"][0]["test accuracy"] is None
 
 
-def test_without_a_test_accuracy_the_validation_accuracy_judges_and_that_is_said(bare, make_run, result, tmp_path):
+def test_without_a_test_accuracy_groups_are_judged_by_validation_accuracy_and_that_is_reported(
+    bare, make_run, result, tmp_path
+):
     for number in range(4):
         make_run(f"t{number}", 0.70 + number / 1000)
     code, text, content = result(f"mine={bare}", f"torch={tmp_path}/t*", "--within", "0.01")
@@ -929,7 +933,7 @@ def test_without_a_test_accuracy_the_validation_accuracy_judges_and_that_is_said
 # --- exit codes and files ---------------------------------------------------------------------------------------------
 
 
-def test_what_fails_by_itself_is_neither_shown_nor_not_shown(make_run, tmp_path, monkeypatch, capsys):
+def test_an_internal_failure_has_its_own_exit_code_and_not_that_of_a_verdict(make_run, tmp_path, monkeypatch, capsys):
     arguments = [str(make_run("run", 0.7)), "--out", str(tmp_path)]
 
     def crash(*_):
@@ -948,7 +952,9 @@ def test_what_fails_by_itself_is_neither_shown_nor_not_shown(make_run, tmp_path,
     assert row(printed.out, "test accuracy") == ["0.7000"]
 
 
-def test_a_reader_that_has_gone_is_no_verdict(make_run, tmp_path, monkeypatch, capsys):
+def test_a_closed_output_pipe_has_the_exit_code_of_a_failure_and_not_that_of_a_verdict(
+    make_run, tmp_path, monkeypatch, capsys
+):
     reader, writer = os.pipe()
     os.close(reader)
     with contextlib.suppress(OSError), open(writer, "w") as pipe:  # closing it fails as well
@@ -960,7 +966,7 @@ def test_a_reader_that_has_gone_is_no_verdict(make_run, tmp_path, monkeypatch, c
     assert how_read.startswith(f"{tmp_path}/run: CSV: ")
 
 
-def test_a_picture_that_cannot_be_drawn_is_one_line_and_none_of_another_comparison_stays(
+def test_a_picture_that_cannot_be_drawn_is_reported_in_one_line_and_an_older_one_is_removed(
     make_run, result, tmp_path, monkeypatch, capsys
 ):
     run, out = make_run("run", 0.7), tmp_path / "out"
@@ -970,12 +976,14 @@ def test_a_picture_that_cannot_be_drawn_is_one_line_and_none_of_another_comparis
     monkeypatch.setattr(plots, "overlay", lambda *_: {}["latex"])
     assert compare.main([f"other={run}", "--out", str(out)]) == 0
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line == f"{out}/comparison.png: cannot be drawn (KeyError: 'latex'); all figures are written"
+    assert line == f"{out}/comparison.png: cannot be drawn (KeyError: 'latex'); all numbers are written"
     assert not (out / "comparison.png").exists()
     assert [*json.loads((out / "comparison.json").read_text())["groups"]] == ["other"]
 
 
-def test_a_full_disk_behind_the_output_is_no_verdict(make_run, tmp_path, monkeypatch):
+def test_a_full_disk_behind_the_output_has_the_exit_code_of_a_failure_and_not_that_of_a_verdict(
+    make_run, tmp_path, monkeypatch
+):
     with contextlib.suppress(OSError), open("/dev/full", "w") as out, open("/dev/full", "w") as errors:
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr(sys, "stderr", errors)
@@ -984,7 +992,7 @@ def test_a_full_disk_behind_the_output_is_no_verdict(make_run, tmp_path, monkeyp
     assert code == 4
 
 
-def test_the_table_is_printed_where_no_folder_can_be_made(make_run, capsys):
+def test_the_table_is_printed_even_if_the_output_folder_cannot_be_made(make_run, capsys):
     run = make_run("run", 0.7)
     assert compare.main([str(run), "--out", str(run / "history.csv")]) == 2
     printed = capsys.readouterr()
@@ -993,7 +1001,7 @@ def test_the_table_is_printed_where_no_folder_can_be_made(make_run, capsys):
 
 
 @pytest.mark.parametrize("content", ['{"groups": 1}', "no JSON", "[]", None])
-def test_a_comparison_that_is_not_its_own_is_not_overwritten(content, make_run, tmp_path, capsys):
+def test_files_that_compare_py_did_not_write_are_not_overwritten(content, make_run, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     if content is not None:
@@ -1001,13 +1009,13 @@ def test_a_comparison_that_is_not_its_own_is_not_overwritten(content, make_run, 
     (out / "comparison.png").write_bytes(b"mine")
     assert compare.main([str(make_run("run", 0.7)), "--out", str(out)]) == 2
     printed = capsys.readouterr()
-    assert "not compare.py's own; pass another --out" in printed.err
+    assert "that compare.py did not write; pass another --out" in printed.err
     assert "0.7000" in printed.out
     assert (out / "comparison.png").read_bytes() == b"mine"
     assert content is None or (out / "comparison.json").read_text() == content
 
 
-def test_its_own_comparison_is_overwritten(make_run, result):
+def test_an_earlier_comparison_by_compare_py_is_overwritten(make_run, result):
     assert result(make_run("a", 0.7))[0] == 0
     assert "b" in result(f"b={make_run('b', 0.7)}")[2]["groups"]
 
@@ -1020,9 +1028,11 @@ def test_its_own_comparison_is_overwritten(make_run, result):
         ([config(), None], "loss", "learning rate before the epoch"),
         ([config()], "loss", "learning rate as logged in each epoch"),
     ],
-    ids=["L2 known", "another without it", "not known", "a bare history"],
+    ids=["with L2", "one with and one without L2", "one unknown", "a bare history"],
 )
-def test_pictures_name_what_is_known_of_loss_and_rate(configs, loss, rate, make_run, bare, result, monkeypatch):
+def test_pictures_are_labelled_with_what_is_known_about_loss_and_rate(
+    configs, loss, rate, make_run, bare, result, monkeypatch
+):
     names, draw = [], plots.overlay
     monkeypatch.setattr(plots, "overlay", lambda groups, *said: names.extend(said) or draw(groups, *said))
     runs = [f"{number}={make_run(f'r{number}', 0.7, found)}" for number, found in enumerate(configs)]
@@ -1030,14 +1040,14 @@ def test_pictures_name_what_is_known_of_loss_and_rate(configs, loss, rate, make_
     assert names[:2] == [loss, rate]
 
 
-def test_the_first_cuts_of_several_runs_are_given_from_the_earliest_to_the_latest(make_run, result, tmp_path):
+def test_the_first_cuts_of_several_runs_are_given_as_a_range_of_epochs(make_run, result, tmp_path):
     make_run("t0", 0.7)
     early = make_run("t1", 0.7) / "history.csv"
     early.write_text(early.read_text().replace("2,0.6,0.001", "2,0.6,0.0005"))
     assert row(result(f"torch={tmp_path}/t*")[1], "  after epochs") == ["first", "2", "to", "3"]
 
 
-def test_a_run_whose_path_looks_like_a_group_or_a_pattern_is_that_run(make_run, result):
+def test_a_run_is_found_even_if_its_path_looks_like_a_group_or_a_pattern(make_run, result):
     for name in ("a=b", "[ab]"):
         run = make_run(name, 0.7)
         assert [*result(run)[2]["groups"]] == [str(run)]
@@ -1058,7 +1068,7 @@ def test_without_any_spread_there_is_no_interval_and_no_equivalence(seeds, make_
     assert row(text, "  its 95 % interval") == ["-", "-"]
 
 
-def test_runs_of_other_code_are_not_pooled_but_by_mixed(make_run, tmp_path, capsys):
+def test_runs_with_different_code_are_pooled_only_with_mixed(make_run, tmp_path, capsys):
     other = config() | {"parts": [{"code_sha256": "c0de"}, {"code_sha256": "beef"}]}
     line, printed = both_ways([group_of_two(make_run, tmp_path, second=other)], tmp_path, capsys)
     fault = f"other code: c0de, then beef in {tmp_path}/a1, c0de in {tmp_path}/a0"
@@ -1071,10 +1081,10 @@ def test_code_that_differs_between_groups_is_named(make_run, result, tmp_path):
     assert "code of train.py beef; torch: code of train.py c0de" in result(*groups)[1]
 
 
-def test_versions_devices_and_threads_that_differ_are_named_beside_the_table(make_run, result, tmp_path):
+def test_versions_devices_and_threads_that_differ_are_reported_in_notes_with_the_table(make_run, result, tmp_path):
     parts = [
-        {"code_sha256": "c0de", "torch": torch, "device": device, "threads": 1, "variables": "none"}
-        for torch, device in (("2.14.1", "cpu"), ("2.15.0", "cpu"), ("2.15.0", "cuda"))
+        {"code_sha256": "c0de", "torch": torch, "device": device, "threads": threads, "variables": "none"}
+        for torch, device, threads in (("2.14.1", "cpu", 1), ("2.15.0", "cpu", 1), ("2.15.0", "cuda", 2))
     ]
     make_run("a0", 0.7, config() | {"parts": parts[:1]}, seed=0)
     make_run("a1", 0.71, config() | {"parts": parts[:2]}, seed=1)
@@ -1084,18 +1094,19 @@ def test_versions_devices_and_threads_that_differ_are_named_beside_the_table(mak
     assert content["notes"] == [
         "Not all have the same version of torch: a: 2.14.1 (1), 2.14.1, then 2.15.0 (1); b: 2.15.0.",
         "Not all have the same kind of device: a: cpu; b: cuda.",
+        "Not all have the same number of threads: a: 1; b: 2.",
     ]
     assert content["notes"][0] in text
 
 
-def test_a_run_that_another_callback_has_ended_is_named(make_run, result, tmp_path):
+def test_a_run_that_was_ended_by_another_callback_is_reported(make_run, result, tmp_path):
     make_run("a0", 0.7, config())
     run = make_run("a1", 0.71, config(), stopped="good enough")
     _, text, _ = result(f"a={tmp_path}/a*")
     assert f"{run} was ended by a callback, after epoch 4: good enough." in text
 
 
-def test_the_best_epoch_is_early_stopping_s_where_losses_are_equal_in_float32(tmp_path):
+def test_the_best_epoch_is_that_of_early_stopping_if_losses_are_equal_in_float32(tmp_path):
     losses = [1.5, 1.2000000001, 1.2, 1.3]
     assert losses.index(min(losses)) == 2
     stopping = callbacks.EarlyStopping(patience=9)
@@ -1107,20 +1118,22 @@ def test_the_best_epoch_is_early_stopping_s_where_losses_are_equal_in_float32(tm
 @pytest.mark.parametrize(
     ("rates", "schedule"),
     [
-        ([1e-3] * 5 + [5e-4, 2.5e-4, 1.25e-4] + [1e-4] * 6, False),  # three cuts in a row, the last but one to a floor
+        ([1e-3] * 5 + [5e-4, 2.5e-4, 1.25e-4] + [1e-4] * 6, False),  # cuts in a row, the last one down to a floor
         ([1e-3 * 0.9**epoch for epoch in range(14)], True),  # exponential decay
         ([1e-3, 9e-4, 7e-4, 4e-4] + [1e-4] * 9, True),  # a curve
         ([1e-4, 1e-3, 1e-4], True),
         ([1e-3] * 9, False),
     ],
 )
-def test_three_cuts_in_a_row_are_no_schedule_unless_their_factors_differ(rates, schedule, tmp_path):
+def test_cuts_in_a_row_count_as_a_schedule_only_if_their_factors_differ_or_they_fill_most_epochs(
+    rates, schedule, tmp_path
+):
     path = tmp_path / "h.json"
     path.write_text(json.dumps({"loss": [1.0] * len(rates), "lr": rates}))
     assert figures.scheduled(histories.read(path), []) is schedule
 
 
-def test_each_of_several_groups_is_set_against_the_first_with_intervals_for_as_many_comparisons(
+def test_each_of_several_groups_is_compared_with_the_first_by_intervals_corrected_for_their_number(
     make_run, result, tmp_path
 ):
     accuracies = {"a": [0.70, 0.72, 0.71], "b": [0.71, 0.74, 0.72], "c": [0.60, 0.63, 0.61]}

@@ -1,4 +1,4 @@
-"""What a GPU asks of the code: as much as can be seen on the CPU, and on a GPU the rest."""
+"""What a GPU demands of the code: as much as can be checked on the CPU, and the rest on a GPU."""
 
 import argparse
 import collections
@@ -24,9 +24,9 @@ from running import arithmetic, machine
 from running.outcome import CHECKPOINT, ERROR, HISTORY, WEIGHTS
 from sweeping import jobs
 
-# What makes the host wait for a GPU; bincount looks for the greatest value.
+# Calls that make the host wait for a GPU; bincount needs the greatest value.
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "bincount", "__bool__", "__int__", "__float__", "__index__")
-WAITS += ("unique", "masked_select", "argwhere")  # as many values as there turn out to be
+WAITS += ("unique", "masked_select", "argwhere")  # the size of their result depends on the values
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, which tests see only by -m cuda")
 
@@ -73,16 +73,16 @@ def test_the_host_waits_for_the_device_as_often_in_a_long_epoch_as_in_a_short_on
     short = counted(32, every=100)
     assert sum(short.values()) < 15  # a few figures, read when the epoch is over
     assert counted(320, every=100) == short
-    # That many are seen where there are any: 20 steps, and the evaluation's two batches.
+    # A wait in every step would be counted: here 20 steps and the evaluation's two batches.
     assert counted(320, every=1)["tolist"] == short["tolist"] + 22
 
 
-def test_an_evaluation_s_figures_do_not_depend_on_its_batch(npz, monkeypatch):
+def test_the_figures_of_an_evaluation_do_not_depend_on_its_batch_size(npz, monkeypatch):
     arrays = sources.choose(str(npz)).load()
     part = data.as_split(arrays.x_train, arrays.y_train)
     network = build_model("improved", SHAPE).to(torch.float64)
     figures = []
-    for size in (256, 7, train.EVALUATION_PIXELS // (16 * 16)):  # the last one is a GPU's
+    for size in (256, 7, train.EVALUATION_PIXELS // (16 * 16)):  # the last one is the size on a GPU
         monkeypatch.setattr(train, "evaluation_batch", lambda _, size=size: size)
         figures.append(train.evaluate(network, part, metrics.Objective(1e-3)))
     for other in figures[1:]:
@@ -97,7 +97,7 @@ def test_an_evaluation_s_figures_do_not_depend_on_its_batch(npz, monkeypatch):
         (torch.AcceleratorError("CUDA error: device lost\nmore"), "the device failed (CUDA error: device lost)"),
     ],
 )
-def test_a_device_that_fails_ends_the_run_with_one_line_and_keeps_what_was_finished(
+def test_a_device_failure_ends_the_run_with_one_line_and_keeps_the_last_checkpoint(
     error, message, finished, npz, tmp_path, capsys, monkeypatch
 ):
     out = shutil.copytree(finished, tmp_path / "run")
@@ -128,7 +128,7 @@ def test_tf32_is_off_unless_asked_for(npz, tmp_path, monkeypatch):
     assert seen == [(False, False), (True, True), (False, False)]
 
 
-def test_a_deterministic_run_on_the_cpu_is_the_usual_run_to_the_bit(npz, tmp_path):
+def test_a_deterministic_run_on_the_cpu_equals_the_usual_run_bit_for_bit(npz, tmp_path):
     arguments = ["--data", str(npz), "--model", "improved", "--epochs", "1", "--device", "cpu", "--out"]
     seen = []
     handle = register_module_forward_hook(lambda *_: seen.append(torch.are_deterministic_algorithms_enabled()))
@@ -152,7 +152,7 @@ def test_torch_compile_without_a_compiler_is_refused_in_one_line(npz, tmp_path, 
 
 
 @pytest.mark.parametrize(("compiler", "named"), [("clang++", None), ("g++", None), ("own", "own")])
-def test_torch_compile_takes_the_compilers_that_torch_would(compiler, named, tmp_path, monkeypatch):
+def test_torch_compile_accepts_the_compilers_that_torch_itself_would_use(compiler, named, tmp_path, monkeypatch):
     (tmp_path / compiler).touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
@@ -161,7 +161,7 @@ def test_torch_compile_takes_the_compilers_that_torch_would(compiler, named, tmp
     assert options.parse(["--compile"]).checked().compile
 
 
-def test_torch_compile_without_python_s_headers_is_refused_in_one_line(npz, tmp_path, capsys, monkeypatch):
+def test_torch_compile_without_the_python_headers_is_refused_with_the_remedy(npz, tmp_path, capsys, monkeypatch):
     (tmp_path / "g++").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(options.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
@@ -170,8 +170,8 @@ def test_torch_compile_without_python_s_headers_is_refused_in_one_line(npz, tmp_
 
 
 WITHOUT_CUDA = {
-    "a torch for CPUs": ({"torch.version.cuda": None}, {}, "this torch is built for CPUs"),
-    "all hidden": ({}, {"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES hides all"),
+    "a CPU build of torch": ({"torch.version.cuda": None}, {}, "this torch is built for CPUs"),
+    "all GPUs hidden": ({}, {"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES hides all"),
     "no driver": (
         {"torch.cuda.init": RuntimeError("Found no NVIDIA driver on your system. Please")},
         {},
@@ -181,7 +181,7 @@ WITHOUT_CUDA = {
 
 
 @pytest.mark.parametrize(("changes", "variables", "why"), WITHOUT_CUDA.values(), ids=WITHOUT_CUDA)
-def test_where_there_is_no_cuda_the_reason_is_said(changes, variables, why, npz, tmp_path, monkeypatch, capsys):
+def test_the_reason_for_a_missing_cuda_device_is_reported(changes, variables, why, npz, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.version, "hip", None)
@@ -193,7 +193,7 @@ def test_where_there_is_no_cuda_the_reason_is_said(changes, variables, why, npz,
     assert train.main(["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
     assert f"No CUDA device: training on the CPU ({why}" in capsys.readouterr().out
     assert train.main(["--data", str(npz), "--device", "cuda", "--out", str(tmp_path / "other")]) == 2
-    assert f"torch sees 0 CUDA devices of 1 that it takes ({why}" in capsys.readouterr().err
+    assert f"torch sees 0 CUDA devices of 1 needed ({why}" in capsys.readouterr().err
 
 
 def raising(error):
@@ -203,7 +203,7 @@ def raising(error):
     return call
 
 
-def test_a_gpu_that_this_torch_has_no_kernels_for_is_passed_over_by_auto_and_refused_by_name(monkeypatch):
+def test_a_gpu_that_torch_has_no_kernels_for_is_skipped_by_auto_and_refused_if_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla V100")
@@ -227,7 +227,7 @@ def test_a_gpu_that_this_torch_has_no_kernels_for_is_passed_over_by_auto_and_ref
         ({}, None),
     ],
 )
-def test_a_container_s_quota_limits_threads_and_runs_at_once(files, quota, tmp_path, monkeypatch):
+def test_the_cpu_quota_of_a_container_limits_threads_and_concurrent_runs(files, quota, tmp_path, monkeypatch):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -239,18 +239,18 @@ def test_a_container_s_quota_limits_threads_and_runs_at_once(files, quota, tmp_p
 
 @pytest.mark.slow
 def test_a_compiled_run_gives_the_figures_of_the_usual_one(npz, tmp_path, monkeypatch):
-    # What was compiled with other ATEN_CPU_CAPABILITY corrupts memory: torch 2.14 does not tell the two apart.
+    # Code compiled with another ATEN_CPU_CAPABILITY corrupts memory: torch 2.14 does not tell the two apart.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     needs_a_compiler()
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     flags = ["--epochs", "1", "--batch-size", "60"]  # 256 images: the last batch has 16
     same_histories(npz, tmp_path, flags, [*flags, "--compile"], 1e-4)  # other float32 kernels
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # a graph for each size, none of dynamic shapes
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # one for each batch size, no dynamic shapes
 
 
 def same_histories(npz, tmp_path, flags, other_flags, tolerance):
-    """Train twice without dropout; assert histories, dropout off, equal to a relative `tolerance`."""
+    """Train twice without dropout; assert that the histories are equal to within a relative `tolerance`."""
     arguments = ["--data", str(npz), "--dropout", "0", "--out"]
     assert train.main([*arguments, str(tmp_path / "one"), *flags]) == 0
     assert train.main([*arguments, str(tmp_path / "other"), *other_flags]) == 0
@@ -270,7 +270,7 @@ def needs_a_compiler():
 @pytest.mark.cuda
 @needs_a_gpu
 def test_whole_runs_in_float64_are_alike_on_cuda_and_on_the_cpu(model, npz, tmp_path):
-    # 256 images: the last batch has 16. Products of the two differ by some 1e-16, which 15 steps multiply.
+    # 256 images: the last batch has 16. Products on the two differ by some 1e-16, which 15 steps amplify.
     flags = ["--model", model, "--dtype", "float64", "--epochs", "3", "--batch-size", "60", "--device"]
     same_histories(npz, tmp_path, [*flags, "cpu"], [*flags, "cuda"], 1e-8)
 
@@ -279,7 +279,7 @@ def test_whole_runs_in_float64_are_alike_on_cuda_and_on_the_cpu(model, npz, tmp_
 @pytest.mark.cuda
 @needs_a_gpu
 def test_the_first_step_in_float32_is_alike_on_cuda_and_on_the_cpu(model, npz, tmp_path):
-    # Its loss and gradients alone: later steps multiply rounding, in `improved` up to 2e-2 within twelve of them.
+    # Its loss and gradients alone: later steps amplify rounding, in `improved` up to 2e-2 within twelve of them.
     arrays = sources.choose(str(npz)).load()
     first = []
     with arithmetic.of_run(torch.device("cuda"), None, False, False):
@@ -301,7 +301,7 @@ def test_the_first_step_in_float32_is_alike_on_cuda_and_on_the_cpu(model, npz, t
 
 @pytest.mark.cuda
 @needs_a_gpu
-def test_evaluation_on_cuda_gives_the_cpu_s_figures(npz):
+def test_evaluation_gives_the_same_figures_on_cuda_as_on_the_cpu(npz):
     arrays = sources.choose(str(npz)).load()
     part = data.as_split(arrays.x_train, arrays.y_train)
     network = build_model("improved", SHAPE).to(torch.float64)
@@ -322,7 +322,7 @@ def test_a_compiled_run_on_cuda_gives_the_figures_of_the_usual_one(npz, tmp_path
 @pytest.mark.parametrize("model", ["baseline", "improved"])
 @pytest.mark.cuda
 @needs_a_gpu
-def test_a_deterministic_run_on_cuda_is_resumed_to_the_bit(model, npz, tmp_path):
+def test_a_deterministic_run_on_cuda_is_resumed_bit_for_bit(model, npz, tmp_path):
     arguments = ["--data", str(npz), "--model", model, "--device", "cuda", "--deterministic", "--out"]
     for epochs in ("1", "3"):
         assert train.main([*arguments, str(tmp_path / "run"), "--epochs", epochs, "--resume"]) == 0
@@ -333,7 +333,7 @@ def test_a_deterministic_run_on_cuda_is_resumed_to_the_bit(model, npz, tmp_path)
 
 @pytest.mark.cuda
 @needs_a_gpu
-def test_a_gpu_without_memory_is_named_in_one_line(cli, npz, tmp_path):
+def test_running_out_of_gpu_memory_is_reported_in_one_line(cli, npz, tmp_path):
     process = cli(
         "--data", npz, "--device", "cuda", "--out", tmp_path / "run",
         env=os.environ | {"PYTORCH_CUDA_ALLOC_CONF": "per_process_memory_fraction:0.0001"},

@@ -35,7 +35,7 @@ from sources.source import Arrays, fingerprint
 
 @pytest.mark.parametrize("fraction", [0.2, 0.1, 0.3, 1 / 3, 0.5, 0.7, 0.9, 0.999])
 @pytest.mark.parametrize("n", [10, 101, 1000])
-def test_the_validation_part_is_keras_s_the_last_images_unshuffled(n, fraction):
+def test_the_validation_part_is_the_last_images_unshuffled_exactly_as_in_keras(n, fraction):
     images = np.arange(n * 3072, dtype=np.uint8).reshape(n, 32, 32, 3)
     labels = np.arange(n) % 10
     try:
@@ -55,14 +55,14 @@ def split():
     return data.as_split(random.integers(0, 256, (150, 32, 32, 3), np.uint8), np.arange(150) % 10)
 
 
-def test_batches_hold_the_notebook_s_pixels_to_the_bit(split):
+def test_batches_hold_the_pixels_of_the_notebook_bit_for_bit(split):
     notebook = split.images.numpy().astype("float32") / 255.0  # (N, 32, 32, 3)
     ours = torch.cat([batch.images for batch in data.batches(split, 64)])
     assert ours.dtype == torch.float32
     assert np.array_equal(ours.permute(0, 2, 3, 1), notebook)
 
 
-def test_every_pixel_value_is_scaled_as_numpy_does():
+def test_every_pixel_value_is_scaled_as_in_numpy():
     every = np.resize(np.arange(256, dtype=np.uint8), (1, 32, 32, 3))
     (batch,) = data.batches(data.as_split(every, np.array([0])), 1)
     assert np.array_equal(batch.images.permute(0, 2, 3, 1), every.astype("float32") / 255.0)
@@ -114,7 +114,7 @@ def test_every_augmented_image_is_one_of_its_legal_views_and_a_function_of_the_s
     in_order = augmented(split, views, order)
     for image, seen in zip(split.images[order].numpy(), in_order, strict=True):
         assert seen.tobytes() in legal_views(image)
-    # An image's view is the image's: the order in which they come does not matter.
+    # A view belongs to its image: the order in which the images come does not matter.
     assert np.array_equal(augmented(split, views)[order], in_order)
     assert not np.array_equal(augmented(split, data.Augmentation(32, 32).draw(150)), augmented(split, views))
 
@@ -130,7 +130,7 @@ def test_all_162_views_are_equally_likely(split):
     assert sum((seen[view] - 200) ** 2 / 200 for view in table.values()) < 242
 
 
-def test_without_mirror_images_an_image_is_moved_alone_also_one_that_is_not_square():
+def test_without_mirroring_an_image_is_only_shifted_even_if_it_is_not_square():
     image = np.arange(6 * 4, dtype=np.uint8).reshape(1, 6, 4, 1).repeat(200, 0)
     split = data.as_split(image, np.zeros(200, np.int64))
     padded = np.pad(image[0, :, :, 0], 1, mode="reflect")
@@ -144,11 +144,11 @@ def test_without_mirror_images_an_image_is_moved_alone_also_one_that_is_not_squa
 
 
 def test_a_shift_as_large_as_the_image_is_refused():
-    with pytest.raises(BadInput, match="--shift 4: images are 6x4; pass 3 at most"):
+    with pytest.raises(BadInput, match="--shift 4: images are 6x4; pass at most 3"):
         data.Augmentation(6, 4)
 
 
-def test_a_shift_of_nothing_leaves_the_image_and_its_mirror_image(split):
+def test_a_shift_of_zero_gives_only_the_image_or_its_mirror_image(split):
     torch.manual_seed(0)
     seen = augmented(split, data.Augmentation(32, 32, shift=0).draw(150))
     flipped = [not np.array_equal(image, original) for image, original in zip(seen, split.images.numpy(), strict=True)]
@@ -168,7 +168,7 @@ def test_augmentation_leaves_labels_layout_and_the_stored_images_alone(split):
 # --- the .npz file ----------------------------------------------------------------------------------------------------
 
 
-def test_an_npz_is_read_as_it_was_written_with_labels_flat_or_as_a_column(arrays, npz, tmp_path):
+def test_an_npz_is_read_as_it_was_written_whether_labels_are_flat_or_in_a_column(arrays, npz, tmp_path):
     column = tmp_path / "column.npz"
     np.savez_compressed(
         column, **arrays | {name: arrays[name].astype(np.uint8)[:, None] for name in ("y_train", "y_test")}
@@ -181,7 +181,7 @@ def test_an_npz_is_read_as_it_was_written_with_labels_flat_or_as_a_column(arrays
             assert getattr(loaded, name).dtype == (np.uint8 if name.startswith("x") else np.int64)
 
 
-def test_an_npz_that_lies_in_memory_column_by_column_holds_the_same_data(arrays, npz, tmp_path):
+def test_an_npz_of_column_major_arrays_holds_the_same_data(arrays, npz, tmp_path):
     np.savez(tmp_path / "other.npz", **{name: np.asfortranarray(array) for name, array in arrays.items()})
     one, other = sources.choose(str(npz)).load(), sources.choose(str(tmp_path / "other.npz")).load()
     assert fingerprint(one) == fingerprint(other)
@@ -190,7 +190,7 @@ def test_an_npz_that_lies_in_memory_column_by_column_holds_the_same_data(arrays,
     assert second.images.is_contiguous()  # else each batch would be copied pixel by pixel
 
 
-def test_the_same_bytes_divided_otherwise_are_other_data():
+def test_the_same_bytes_split_differently_into_training_and_test_are_different_data():
     def black(train, test):
         parts = [(np.zeros((count, 32, 32, 3), np.uint8), np.zeros(count, np.int64)) for count in (train, test)]
         return Arrays(*parts[0], *parts[1], CLASSES)
@@ -203,7 +203,7 @@ WRONG_ARRAYS = {
     "images in floats between the levels": ({"x_test": np.full((100, 32, 32, 3), 0.5)}, "x_test is float64, and image"),
     "images with a mean of 0": ({"x_test": np.full((100, 32, 32, 3), -1 / 255)}, "x_test is float64, and image 0"),
     "images that are not numbers": ({"x_test": np.full((100, 32, 32, 3), np.nan)}, "x_test is float64, and image 0"),
-    "images in whole numbers": (
+    "images in whole numbers above 255": (
         {"x_train": np.full((320, 16, 16, 3), 256)},
         "x_train is int64, and image 0",
     ),
@@ -213,18 +213,18 @@ WRONG_ARRAYS = {
     "images in rows": ({"x_train": np.zeros((320, 3072), np.uint8)}, "x_train has shape (320, 3072)"),
     "no images": ({"x_test": np.zeros((0, 32, 32, 3), np.uint8)}, "with N of at least 1"),
     "one label": ({"y_train": np.int64(3)}, "y_train has shape ()"),
-    "several labels an image": ({"y_train": np.ones((320, 10), int)}, "y_train has shape (320, 10)"),
+    "several labels per image": ({"y_train": np.ones((320, 10), int)}, "y_train has shape (320, 10)"),
     "no label": ({"y_train": np.zeros((320, 10), int)}, "y_train has shape (320, 10)"),
     "labels in floats": ({"y_train": np.full(320, 0.5)}, "y_train is float64"),
     "too few labels": ({"y_test": np.zeros(99, int)}, "x_test has 100 images and y_test 99 labels"),
     "a label of 1000": ({"y_test": np.full(100, 1000)}, "y_test has labels from 1000 to 1000"),
     "one class": ({"y_train": np.zeros(320, int), "y_test": np.zeros(100, int)}, "all labels are 0"),
-    "too few names": ({"class_names": np.array(["a", "b"])}, "class_names has 2 names; labels ask for 10"),
+    "too few names": ({"class_names": np.array(["a", "b"])}, "class_names has 2 names; the labels need 10"),
     "names in numbers": ({"class_names": np.arange(10)}, "class_names is int64"),
     "names in bytes": ({"class_names": np.array([b"a"] * 10)}, "class_names is |S1"),
     "names as objects": ({"class_names": np.array(["a", "b"], object)}, "class_names holds objects: make it plain"),
     "a name twice": ({"class_names": np.array([*"abcdefghij", "a"])}, "class_names has a name twice"),
-    "a name of two lines": ({"class_names": np.array(["a\nb", *"bcdefghij"])}, r"class_names has 'a\nb'"),
+    "a name with a line break": ({"class_names": np.array(["a\nb", *"bcdefghij"])}, r"class_names has 'a\nb'"),
     "an empty name": ({"class_names": np.array([" ", *"bcdefghij"])}, "class_names has ' '"),
     "a label of -1": ({"y_train": np.arange(320) % 10 - 1}, "y_train has labels from -1 to 8"),
     "pickled objects": ({"y_train": np.array([None] * 320)}, "y_train holds objects: make it plain"),
@@ -245,7 +245,7 @@ def test_wrong_arrays_are_refused_by_name(arrays, tmp_path, change, complaint):
 @pytest.mark.parametrize(
     ("shape", "stored"), [((28, 28), (28, 28, 1)), ((64, 48, 3), (64, 48, 3)), ((8, 9, 4), (8, 9, 4))]
 )
-def test_images_of_any_size_are_read_with_as_many_classes_as_the_labels_have(shape, stored, tmp_path):
+def test_images_of_any_size_are_read_and_the_labels_determine_the_number_of_classes(shape, stored, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (6, *shape), np.uint8)
     np.savez(tmp_path / "any.npz", x_train=images, y_train=[0, 1, 2, 0, 1, 2], x_test=images[:2], y_test=[[4], [1]])
     loaded = sources.choose(str(tmp_path / "any.npz")).load()
@@ -254,7 +254,7 @@ def test_images_of_any_size_are_read_with_as_many_classes_as_the_labels_have(sha
     assert loaded.class_names == ("class 0", "class 1", "class 2", "class 3", "class 4")
 
 
-def test_class_names_are_taken_from_the_file_also_for_classes_that_no_label_has(arrays, tmp_path):
+def test_class_names_are_read_from_the_file_even_for_classes_that_no_label_uses(arrays, tmp_path):
     names = [f"kind {number}" for number in range(12)]
     np.savez(tmp_path / "named.npz", **arrays, class_names=names)
     assert sources.choose(str(tmp_path / "named.npz")).load().class_names == tuple(names)
@@ -266,7 +266,7 @@ def test_an_array_that_is_not_needed_is_not_read(arrays, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_floats_that_are_levels_of_256_and_one_hot_labels_are_converted_and_said(kind, arrays, npz, tmp_path, capsys):
+def test_floats_on_256_levels_and_one_hot_labels_are_converted_and_reported(kind, arrays, npz, tmp_path, capsys):
     hot = {y: np.eye(10, dtype=kind)[arrays[y]] for y in ("y_train", "y_test")}
     np.savez(tmp_path / "floats.npz", **arrays | hot | {"x_train": arrays["x_train"].astype(kind) / 255})
     loaded = sources.choose(str(tmp_path / "floats.npz")).load()
@@ -279,7 +279,7 @@ def test_floats_that_are_levels_of_256_and_one_hot_labels_are_converted_and_said
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.int16, np.float32])
-def test_whole_numbers_of_other_types_are_converted_and_said(kind, arrays, npz, tmp_path, capsys):
+def test_whole_numbers_of_other_types_are_converted_and_reported(kind, arrays, npz, tmp_path, capsys):
     labels = {y: arrays[y].astype(np.float64) for y in ("y_train", "y_test")}
     np.savez(tmp_path / "whole.NPZ", **arrays | labels | {"x_train": arrays["x_train"].astype(kind)})
     (tmp_path / "whole.NPZ.npz").rename(tmp_path / "whole.NPZ")
@@ -302,7 +302,9 @@ OTHER_DATA = {
 
 
 @pytest.mark.parametrize(("given", "file", "words"), OTHER_DATA.values(), ids=OTHER_DATA)
-def test_data_of_another_kind_is_refused_by_its_name_with_what_helps(given, file, words, tmp_path, monkeypatch, capsys):
+def test_data_in_another_format_is_recognized_and_refused_with_the_remedy(
+    given, file, words, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     if file:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -311,17 +313,17 @@ def test_data_of_another_kind_is_refused_by_its_name_with_what_helps(given, file
     assert f"--data {given}: {words}" in capsys.readouterr().err
 
 
-def test_a_run_s_directory_as_data_is_refused(finished, capsys):
+def test_a_runs_directory_is_refused_as_data(finished, capsys):
     assert train.main(["--data", str(finished)]) == 2
     assert "is a run's directory; pass the data that it was trained on" in capsys.readouterr().err
 
 
-def test_one_hot_labels_of_fewer_columns_for_the_test_images_are_refused(arrays, tmp_path):
+def test_one_hot_test_labels_with_fewer_columns_than_those_for_training_are_refused(arrays, tmp_path):
     hot = np.eye(10, dtype=np.uint8)
     file = tmp_path / "hot.npz"
     y_test = arrays["y_test"].reshape(-1) % 8
     np.savez(file, **arrays | {"y_train": hot[arrays["y_train"].reshape(-1)], "y_test": hot[y_test][:, :8]})
-    with pytest.raises(BadInput, match="y_train has 10 columns and y_test 8, so the same one may mean two classes"):
+    with pytest.raises(BadInput, match="y_train has 10 columns and y_test 8, so one column may mean two classes"):
         sources.choose(str(file)).load()
 
 
@@ -332,7 +334,7 @@ def test_one_hot_labels_of_fewer_columns_for_the_test_images_are_refused(arrays,
         (["x_train", "x_test"], "x_train and x_test: no pixel"),
     ],
 )
-def test_images_of_uint8_that_were_divided_by_255_are_said(divided, said, arrays, tmp_path, capsys):
+def test_uint8_images_that_were_divided_by_255_are_reported(divided, said, arrays, tmp_path, capsys):
     file = tmp_path / "dark.npz"
     np.savez(file, **arrays | {name: (arrays[name] / 255).astype(np.uint8) for name in divided})
     sources.choose(str(file)).load()
@@ -340,31 +342,31 @@ def test_images_of_uint8_that_were_divided_by_255_are_said(divided, said, arrays
     assert line.startswith(said)
 
 
-def test_images_that_were_divided_by_255_are_said_where_some_pixel_was_white_too(arrays, tmp_path, capsys):
+def test_images_that_were_divided_by_255_are_reported_even_if_some_pixels_were_white(arrays, tmp_path, capsys):
     white = {name: np.where(arrays[name] > 200, 255, arrays[name]) for name in ("x_train", "x_test")}
     np.savez(tmp_path / "dark.npz", **arrays | {name: (white[name] / 255).astype(np.uint8) for name in white})
     sources.choose(str(tmp_path / "dark.npz")).load()
     assert "x_train and x_test: no pixel above 1" in capsys.readouterr().out
 
 
-def test_arrays_of_other_names_are_said_not_to_be_used(arrays, tmp_path, capsys):
+def test_arrays_with_other_names_are_reported_as_not_used(arrays, tmp_path, capsys):
     np.savez(tmp_path / "more.npz", **arrays, x_val=arrays["x_test"], y_val=arrays["y_test"])
     sources.choose(str(tmp_path / "more.npz")).load()
     said = f"Not used of {tmp_path}/more.npz: x_val, y_val. Validation images are the last of x_train.\n"
     assert capsys.readouterr().out == said
 
 
-def test_images_that_training_has_too_are_counted(arrays, tmp_path, capsys):
+def test_images_that_are_also_in_the_training_set_are_counted(arrays, tmp_path, capsys):
     assert data.repeated(arrays["x_train"], {"test": arrays["x_test"]}) == {"test": 0}
     again = np.concatenate([arrays["x_train"][:5], arrays["x_test"][5:]])
     np.savez(tmp_path / "again.npz", **arrays | {"x_test": again})
     assert train.main(["--data", str(tmp_path / "again.npz"), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
-    assert "5 of 100 test images are training images too: accuracy on them is memory.\n" in said
+    assert "5 of 100 test images are training images too: accuracy on them is too high.\n" in said
     assert "validation images are training images" not in said
 
 
-def test_classes_that_another_part_has_are_not_said_to_be_in_none():
+def test_classes_missing_from_some_parts_are_reported_apart_from_those_missing_from_all():
     def part(*labels):
         return data.Split(torch.zeros(len(labels), 1, 1, 1), torch.tensor(labels))
 
@@ -377,7 +379,7 @@ def test_classes_that_another_part_has_are_not_said_to_be_in_none():
     }
 
 
-def test_one_hot_labels_tell_the_classes_even_where_no_image_has_the_last(arrays, tmp_path):
+def test_one_hot_labels_determine_the_number_of_classes_even_if_no_image_has_the_last_ones(arrays, tmp_path):
     hot = {y: np.eye(12, dtype=int)[arrays[y]] for y in ("y_train", "y_test")}
     np.savez(tmp_path / "hot.npz", **arrays | hot)
     assert len(sources.choose(str(tmp_path / "hot.npz")).load().class_names) == 12
@@ -398,7 +400,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
-def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
+def test_a_file_that_is_not_an_npz_is_refused(tmp_path, content):
     path = tmp_path / "foreign.npz"
     path.write_bytes(content)
     with pytest.raises(BadInput, match="not a readable"):
@@ -512,7 +514,7 @@ def server(tmp_path, monkeypatch):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Torchvision's address leads to a port that nobody listens on."""
+    """Returns a function that turns torchvision's address into a port that nobody listens on."""
 
     def unplug():
         monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
@@ -534,7 +536,7 @@ def test_cifar_10_is_downloaded_once_and_read_pixel_by_pixel(server, tmp_path, c
         assert arrays.y_test.dtype == np.int64
 
 
-def test_an_archive_that_a_person_put_there_is_used_without_network(server, offline, tmp_path):
+def test_an_archive_put_there_by_hand_is_used_without_a_network(server, offline, tmp_path):
     folder = tmp_path / "data"
     (folder / server.archive.name).write_bytes(server.archive.read_bytes())
     offline()
@@ -563,7 +565,7 @@ def test_a_wrong_archive_is_replaced_by_a_download(server, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "make"), [("notes.txt", Path.touch), (".hidden", Path.touch), ("images", Path.mkdir)])
-def test_a_folder_of_other_content_is_never_downloaded_into(name, make, server, tmp_path, capsys):
+def test_nothing_is_downloaded_into_a_folder_with_other_content(name, make, server, tmp_path, capsys):
     extract(server.archive, tmp_path / "keras" / "datasets")
     folder = tmp_path / "data"
     make(folder / name)
@@ -593,7 +595,7 @@ PLACES = {  # --data, and the folder in which cifar-10-batches-py lies
 
 
 @pytest.mark.parametrize(("source", "there"), PLACES.values(), ids=PLACES)
-def test_cifar_10_is_read_where_it_lies(source, there, server, tmp_path, monkeypatch):
+def test_cifar_10_is_read_in_place_from_every_usual_folder(source, there, server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("KERAS_HOME")
@@ -607,11 +609,11 @@ def test_cifar_10_is_read_where_it_lies(source, there, server, tmp_path, monkeyp
     assert sources.choose(source).describe() == (
         f"CIFAR-10 in Keras's cache, {place}" if cached else f"CIFAR-10 in {source}"
     )
-    assert sorted(tmp_path.rglob("*")) == before  # nothing was made
+    assert sorted(tmp_path.rglob("*")) == before  # nothing was created
     assert server.requests == 0
 
 
-def test_a_run_on_keras_s_cache_is_resumed_and_repeated_by_its_own_options(server, tmp_path, monkeypatch):
+def test_a_run_on_the_keras_cache_can_be_resumed_and_repeated_with_its_own_options(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     extract(server.archive, tmp_path / "keras" / "datasets")
     Path("data").rmdir()
@@ -622,20 +624,20 @@ def test_a_run_on_keras_s_cache_is_resumed_and_repeated_by_its_own_options(serve
     assert (server.requests, Path("data").exists()) == (0, False)
 
 
-def test_a_folder_that_holds_cifar_10_goes_before_keras_s_cache(server, tmp_path):
+def test_a_folder_that_holds_cifar_10_takes_precedence_over_the_keras_cache(server, tmp_path):
     folder, cache = extract(server.archive, tmp_path / "data"), tmp_path / "keras" / "datasets"
     extract(server.archive, cache)
     assert sources.choose(str(tmp_path / "data")).describe() == f"CIFAR-10 in {tmp_path / 'data'}"
     shutil.rmtree(folder)
     assert sources.choose(str(tmp_path / "data")).describe().startswith("CIFAR-10 in Keras's cache")
-    with pytest.raises(BadInput, match="gone: no such folder"):  # a name that is wrong is not looked for elsewhere
+    with pytest.raises(BadInput, match="gone: no such folder"):  # a wrong name is not replaced by the cache
         sources.choose(str(tmp_path / "gone")).load()
 
 
-def test_what_is_damaged_in_keras_s_cache_is_refused_with_its_place_and_left_alone(server, tmp_path):
+def test_damaged_data_in_the_keras_cache_is_refused_with_its_path_and_left_alone(server, tmp_path):
     cache = tmp_path / "keras" / "datasets"
     batch = extract(server.archive, cache) / "test_batch"
-    batch.write_bytes(batch.read_bytes()[:-9])  # a copy broke off
+    batch.write_bytes(batch.read_bytes()[:-9])  # an incomplete copy
     before = {path: path.read_bytes() for path in batch.parent.iterdir()}
     with pytest.raises(BadInput, match=f"no CIFAR-10 can be read from {cache} .*; delete cifar-10-batches-py there"):
         sources.choose(str(tmp_path / "data")).load()
@@ -646,7 +648,7 @@ def test_what_is_damaged_in_keras_s_cache_is_refused_with_its_place_and_left_alo
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["--data DIR", "--data DIR/cifar-10-batches-py"])
-def test_a_batch_that_is_of_no_use_is_refused_and_made_anew_where_the_archive_is(
+def test_an_unusable_batch_is_refused_or_extracted_again_if_the_archive_is_there(
     inside, server, offline, tmp_path, monkeypatch, capsys
 ):
     batches = extract(server.archive, tmp_path / "data")
@@ -687,7 +689,7 @@ def test_a_folder_that_cannot_be_written_is_refused(server, tmp_path, monkeypatc
         sources.choose(str(tmp_path / "data")).load()
 
 
-def test_a_download_that_broke_off_is_not_taken_for_whole_and_the_next_run_mends_it(server, tmp_path):
+def test_an_interrupted_download_is_not_used_and_the_next_run_repeats_it(server, tmp_path):
     folder = tmp_path / "data"
     server.breaks_off = True
     with pytest.raises(Unavailable):
@@ -752,7 +754,7 @@ def test_when_the_process_that_downloads_is_killed_another_takes_over(server, tm
     assert len(sources.choose(str(folder)).load().x_train) == 100
 
 
-def test_without_cifar_10_the_command_exits_with_3_and_names_every_way_on(
+def test_without_cifar_10_the_command_exits_with_3_and_names_every_way_to_get_data(
     server, offline, tmp_path, capsys, monkeypatch
 ):
     offline()
@@ -767,7 +769,7 @@ def test_without_cifar_10_the_command_exits_with_3_and_names_every_way_on(
         assert not Path("runs").exists()
 
 
-def test_only_the_default_folder_is_made_and_a_name_with_a_slip_in_it_is_refused(server, tmp_path, monkeypatch, capsys):
+def test_only_the_default_folder_is_created_and_a_mistyped_name_is_refused(server, tmp_path, monkeypatch, capsys):
     (tmp_path / "data").rmdir()
     monkeypatch.chdir(tmp_path)
     assert train.main(["--data", "dtaa", "--epochs", "1"]) == 2
@@ -777,7 +779,7 @@ def test_only_the_default_folder_is_made_and_a_name_with_a_slip_in_it_is_refused
     assert len(sources.choose("data").load().x_train) == 100
 
 
-def test_a_run_on_keras_s_cache_says_so_from_the_first_line_to_config_json(server, offline, tmp_path, capsys):
+def test_a_run_on_the_keras_cache_says_so_in_its_output_and_in_config_json(server, offline, tmp_path, capsys):
     cache, out = tmp_path / "keras" / "datasets", tmp_path / "run"
     place = extract(server.archive, cache)
     offline()
@@ -790,17 +792,17 @@ def test_a_run_on_keras_s_cache_says_so_from_the_first_line_to_config_json(serve
     assert json.loads((out / "config.json").read_text())["data"] == described
 
 
-def test_the_download_goes_through_the_whole_command(server, tmp_path, capsys):
+def test_the_whole_command_works_from_the_download_to_the_finished_run(server, tmp_path, capsys):
     folder, out = tmp_path / "data", tmp_path / "run"
     assert train.main(["--data", str(folder), "--out", str(out), "--epochs", "1"]) == 0
     printed = capsys.readouterr()
     assert f"CIFAR-10 in {folder}: 80 training, 20 validation, 20 test images" in printed.out
-    assert printed.err == ""  # no progress bar in a log file, for the download neither
+    assert printed.err == ""  # no progress bar in a log file, not even for the download
     assert train.main(["--data", str(folder), "--out", str(out), "--epochs", "1", "--resume"]) == 0
-    assert "It was finished already" in capsys.readouterr().out
+    assert "It had already finished" in capsys.readouterr().out
 
 
-def test_the_real_images_are_cifar_10_in_its_order(real_npz):
+def test_the_real_images_are_cifar_10_in_its_original_order(real_npz):
     arrays = sources.choose(str(real_npz)).load()
     assert [len(array) for array in arrays[:4]] == [50_000, 50_000, 10_000, 10_000]
     assert np.bincount(arrays.y_train).tolist() == [5000] * 10
@@ -829,7 +831,7 @@ OTHER_KINDS = {  # under the name of an .npz: how each is made, what it is calle
 
 @pytest.mark.parametrize("flag", ["--data", "--init-weights"])
 @pytest.mark.parametrize(("make", "kind", "remedy"), OTHER_KINDS.values(), ids=OTHER_KINDS)
-def test_a_file_of_another_kind_is_told_by_its_first_bytes(flag, make, kind, remedy, npz, tmp_path, capsys):
+def test_a_file_in_another_format_is_recognized_by_its_first_bytes(flag, make, kind, remedy, npz, tmp_path, capsys):
     path = tmp_path / "model.npz"
     make(path)
     assert train.main(["--data", str(npz), "--out", str(tmp_path / "run"), flag, str(path)]) == 2

@@ -1,6 +1,6 @@
-"""Negative controls: each difference of docs/keras.md's table, left out, moves a named figure by the amount stated.
+"""Negative controls: without its handling, each difference in docs/keras.md's table moves a figure as stated there.
 
-The whole port gives Keras's figures to 1e-9 (tests/test_keras.py), so that is how far it would be from Keras.
+The whole port matches Keras's figures to 1e-9 (tests/test_keras.py), so that is how far it would be from Keras.
 """
 
 import operator
@@ -30,7 +30,7 @@ def data_file(tmp_path_factory):
     return path
 
 
-# As in docs/keras.md's table: what the figure becomes less what it is in Keras.
+# As in docs/keras.md's table: the figure with the difference left unhandled, minus the figure in Keras.
 STATED = {
     1: -0.0011,  # val_loss after two epochs
     2: +0.019,  # val_loss after two epochs
@@ -62,7 +62,7 @@ class TorchsAdam(Adam):
 
 
 class DecayedFirst(AdamW):
-    """The step of torch's AdamW, and the gradient of L2 from what it leaves."""
+    """The step of torch's AdamW: it decays the weights first, and takes L2's gradient at the decayed ones."""
 
     def step(self):
         with torch.no_grad():
@@ -87,11 +87,11 @@ def no_penalty(model, l2):
 
 @pytest.fixture(scope="module")
 def whole(data_file, tmp_path_factory):
-    """The last epoch with every difference dealt with."""
+    """The last epoch of the whole port, which handles every difference."""
     return last_epoch(data_file, tmp_path_factory.mktemp("whole") / "run", "--dtype", "float64")
 
 
-def torch_s_initialisers(*arguments):
+def build_with_torch_initialisers(*arguments):
     network = build_model(*arguments)
     for layer in network.modules():
         if hasattr(layer, "reset_parameters"):
@@ -105,10 +105,10 @@ def torch_s_initialisers(*arguments):
         (1, train, "OPTIMIZERS", {"adam": TorchsAdam}),
         (2, train, "parameter_groups", weight_decay_everywhere),
         (3, metrics, "l2_penalty", no_penalty),
-        (6, train, "build_model", torch_s_initialisers),
+        (6, train, "build_model", build_with_torch_initialisers),
     ],
 )
-def test_left_out_a_difference_in_training_moves_val_loss(
+def test_leaving_one_difference_unhandled_in_training_moves_val_loss_as_stated(
     number, module, name, replacement, whole, data_file, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(module, name, replacement)
@@ -123,7 +123,7 @@ def test_left_out_a_difference_in_training_moves_val_loss(
         (12, "--optimizer sgd --lr 0.02 --schedule cosine", {"sgd": TorchsSGD}),
     ],
 )
-def test_left_out_a_difference_of_another_optimizer_moves_val_loss(
+def test_leaving_one_difference_unhandled_in_adamw_or_sgd_moves_val_loss_as_stated(
     number, flags, replacement, data_file, tmp_path, monkeypatch
 ):
     flags = [*flags.split(), "--dtype", "float64"]
@@ -144,21 +144,21 @@ def epochs_of_cuts(plateau, losses):
     return cuts
 
 
-def test_left_out_the_shorter_patience_delays_the_first_cut():
+def test_without_the_shorter_patience_the_first_cut_comes_an_epoch_later():
     ours = Plateau(torch.optim.SGD([torch.zeros(1)], lr=1e-3), lr_factor=0.5, lr_patience=3, min_lr=1e-6)
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(ours.optimizer, factor=0.5, patience=3)
     assert epochs_of_cuts(theirs, [1.0] * 6)[0] - epochs_of_cuts(ours, [1.0] * 6)[0] == STATED[4]
 
 
-def test_left_out_the_absolute_threshold_makes_cuts_that_keras_does_not_make():
+def test_without_the_absolute_threshold_torch_makes_cuts_that_keras_does_not():
     losses = [2.0 - 0.00005 * epoch for epoch in range(20)]
     ours = Plateau(torch.optim.SGD([torch.zeros(1)], lr=1e-3), lr_factor=0.5, lr_patience=3, min_lr=1e-6)
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(ours.optimizer, factor=0.5, patience=2)
-    assert epochs_of_cuts(ours, losses) == []
+    assert epochs_of_cuts(ours, losses) == []  # as in Keras: tests/test_callbacks.py
     assert len(epochs_of_cuts(theirs, losses)) == STATED[5]
 
 
-def test_left_out_the_order_of_flattening_makes_keras_s_weights_another_network(monkeypatch):
+def test_without_channels_last_flattening_the_same_weights_give_different_probabilities(monkeypatch):
     torch.manual_seed(0)
     network = build_model(dropout=0.0)
     images = torch.from_numpy(stand_in().x_test[:200]).permute(0, 3, 1, 2) / 255
@@ -168,20 +168,20 @@ def test_left_out_the_order_of_flattening_makes_keras_s_weights_another_network(
     assert found == pytest.approx(STATED[7], rel=0.05)
 
 
-def test_left_out_the_loss_from_logits_is_capped():
+def test_without_logits_the_loss_from_clipped_probabilities_is_capped():
     logits = torch.tensor([[0.0, 30.0]])
     clipped = -logits.softmax(1).clip(1e-7, 1 - 1e-7).log()[0, 0]
     assert (clipped - F.cross_entropy(logits, torch.tensor([0]))).item() == pytest.approx(STATED[8], rel=0.01)
 
 
-def test_left_out_the_rounding_of_the_learning_rate_shows_in_the_log(data_file, tmp_path, monkeypatch):
+def test_without_rounding_to_float32_the_logged_learning_rate_differs(data_file, tmp_path, monkeypatch):
     whole = last_epoch(data_file, tmp_path / "whole")
     monkeypatch.setattr(train, "rounded", lambda value, dtype: value)
     without = last_epoch(data_file, tmp_path / "without")
     assert without["learning_rate"] - whole["learning_rate"] == pytest.approx(STATED[9], rel=0.05)
 
 
-def test_left_out_keras_s_batchnorm_settings_move_val_loss(data_file, tmp_path, monkeypatch):
+def test_without_the_batchnorm_settings_of_keras_val_loss_moves_as_stated(data_file, tmp_path, monkeypatch):
     flags = ["--model", "improved", "--no-augment", "--validation-split", "0.75"]
     whole = last_epoch(data_file, tmp_path / "whole", *flags)
     monkeypatch.setattr(model, "BatchNorm2d", torch.nn.BatchNorm2d)
@@ -189,7 +189,7 @@ def test_left_out_keras_s_batchnorm_settings_move_val_loss(data_file, tmp_path, 
     assert without["val_loss"] - whole["val_loss"] == pytest.approx(STATED[10], rel=0.05)
 
 
-def test_left_out_the_biased_variance_makes_the_moving_one_larger():
+def test_without_the_biased_variance_the_moving_variance_is_larger():
     values = torch.tensor([-1.0, 1.0] * 8).reshape(1, 1, 4, 4)  # of variance 1
     variances = []
     for batchnorm in (model.BatchNorm2d(1), torch.nn.BatchNorm2d(1, eps=1e-3, momentum=0.01)):
@@ -201,7 +201,7 @@ def test_left_out_the_biased_variance_makes_the_moving_one_larger():
     assert without - ours == pytest.approx(STATED[14], rel=0.05)
 
 
-def test_left_out_the_comparison_in_float32_counts_gains_that_keras_does_not_see(monkeypatch):
+def test_without_comparing_in_float32_gains_count_that_keras_does_not_see(monkeypatch):
     losses = [1.0, float(np.float32(0.9999)), 1.0]
     rates = []
     for comparison in (callbacks.less, operator.lt):

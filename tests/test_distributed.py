@@ -1,4 +1,4 @@
-"""Several processes give what one gives: as torchrun starts them, and by torchrun itself."""
+"""Several processes give the same results as one: started as torchrun starts them, and by torchrun itself."""
 
 import copy
 import json
@@ -26,10 +26,10 @@ from model import build_model, to_keras_weights
 from running import distributed, signals
 from running.outcome import BEST_WEIGHTS, CHECKPOINT, CONFIG, ERROR, HISTORY, METRICS, WEIGHTS
 
-# Nothing random but order and augmentation, which are functions of seed and epoch; 76 images in batches of 15, so that
+# Only order and augmentation are random, as functions of seed and epoch; 76 images in batches of 15, so that
 # slices differ in size and the last batch is one image, which leaves a process with none.
 EXACT = ["--epochs", "2", "--batch-size", "15", "--dropout", "0", "--dtype", "float64", "--quiet"]
-# float64 sums in another order, some 1e-16 apart; training multiplies that.
+# Sums in another order differ by some 1e-16 in float64; training multiplies that.
 TOLERANCE = 1e-9
 
 
@@ -41,7 +41,7 @@ def few(arrays, tmp_path_factory):
 
 
 def group_environment(size):
-    """What torchrun tells all of `size` processes."""
+    """The environment variables that torchrun sets for all of `size` processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -76,7 +76,7 @@ def finish(processes):
 
 
 class StopsTheSecond(Callback):
-    """Stops after an epoch, in the second process alone, as a clock of its own would."""
+    """Stops after an epoch in the second process only, as a time limit by its own clock would."""
 
     def after_epoch(self, epoch, logs):
         if distributed.rank() == 1:
@@ -116,7 +116,7 @@ def assert_equal_runs(one, other):
         (3, "--model whitened --schedule onecycle --optimizer adamw --label-smoothing 0.1"),
     ],
 )
-def test_several_processes_train_what_one_trains(size, flags, group, few, tmp_path):
+def test_training_in_several_processes_equals_training_in_one(size, flags, group, few, tmp_path):
     arguments = ["--data", str(few), *EXACT, *flags.split(), "--out"]
     processes, logs = group(size, [*arguments, tmp_path / "several"])
     assert finish(processes) == [0] * size, logs[0].read_text()
@@ -129,7 +129,7 @@ def test_several_processes_train_what_one_trains(size, flags, group, few, tmp_pa
     assert [log.read_text() for log in logs[1:]] == [""] * (size - 1)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(group, few, tmp_path):
+def test_a_run_can_be_resumed_with_a_different_number_of_processes(group, few, tmp_path):
     arguments = ["--data", str(few), *EXACT, "--model", "improved", "--patience", "9"]
     for epochs, size in ((1, 2), (2, 1), (3, 3)):
         now = [*arguments, "--epochs", str(epochs), "--out", str(tmp_path / "run"), "--resume"]
@@ -152,7 +152,7 @@ def wait_for(path, processes):
         time.sleep(0.01)
 
 
-def test_a_process_that_dies_ends_the_others_and_the_run_can_go_on(group, npz, tmp_path):
+def test_a_process_that_dies_ends_the_others_and_the_run_can_be_resumed(group, npz, tmp_path):
     out = tmp_path / "run"
     processes, logs = group(3, ["--data", npz, *LONG, "--out", out])
     wait_for(out / CHECKPOINT, processes)
@@ -212,7 +212,7 @@ def test_when_the_first_process_is_killed_the_others_say_why_they_end(group, npz
         (["--data", "fewer.npz"], "images and labels of --data, by hash "),
     ],
 )
-def test_processes_that_were_told_different_things_do_not_train(
+def test_processes_with_different_options_or_data_refuse_to_train(
     others, said, group, few, arrays, tmp_path, monkeypatch
 ):
     np.savez(tmp_path / "other.npz", **arrays | {"y_test": arrays["y_test"][::-1]})
@@ -228,7 +228,7 @@ def test_processes_that_were_told_different_things_do_not_train(
     assert not (tmp_path / "run").exists()
 
 
-def test_all_processes_start_from_the_first_one_s_weights(group, few, tmp_path):
+def test_all_processes_start_from_the_weights_of_the_first(group, few, tmp_path):
     for name in ("first", "second"):
         np.savez(tmp_path / f"{name}.npz", *to_keras_weights(build_model(image_shape=SHAPE)))
     arguments = ["--data", str(few), *EXACT, "--epochs", "1", "--batch-size", "38"]
@@ -241,7 +241,7 @@ def test_all_processes_start_from_the_first_one_s_weights(group, few, tmp_path):
 
 
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
-def test_the_others_end_where_one_has_no_data_which_says_so(resume, group, npz, tmp_path):
+def test_a_process_without_data_says_so_and_the_others_end(resume, group, npz, tmp_path):
     missing = tmp_path / "none.npz"
     (tmp_path / "run").mkdir()
     arguments = ["--out", tmp_path / "run", *resume, "--data"]
@@ -255,7 +255,7 @@ def test_the_others_end_where_one_has_no_data_which_says_so(resume, group, npz, 
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_loss_that_is_not_finite_is_placed_in_the_batch_of_the_whole(size, group, npz, tmp_path):
+def test_a_loss_that_is_not_finite_is_reported_in_the_same_batch_by_one_process_and_by_two(size, group, npz, tmp_path):
     # The first step makes the weights so large that the second loss overflows.
     flags = ["--lr", "1e9", "--dropout", "0", "--batch-size", "32", "--out", tmp_path / "run"]
     processes, logs = group(size, ["--data", npz, *flags])
@@ -289,7 +289,7 @@ def test_torchrun_runs_the_command(npz, tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_process_of_torchrun_s_ends_without_the_interpreter_s_clean_up(processes):
+def test_one_of_several_processes_ends_without_the_interpreters_clean_up(processes):
     program = (
         f"import atexit, sys; sys.path.insert(0, {str(ROOT)!r}); atexit.register(print, 'cleaned up'); "
         "from running import distributed; print('said'); distributed.end(3)"
@@ -303,7 +303,7 @@ def test_a_process_of_torchrun_s_ends_without_the_interpreter_s_clean_up(process
 
 
 def as_torchrun(arguments, logs, environment, alive):
-    """Start a process for each of `logs`, and train on until a signal ends this one; they have `alive` open."""
+    """Start a training process for each of `logs`, which keep `alive` open, and wait until a signal ends this one."""
     for rank, log in enumerate(logs):
         if os.fork() == 0:
             child([*arguments, "--threads", "1"], log, environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
@@ -320,7 +320,7 @@ def test_a_signal_to_torchrun_alone_ends_its_processes_too(npz, tmp_path):
     writer.close()
     wait_for(tmp_path / "run" / CHECKPOINT, [torchrun])
     os.kill(torchrun.pid, signal.SIGUSR1)
-    assert reader.poll(None)  # all who could write to it have ended
+    assert reader.poll(None)  # every process that could write to it has ended
     with pytest.raises(EOFError):
         reader.recv()
     (line,) = [line for log in logs for line in log.read_text().splitlines() if "error" in line]
@@ -349,7 +349,7 @@ def alone(monkeypatch):
         monkeypatch.setattr(torch.distributed, name, lambda *_: None)
 
 
-def test_a_process_that_was_asked_to_end_says_so_though_another_was_faster(alone, monkeypatch):
+def test_a_process_that_was_asked_to_end_reports_the_signal_even_if_another_ended_first(alone, monkeypatch):
     def gone(*_):
         raise RuntimeError("Connection closed by peer")
 
@@ -368,7 +368,7 @@ def test_a_process_that_was_asked_to_end_says_so_though_another_was_faster(alone
 
 @pytest.mark.precision
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_batchnorm_over_all_processes_takes_and_gives_what_one_process_s_does_in_the_same_dtype(dtype, alone):
+def test_batchnorm_over_all_processes_equals_that_of_one_process_in_each_dtype(dtype, alone):
     own = torch.nn.Sequential(BatchNorm2d(3)).double()
     if dtype is not torch.float64:  # bfloat16 comes from a convolution under autocast; the weights are float32 then
         own.float()
@@ -378,7 +378,7 @@ def test_batchnorm_over_all_processes_takes_and_gives_what_one_process_s_does_in
     images = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected, found = own(images), several(images)
     assert found.dtype == expected.dtype == dtype
-    # The sums in another order; bfloat16 has 8 bits.
+    # The sums are taken in another order; bfloat16 has 8 bits.
     torch.testing.assert_close(found, expected, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-2)
     for name, tensor in own.state_dict().items():
         torch.testing.assert_close(several.state_dict()[name], tensor, msg=name)
@@ -394,14 +394,14 @@ def test_only_the_first_process_writes_files(npz, tmp_path, monkeypatch):
     assert sorted(file.name for file in tmp_path.glob("*/*")) == [".holder"] * 2 + [".lock"] * 2
 
 
-def test_what_happens_to_one_process_alone_is_said_with_its_number(tmp_path, monkeypatch, capsys):
+def test_an_error_in_one_process_alone_is_reported_with_its_number(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     missing = tmp_path / "none.npz"
     assert train.main(["--data", str(missing), "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.startswith(f"train.py: error: process 1: --data {missing}: no such file")
 
 
-def test_each_process_has_the_gpu_of_its_number_on_its_own_machine_unless_one_is_named(monkeypatch):
+def test_each_process_uses_the_gpu_of_its_local_rank_unless_one_is_named(monkeypatch):
     environment = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -409,7 +409,7 @@ def test_each_process_has_the_gpu_of_its_number_on_its_own_machine_unless_one_is
         assert distributed.own_device(torch.device(given)) == torch.device(expected)
 
 
-def test_torchrun_with_one_process_is_no_group(monkeypatch):
+def test_torchrun_with_one_process_does_not_form_a_group(monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "1", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    assert not distributed.launched()  # else BatchNorm would be another, and figures differ in their last bits
+    assert not distributed.launched()  # else another BatchNorm is used, and the last bits differ

@@ -50,7 +50,7 @@ def test_every_relative_link_and_picture_leads_to_a_file(document):
 
 @pytest.fixture(scope="module")
 def options():
-    """Every option in the help of one of the commands."""
+    """Every option that the help of any command shows, and those of other programs."""
     return OTHERS.union(*(in_help(command) for command in COMMANDS))
 
 
@@ -68,5 +68,5 @@ def in_help(command):
 
 
 @pytest.mark.parametrize("document", USERS, ids=name)
-def test_every_option_that_is_named_exists(document, options):
+def test_every_option_named_in_the_docs_exists(document, options):
     assert words_like_options(document.read_text()) - options == set()

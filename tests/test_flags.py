@@ -1,4 +1,4 @@
-"""What people type to go on, to start another run, and in Python; where its directory is; what is said at the end."""
+"""How people resume a run, start another, or do so in Python; where its directory is; what is printed at the end."""
 
 import json
 import os
@@ -35,18 +35,18 @@ DIRECTORIES = {
     "--data='a b [1]*?$(x);<seed>.npz'": "runs/baseline-a_b_1_x_seed_-seed0",
     "--data=été.npz": "runs/baseline-été-seed0",
     f"--data={'n' * 300}": f"runs/baseline-{'n' * 40}-seed0",
-    # As directories were named before, and by hand.
+    # As directories used to be named, and named by hand.
     "--data=mine.npz --out='runs/<name>-seed<seed>'": "runs/baseline-seed0",
     "--data=mine.npz --out=x": "x",
 }
 
 
 @pytest.mark.parametrize(("flags", "expected"), DIRECTORIES.items())
-def test_other_data_than_the_default_have_directories_of_their_own_name(flags, expected):
+def test_a_runs_directory_is_named_after_its_data_unless_they_are_the_default(flags, expected):
     assert str(options.parse(shlex.split(flags)).checked().out) == expected
 
 
-def test_the_default_folder_is_known_by_its_whole_path_too(tmp_path, monkeypatch):
+def test_the_default_data_folder_is_recognised_by_its_absolute_path_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(options.parse(["--data", str(tmp_path / "data")]).checked().out) == "runs/baseline-seed0"
     assert str(options.parse(["--data", str(tmp_path)]).checked().out) == f"runs/baseline-{tmp_path.name[:40]}-seed0"
@@ -57,7 +57,7 @@ def test_the_default_folder_is_known_by_its_whole_path_too(tmp_path, monkeypatch
 
 @pytest.fixture
 def make(tmp_path):
-    """Call `make train ARGS=...` with a Python that exits with one code after the other; returns what it was given."""
+    """Call `make train ARGS=...` with a Python that exits with each of `codes` in turn; returns its calls."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "requirements.txt").touch()
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
@@ -76,7 +76,7 @@ def make(tmp_path):
 
 
 @pytest.mark.parametrize("args", ["", "--recipe fast", "--seed 1 --config 'a run/config.json'"])
-def test_make_train_goes_on_and_takes_the_stand_in_where_cifar_10_is_out_of_reach(args, make):
+def test_make_train_resumes_and_uses_the_stand_in_when_cifar_10_is_unavailable(args, make):
     words = " ".join(shlex.split(args))
     called, process = make(args, 0)
     assert (called, process.returncode) == ([f"train.py --resume {words}".strip()], 0)
@@ -86,7 +86,7 @@ def test_make_train_goes_on_and_takes_the_stand_in_where_cifar_10_is_out_of_reac
 
 
 @pytest.mark.parametrize("args", ["--data data", '--out "a run"', "--resume runs/x", "--resume=runs/x"])
-def test_make_train_puts_no_stand_in_where_another_run_was_meant(args, make):
+def test_make_train_does_not_use_the_stand_in_if_args_name_data_or_a_run(args, make):
     called, process = make(args, 3, 0)
     assert (len(called), process.returncode) == (1, 2)
     assert "Error 3" in process.stderr
@@ -97,7 +97,7 @@ def test_make_train_puts_no_stand_in_where_another_run_was_meant(args, make):
 
 @pytest.fixture
 def place(npz, tmp_path, monkeypatch):
-    """A current folder with data (mine.npz) and a run on them of one epoch, told in relative paths."""
+    """A current folder with data (mine.npz) and a run of one epoch on them, started with relative paths."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(npz, "mine.npz")
     arguments = ["--data", "mine.npz", "--lr", "0.004", "--no-shuffle", "--epochs", "1", "--out", "runs/first"]
@@ -113,7 +113,7 @@ def flags_of(run):
     return json.loads((run / CONFIG).read_text())["flags"]
 
 
-def test_resume_with_a_directory_goes_on_with_that_run_by_its_own_flags_from_anywhere(place, monkeypatch, capsys):
+def test_resume_with_a_directory_continues_that_run_with_its_own_flags_from_anywhere(place, monkeypatch, capsys):
     run = place / "runs" / "first"
     before = contents(place)
     capsys.readouterr()
@@ -135,7 +135,7 @@ def test_resume_with_a_directory_goes_on_with_that_run_by_its_own_flags_from_any
     assert sorted(file.name for file in place.iterdir()) == ["elsewhere", "mine.npz", "runs"]
 
 
-def test_a_run_that_was_moved_with_its_data_says_what_it_reached_and_goes_on_where_it_is_told_where_they_are(
+def test_a_run_moved_with_its_data_reports_its_result_and_continues_when_given_their_new_path(
     place, tmp_path_factory, monkeypatch, capsys
 ):
     there = tmp_path_factory.mktemp("moved") / "project"
@@ -151,44 +151,44 @@ def test_a_run_that_was_moved_with_its_data_says_what_it_reached_and_goes_on_whe
 
 
 REFUSED = {
-    "a directory beside it": (
+    "--out given too": (
         "--resume runs/first --out x",
         None,
-        ["--resume runs/first", "leave --out", "pass --config runs/first with another --out to start a new run"],
+        ["--resume runs/first", "omit --out", "pass --config runs/first with another --out to start a new run"],
     ),
-    "a config beside it": ("--resume runs/first --config c.json", None, ["--resume runs/first", "leave --out"]),
-    "no run": ("--resume runs/none", None, ["--resume runs/none: no such directory"]),
+    "--config given too": ("--resume runs/first --config c.json", None, ["--resume runs/first", "omit --out"]),
+    "a missing directory": ("--resume runs/none", None, ["--resume runs/none: no such directory"]),
     "a file": ("--resume mine.npz", None, ["--resume mine.npz: no such directory"]),
-    "no run's directory": ("--resume runs", None, ["--resume runs/config.json: no such file"]),
-    "a run of Keras's": (
+    "a directory without a run": ("--resume runs", None, ["--resume runs/config.json: no such file"]),
+    "a Keras run": (
         "--resume runs/keras --data synthetic",
         None,
         ["runs/keras/config.json: not written by train.py"],
     ),
-    "no path": ("--resume=", None, ["--resume", "'' is not a path"]),
-    "no name of a config": ("--config=", None, ["--config", "'' is not a path"]),
+    "an empty path": ("--resume=", None, ["--resume", "'' is not a path"]),
+    "an empty path of a config": ("--config=", None, ["--config", "'' is not a path"]),
     "not JSON": ("--config c.json", "{", ["--config c.json: not JSON"]),
-    "no object": ("--config c.json", "[1]", ["--config c.json: a JSON list"]),
-    "from elsewhere": ("--config c.json", '{"lr": 0.1}', ["--config c.json: no options in it"]),
+    "not an object": ("--config c.json", "[1]", ["--config c.json: a JSON list"]),
+    "not the config of a run": ("--config c.json", '{"lr": 0.1}', ["--config c.json: no options in it"]),
     "an option of another version": (
         "--config c.json",
         '{"flags": {"made_up": 0.5}}',
         ["--config c.json", "--made-up 0.5 (an option that this version lacks)"],
     ),
-    "a number for a text": ("--config c.json", '{"flags": {"model": 5}}', ["--config c.json: --model: 5 is none of"]),
-    "a list for a text": ("--config c.json", '{"flags": {"model": []}}', ["--config c.json: --model: [] is none of"]),
+    "a number for a string": ("--config c.json", '{"flags": {"model": 5}}', ["--config c.json: --model: 5 is none of"]),
+    "a list for a string": ("--config c.json", '{"flags": {"model": []}}', ["--config c.json: --model: [] is none of"]),
     "an unknown recipe": ("--config c.json", '{"flags": {"recipe": "slow"}}', ["--recipe: 'slow' is none of fast"]),
-    "a text for a number": ("--config c.json", '{"flags": {"lr": "high"}}', ["--lr: 'high' is not a number in"]),
-    "a fraction of epochs": ("--config c.json", '{"flags": {"epochs": 1.5}}', ["--epochs: '1.5' is not a whole"]),
+    "text for a number": ("--config c.json", '{"flags": {"lr": "high"}}', ["--lr: 'high' is not a number in"]),
+    "fractional epochs": ("--config c.json", '{"flags": {"epochs": 1.5}}', ["--epochs: '1.5' is not a whole"]),
     "a switch as a number": ("--config c.json", '{"flags": {"json": 1}}', ["--json: 1 is not True or False"]),
-    "True for a number": ("--config c.json", '{"flags": {"seed": true}}', ["--seed: 'True' is not a whole number"]),
-    "a path of two lines": ("--config c.json", '{"flags": {"data": "a\\nb"}}', [r"--data: 'a\nb' is not a path"]),
-    "a device that is not here": (
+    "True as a number": ("--config c.json", '{"flags": {"seed": true}}', ["--seed: 'True' is not a whole number"]),
+    "a path with a line break": ("--config c.json", '{"flags": {"data": "a\\nb"}}', [r"--data: 'a\nb' is not a path"]),
+    "an unavailable device": (
         "--config c.json",
         '{"flags": {"device": "cuda:99"}}',
         ["'cuda:99' is not available"],
     ),
-    "what does not go together": (
+    "options that do not go together": (
         "--config c.json --dtype float64",
         '{"flags": {"mixed_precision": true}}',
         ["--mixed-precision does not go with --dtype float64"],
@@ -199,7 +199,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def first(finished, tmp_path_factory):
-    """A folder with a run (runs/first) and its data's name, for commands that change nothing."""
+    """A folder with a run (runs/first) and an empty file in place of its data, for commands that change nothing."""
     folder = tmp_path_factory.mktemp("first")
     shutil.copytree(finished, folder / "runs" / "first")
     (folder / "mine.npz").touch()
@@ -210,7 +210,7 @@ def first(finished, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("flags", "config", "words"), REFUSED.values(), ids=REFUSED)
-def test_a_run_to_go_on_with_or_to_be_like_is_refused_in_one_line(flags, config, words, first, monkeypatch, capsys):
+def test_a_bad_argument_of_resume_or_config_is_refused_in_one_line(flags, config, words, first, monkeypatch, capsys):
     monkeypatch.chdir(first)
     (first / "c.json").write_text(config or "")
     before = contents(first)
@@ -221,7 +221,7 @@ def test_a_run_to_go_on_with_or_to_be_like_is_refused_in_one_line(flags, config,
     assert contents(first) == before
 
 
-def test_values_that_are_given_are_not_asked_of_the_config(tmp_path):
+def test_values_given_on_the_command_line_are_not_read_from_the_config(tmp_path):
     flags = {"lr": "high", "data": None, "device": "cuda:99", "seed": 4, "out": "x", "made_up": 1}
     (tmp_path / "c.json").write_text(json.dumps({"flags": flags, "not_default": []}))
     given = ["--lr", "0.5", "--data", "synthetic", "--device", "cpu"]
@@ -233,21 +233,21 @@ def test_values_that_are_given_are_not_asked_of_the_config(tmp_path):
 
 
 def config_of(folder, *words):
-    """The config.json of a run that was told `words`, as train.py writes its part of it."""
+    """Write the config of a run with the arguments `words`, as far as options are read from it; returns its path."""
     given = options.parse(list(words))
     content = {"flags": given.checked().flags(), "given": given.flags(), "not_default": given.checked().not_default()}
     (folder / "c.json").write_text(json.dumps(content))
     return str(folder / "c.json")
 
 
-def test_a_recipe_beside_a_run_s_config_brings_its_own_values_and_the_command_line_wins_over_it(tmp_path):
+def test_a_recipe_overrides_the_values_of_a_config_and_the_command_line_overrides_both(tmp_path):
     config = config_of(tmp_path, "--data", "mine.npz", "--seed", "3", "--patience", "7", "--dropout", "0.2")
     parsed = options.parse(["--config", config, "--recipe", "fast", "--epochs", "9"]).checked()
     fast = options.parse(["--recipe", "fast", "--data", "mine.npz", "--seed", "3", "--epochs", "9"]).checked()
     assert parsed.flags() == fast.flags()
 
 
-def test_a_recipe_that_a_run_has_not_had_is_refused_where_that_run_is_to_go_on(first, monkeypatch, capsys):
+def test_resuming_a_run_with_a_recipe_that_it_did_not_have_is_refused(first, monkeypatch, capsys):
     monkeypatch.chdir(first)
     assert train.main(["--resume", "runs/first", "--recipe", "fast"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -263,7 +263,7 @@ def test_a_default_that_depends_on_another_option_follows_that_one(before, now, 
     assert parsed.flags() == options.parse(now).checked().flags()
 
 
-def test_what_was_given_in_place_of_such_a_default_stays(tmp_path):
+def test_a_value_given_in_place_of_such_a_default_is_kept(tmp_path):
     config = config_of(tmp_path, "--augment", "--threads", "2")
     parsed = options.parse(["--config", config, "--model", "improved", "--optimizer", "adamw"]).checked()
     assert (parsed.augment, parsed.threads, parsed.weight_decay) == (True, 2, 0.004)
@@ -272,7 +272,7 @@ def test_what_was_given_in_place_of_such_a_default_stays(tmp_path):
     assert (parsed.augment, parsed.weight_decay) == (False, 0.1)
 
 
-def test_one_of_several_processes_takes_its_own_gpu_and_not_the_first_one_s(tmp_path, monkeypatch):
+def test_one_of_several_processes_uses_its_own_gpu_and_not_that_of_the_first(tmp_path, monkeypatch):
     # As the first process writes it.
     (tmp_path / "c.json").write_text('{"given": {"device": "cuda"}, "flags": {"device": "cuda:0"}}')
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
@@ -282,7 +282,7 @@ def test_one_of_several_processes_takes_its_own_gpu_and_not_the_first_one_s(tmp_
     assert options.parse(["--config", str(tmp_path / "c.json")]).checked().device == torch.device("cuda:1")
 
 
-# --- what is said at the end ------------------------------------------------------------------------------------------
+# --- what is printed at the end ---------------------------------------------------------------------------------------
 
 
 def test_the_last_lines_name_the_files_and_commands_that_can_be_pasted(arrays, npz, tmp_path, monkeypatch, capsys):
@@ -332,7 +332,7 @@ def test_train_in_python_returns_what_the_files_hold_and_leaves_signals_alone(np
     assert "Its history cannot be read back (could not convert string to float: 'a')." in capsys.readouterr().out
 
 
-def test_a_finished_run_whose_files_are_those_of_two_runs_is_refused(finished, npz, tmp_path, capsys):
+def test_a_finished_run_whose_files_come_from_two_runs_is_refused(finished, npz, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     metrics = json.loads((run / "metrics.json").read_text())
@@ -353,16 +353,18 @@ WRONG = {
     "recipe": ("slow", "recipe: 'slow' is none of fast"),
     "augment": ("yes", "augment: 'yes' is not True or False"),
     "resume": ("runs/x", "resume: 'runs/x' is not True or False"),
-    "seed": (None, "seed: None is not a value of it"),
+    "seed": (None, "seed: None is not allowed"),
     "device": ("gpu", "device: 'gpu' is none of"),
     "out": ("a\nb", "out: 'a\\nb' is not a path"),
     "weight_decay": (0.25, "weight_decay 0.25 is not for adam"),
-    "tensorboard": (True, "tensorboard: no package tensorboard (No module named 'tensorboard'); install it by"),
+    "tensorboard": (True, "tensorboard: no package tensorboard (No module named 'tensorboard'); install it with"),
 }
 
 
 @pytest.mark.parametrize(("name", "value", "message"), [(name, *rest) for name, rest in WRONG.items()], ids=WRONG)
-def test_options_in_python_are_refused_by_their_names_and_nothing_ends(name, value, message, tmp_path, monkeypatch):
+def test_a_wrong_option_in_python_raises_an_error_that_names_it_and_nothing_is_written(
+    name, value, message, tmp_path, monkeypatch
+):
     if name == "tensorboard":
         monkeypatch.setitem(train.sys.modules, "tensorboard", None)
         for module in [module for module in train.sys.modules if module.startswith("torch.utils.tensorboard")]:
@@ -375,12 +377,12 @@ def test_options_in_python_are_refused_by_their_names_and_nothing_ends(name, val
     assert [*tmp_path.iterdir()] == []
 
 
-def test_an_option_that_there_is_not_is_a_type_error():
+def test_an_unknown_option_is_a_type_error():
     with pytest.raises(TypeError, match="no option epoch; python"):
         Options(epoch=3)
 
 
-def test_a_recipe_in_python_is_the_recipe_and_what_is_given_wins():
+def test_a_recipe_in_python_equals_that_of_the_command_line_and_given_values_win():
     assert Options(recipe="fast").checked() == options.parse(["--recipe", "fast"]).checked()
     assert (
         Options(recipe="fast", epochs=50).checked() == options.parse(["--recipe", "fast", "--epochs", "50"]).checked()
@@ -389,11 +391,11 @@ def test_a_recipe_in_python_is_the_recipe_and_what_is_given_wins():
     assert once.checked() == once
 
 
-def test_a_logger_has_each_epoch_once_however_often_a_run_was_resumed(npz, tmp_path):
+def test_tensorboard_has_each_epoch_once_however_often_a_run_was_resumed(npz, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     arguments = ["--data", str(npz), "--out", str(tmp_path), "--resume", "--epochs"]
-    assert train.main([*arguments, "1"]) == 0  # before anyone thought of it
+    assert train.main([*arguments, "1"]) == 0  # not yet logged to TensorBoard
     for epochs in "23":
         assert train.main([*arguments, epochs, "--tensorboard"]) == 0
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -401,7 +403,7 @@ def test_a_logger_has_each_epoch_once_however_often_a_run_was_resumed(npz, tmp_p
     assert [(point.step, point.value) for point in events.Scalars("val_loss")] == [*enumerate(losses)]
 
 
-def test_a_notebook_runs_the_readme_s_lines_and_shows_the_picture(npz, tmp_path):
+def test_the_readmes_lines_for_notebooks_run_and_show_the_picture(npz, tmp_path):
     import nbformat
     from nbclient import NotebookClient
 
@@ -430,7 +432,7 @@ def test_tensorboard_does_not_load_tensorflow(npz, tmp_path, cli):
     assert list((tmp_path / "run").glob("events*"))
 
 
-def test_a_finished_run_whose_best_weights_are_gone_makes_them_again(finished, tmp_path, capsys):
+def test_resuming_a_finished_run_restores_its_missing_best_pt_from_the_checkpoint(finished, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
     before = {
         name: (run / name).read_bytes() for name in ("best.pt", "history.csv", "metrics.json", "best_weights.npz")

@@ -1,4 +1,4 @@
-"""What a GPU would see of training and evaluation, on a machine without one: fake tensors on `cuda`, and launches."""
+"""Training and evaluation as on a GPU, checked without one: on fake `cuda` tensors, and by counting launches."""
 
 import collections
 import contextlib
@@ -33,9 +33,9 @@ def draws(augment):
 
 @pytest.fixture(scope="module", autouse=True)
 def as_with_a_gpu():
-    """Autocast asks for a GPU, and torch has no fake form of one optimizer's step."""
+    """Autocast asks whether there is a GPU, and torch lacks a fake version of one optimizer's step."""
     library = torch.library.Library("aten", "IMPL", "Meta")
-    with contextlib.suppress(RuntimeError):  # a later torch has it
+    with contextlib.suppress(RuntimeError):  # a later torch has one
         library.impl("_fused_sgd_", lambda *_, **__: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
@@ -45,7 +45,7 @@ def as_with_a_gpu():
 
 
 def on_fake_cuda(model):
-    """Move a network: Module.to would swap tensors, which fake ones do not let happen."""
+    """Move a network to `cuda`: Module.to would swap tensors, which fake ones do not allow."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -57,7 +57,7 @@ def on_fake_cuda(model):
 
 
 class NoCopyToTheHost(TorchDispatchMode):
-    """Fake tensors can be copied to the CPU; on a GPU that waits."""
+    """Refuses copies to the CPU: fake tensors allow them, but on a real GPU the host would wait for each."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -81,7 +81,7 @@ class UnreadTally(metrics.Tally):
 def fake_cuda(monkeypatch):
     """Train an epoch and evaluate on fake tensors: whatever mixes devices, or needs a value on the host, raises.
 
-    Without a driver autograd's engine fails there, so that gradients are made up.
+    Without a driver, autograd's engine fails there, so gradients are made up.
     """
 
     def run(model="baseline", optimizer="adam", schedule="plateau", mixed=False):
@@ -146,7 +146,7 @@ MISTAKES = [asking_for_a_value, indexing_by_a_mask, labels_on_the_cpu, a_loss_co
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_each_such_mistake_in_a_step_is_found(mistake, fake_cuda, monkeypatch):
+def test_a_step_that_mixes_devices_or_waits_for_a_value_is_caught(mistake, fake_cuda, monkeypatch):
     add = UnreadTally.add
     monkeypatch.setattr(UnreadTally, "add", lambda *args: add(*mistake(*args)))
     with pytest.raises(Exception, match=r"device|_local_scalar_dense|nonzero"):
@@ -170,8 +170,8 @@ def test_an_order_that_is_left_on_the_cpu_is_found(fake_cuda, monkeypatch):
 
 # --- launches ---------------------------------------------------------------------------------------------------------
 
-# Operations that launch nothing, and those that launch more than one kernel: cuDNN adds a bias by a kernel of its own,
-# and its backward is two or three.
+# Operations that launch nothing, and those that launch more than one kernel: cuDNN adds a bias in a separate kernel,
+# and a convolution's backward takes two or three.
 VIEWS = {"view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "slice", "select", "unsqueeze"}
 VIEWS |= {"squeeze", "detach", "alias", "as_strided", "split", "unbind", "_reshape_alias", "lift_fresh", "unfold"}
 VIEWS |= {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "set_", "resize_", "is_same_size"}
@@ -201,7 +201,7 @@ def as_on_a_gpu(monkeypatch):
 
 
 def launches_of_a_step(model, optimizer, mixed):
-    """Return the launches of the second step, of the tally in it, and what waits in it."""
+    """Return how many kernels the second step launches, how many of them for the tally, and what makes it wait."""
     network = build_model(model).to(memory_format=torch.channels_last)
     own = OPTIMIZERS[optimizer](parameter_groups(network, 1e-3), 1e-3)
     own.mixed_precision = mixed
@@ -227,7 +227,7 @@ def launches_of_a_step(model, optimizer, mixed):
         ("whitened", "muon", True, 292, 11),
     ],
 )
-def test_a_step_launches_so_many_kernels_and_waits_for_none(
+def test_a_step_launches_the_expected_number_of_kernels_and_never_waits(
     model, optimizer, mixed, launches, of_the_tally, as_on_a_gpu
 ):
     found, tallying, waits = launches_of_a_step(model, optimizer, mixed)

@@ -1,4 +1,4 @@
-"""sweep.py --grid: settings by seeds, as many at once as fit, and a row a setting at the end."""
+"""sweep.py --grid: runs of each setting with each seed, and a table with a row for each setting at the end."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from running.outcome import CONFIG, HISTORY, METRICS
 
 @pytest.mark.parametrize("freedom", [1, 2, 4, 9, 30])
 @pytest.mark.parametrize("comparisons", [1, 2, 5, 23, 200])
-def test_the_quantile_for_several_comparisons_is_bonferroni_s(freedom, comparisons):
+def test_the_quantile_for_several_comparisons_is_corrected_by_bonferroni(freedom, comparisons):
     expected = stats.t.ppf(1 - 0.025 / comparisons, freedom)
     assert intervals.t_quantile(freedom, comparisons) == pytest.approx(expected, rel=1e-6)
 
@@ -37,7 +37,7 @@ def run(setting, seed, accuracy):
     return Training(f"{setting}-{seed}", history, metrics, {"flags": {"seed": seed}}, "CSV", [])
 
 
-def test_settings_are_sorted_by_validation_and_compared_with_the_default_by_pairs_of_seeds():
+def test_settings_are_sorted_by_validation_and_compared_with_the_default_seed_by_seed():
     of_default, of_others = [0.50, 0.54, 0.52], {"a": [0.51, 0.56, 0.53], "b": [0.40, 0.44, 0.41]}
     groups = {"default": [run("default", seed, value) for seed, value in enumerate(of_default)]}
     groups |= {
@@ -47,7 +47,7 @@ def test_settings_are_sorted_by_validation_and_compared_with_the_default_by_pair
     assert [row.label for row in rows] == ["a", "default", "b"]
     differences = np.subtract(of_others["a"], of_default)
     assert rows[0].difference.mean == pytest.approx(differences.mean())
-    half = stats.t.ppf(1 - 0.025 / 2, 2) * differences.std(ddof=1) / 3**0.5  # two settings beside the default
+    half = stats.t.ppf(1 - 0.025 / 2, 2) * differences.std(ddof=1) / 3**0.5  # two settings besides the default
     assert rows[0].difference.interval == pytest.approx((differences.mean() - half, differences.mean() + half))
     assert (rows[1].difference, rows[0].minutes, rows[0].epochs.mean) == (None, 2.0, 2.0)
     assert grid.in_words(rows, "default") == [
@@ -59,19 +59,17 @@ def test_settings_are_sorted_by_validation_and_compared_with_the_default_by_pair
     assert grid.in_words(of_two, "default")[2] == "with 95 % intervals."
 
 
-def test_what_makes_a_grid_s_order_unsure_is_said():
+def test_reasons_why_the_order_of_a_grid_is_unsure_are_reported():
     groups = {"a": [run("a", 0, 0.6), run("a", 1, 0.7)], "b": [run("b", 0, 0.5)]}
     assert grid.in_words(grid.settings(groups, None), None, ["c"], runs=3) == [
         "Best by validation of 2 settings: a (0.6500 ± 0.0707).",
-        "No run has finished of c.",
-        "Not all of the 3 runs have finished of a (2), b (1): such means are over",
+        "No run has finished for c.",
+        "Not all of the 3 runs have finished for a (2), b (1): such means are over",
         "other seeds, and a seed can be worth more than a setting.",
         "No difference is stated, since no setting of the grid is the default.",
     ]
     rows = grid.settings({name: group[:1] for name, group in groups.items()}, "a")
-    assert grid.in_words(rows, "a")[1:] == [
-        "One seed each: how much chance is in the order cannot be told. Give --seeds several."
-    ]
+    assert grid.in_words(rows, "a")[1:] == ["One seed each: the order may be due to chance. Pass several --seeds."]
 
 
 def test_a_number_is_the_same_setting_however_it_is_written(little):
@@ -113,7 +111,9 @@ def test_a_dry_run_prints_a_command_for_each_setting_and_seed_with_directories_n
         ("l2=0,0.001", ["--recipe", "fast", "--no-mixed-precision"], "l2=0"),
     ],
 )
-def test_the_default_is_that_of_the_run_s_other_options_and_off_is_off(setting, behind, default, little):
+def test_the_default_setting_follows_from_the_other_options_and_each_value_is_its_own_run(
+    setting, behind, default, little
+):
     words = ["--seeds", "0", "--grid", setting, "--", "--data", str(little), *behind]
     planned = sweep.plan(*sweep.parse_arguments(words))
     assert [run.setting for run in planned if run.is_default] == [default]
@@ -126,7 +126,7 @@ def test_the_default_is_that_of_the_run_s_other_options_and_off_is_off(setting, 
     ("words", "message"),
     [
         (["rate=1,2"], "'rate=1,2': not an option of train.py that affects results"),
-        (["seed=1,2"], "'seed=1,2': --seed is no setting that a grid can vary; run a sweep for each value"),
+        (["seed=1,2"], "'seed=1,2': --seed is not a setting that a grid can vary; run a sweep for each value"),
         (["l2=1,"], "'l2=1,': separate the values by commas, and give each only once"),
         (["l2=1,2", "l2=3"], "--grid: has an option twice"),
         (["l2=high"], "argument --l2: 'high' is not a number"),
@@ -137,7 +137,7 @@ def test_the_default_is_that_of_the_run_s_other_options_and_off_is_off(setting, 
         (["l2=1,2", "--", "--out", "runs/<seed>"], "is the same for two runs; put <seed> and <l2> into it"),
     ],
 )
-def test_a_grid_that_cannot_be_is_refused_in_one_line(words, message, capsys):
+def test_an_impossible_grid_is_refused_in_one_line(words, message, capsys):
     assert sweep.main(["--seeds", "0", "--grid", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
@@ -154,10 +154,10 @@ WHOLE = {"settings": {"l2=0.001": {}, "l2=0.01": {}}, "seeds": [0, 1], "options"
         (WHOLE | {"settings": {"dropout=0.3": {}}}, "has dropout=0.3, which this grid lacks"),
         (WHOLE | {"seeds": [0, 1, 2]}, "has seed 2, which this grid lacks; ask for these too, or pass another --out"),
         (WHOLE | {"options": {"lr": 0.003}}, "has --lr 0.003, which"),
-        (WHOLE | {"options": {"lr": 0.002, "epochs": 3}}, None),  # the same runs, which go on
-        ({"settings": 3}, "is not sweep.py's"),
-        ({}, "is not sweep.py's"),
-        (None, "is not sweep.py's"),  # another program's grid.png
+        (WHOLE | {"options": {"lr": 0.002, "epochs": 3}}, None),  # the same runs, which are resumed
+        ({"settings": 3}, "was not written by sweep.py"),
+        ({}, "was not written by sweep.py"),
+        (None, "was not written by sweep.py"),  # another program's grid.png
     ],
 )
 def test_a_grid_does_not_overwrite_the_figures_of_another(earlier, refused, little, tmp_path):
@@ -196,7 +196,7 @@ def test_a_grid_on_the_stand_in_says_so_in_its_table_and_its_picture(
     assert titles == ["NOT CIFAR-10" if of_stand_in else ""]
 
 
-def test_failed_runs_are_named_also_where_the_others_cannot_be_compared(little, tmp_path, monkeypatch, capsys):
+def test_failed_runs_are_reported_even_if_the_others_cannot_be_compared(little, tmp_path, monkeypatch, capsys):
     def work(queue, *_):
         queue[0].fault = "exit code 1"
 
@@ -216,7 +216,7 @@ EPOCHS = 10
 
 
 def run_in_the_middle(sweeper, folder):
-    """Wait for a run of this sweep to have some of its epochs behind it, and return its process."""
+    """Wait until a run of this sweep has finished some of its epochs, and return the number of its process."""
     while sweeper.poll() is None:
         for history in folder.glob(f"*/{HISTORY}"):
             if 1 < history.read_text().count("\n") < EPOCHS:  # with its heading
@@ -229,7 +229,7 @@ def run_in_the_middle(sweeper, folder):
 
 
 @pytest.mark.slow
-def test_a_grid_whose_sweep_and_one_of_whose_runs_are_killed_ends_as_an_undisturbed_one(npz, tmp_path):
+def test_a_grid_resumed_after_its_sweep_and_a_run_were_killed_equals_an_uninterrupted_one(npz, tmp_path):
     def command(folder):
         behind = ["--data", npz, "--epochs", EPOCHS, "--out", tmp_path / folder / "<l2>-<dropout>-<seed>"]
         own = [sys.executable, ROOT / "sweep.py", "--seeds", "0-1", "--grid", "l2=0.001,0.01", "dropout=0.3,0.5", "--"]

@@ -1,5 +1,6 @@
 """What people type, paste and expect, and what they are told."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -28,14 +29,14 @@ from options import Options
         (["--weight_decay=0.1"], "--weight-decay"),
     ],
 )
-def test_a_misspelt_option_is_answered_by_the_one_that_is_near(words, meant, capsys):
+def test_a_misspelt_option_is_refused_and_a_similar_one_suggested(words, meant, capsys):
     assert train.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train.py: error: unrecognized arguments: ")
     assert (f"; did you mean {meant}? (see --help)" in line) is (meant is not None)
 
 
-def test_every_help_has_two_examples_and_no_default_that_a_person_cannot_read(capsys):
+def test_every_help_has_two_examples_and_shows_no_default_as_none_or_false(capsys):
     for command in (train, compare, predict, sweep):
         assert command.main(["--help"]) == 0
         text = capsys.readouterr().out
@@ -46,7 +47,7 @@ def test_every_help_has_two_examples_and_no_default_that_a_person_cannot_read(ca
     assert "the same command, given again, continues" in text.replace("\n", " ")
 
 
-def test_standard_output_is_the_one_object_with_json(little, tmp_path, capsys):
+def test_with_json_standard_output_is_a_single_object_equal_to_metrics_json(little, tmp_path, capsys):
     arguments = ["--data", str(little), "--epochs", "1", "--out", str(tmp_path / "run"), "--json", "--quiet"]
     for more in ([], ["--resume"]):
         assert train.main([*arguments, *more]) == 0
@@ -55,14 +56,14 @@ def test_standard_output_is_the_one_object_with_json(little, tmp_path, capsys):
         assert "Test accuracy: " in printed.err
 
 
-def test_any_option_may_stand_in_brackets_in_the_directory_s_name():
+def test_any_option_can_be_a_placeholder_in_the_name_of_the_directory():
     given = Options(out="runs/<model>-lr<lr>-<batch-size>-seed<seed>", lr=0.01).checked()
     assert str(given.out) == "runs/baseline-lr0.01-64-seed0"
-    with pytest.raises(BadInput, match="<rate> is no option"):
+    with pytest.raises(BadInput, match="<rate> is not an option"):
         Options(out="runs/<rate>").checked()
 
 
-def test_sorted_arrays_whose_validation_part_lacks_classes_are_said(arrays, tmp_path, capsys):
+def test_classes_missing_from_the_validation_part_of_sorted_arrays_are_reported(arrays, tmp_path, capsys):
     order = np.argsort(arrays["y_train"], kind="stable")
     sorted_arrays = {name: arrays[name][order] for name in ("x_train", "y_train")}
     np.savez(tmp_path / "sorted.npz", **arrays | sorted_arrays)
@@ -72,7 +73,7 @@ def test_sorted_arrays_whose_validation_part_lacks_classes_are_said(arrays, tmp_
     assert f"{line}but some training images are: {why}.\n" in capsys.readouterr().out
 
 
-def test_equal_accuracies_and_one_thread_are_called_so(little, tmp_path, capsys):
+def test_equal_accuracies_and_a_single_thread_are_worded_correctly(little, tmp_path, capsys):
     logs = [{"accuracy": 0.5, "val_accuracy": 0.5, "loss": 1.0, "val_loss": 1.0}]
     metrics = {"best_epoch": 1, "learning_rate_cuts": [], "stopped": "all epochs used", "final": True}
     text = report.reading(logs, metrics, 1, cutting=True)
@@ -82,7 +83,7 @@ def test_equal_accuracies_and_one_thread_are_called_so(little, tmp_path, capsys)
     assert ", 1 thread, float32\n" in capsys.readouterr().out
 
 
-def test_handlers_are_as_they_were_found_after_a_command_that_was_interrupted(little, tmp_path, monkeypatch):
+def test_signal_handlers_are_restored_after_an_interrupted_command(little, tmp_path, monkeypatch):
     def stop(*_):
         signal.raise_signal(signal.SIGINT)
 
@@ -92,7 +93,7 @@ def test_handlers_are_as_they_were_found_after_a_command_that_was_interrupted(li
     assert {signum: signal.getsignal(signum) for signum in before} == before
 
 
-def test_a_pattern_that_no_shell_has_expanded_is_taken(finished, arrays, tmp_path, capsys):
+def test_a_pattern_that_the_shell_left_unexpanded_is_expanded(finished, arrays, tmp_path, capsys):
     for number in range(2):
         Image.fromarray(arrays["x_test"][number]).save(tmp_path / f"{number}.png")
     assert predict.main([str(finished), str(tmp_path / "*.png"), "--top", "2"]) == 0
@@ -102,7 +103,7 @@ def test_a_pattern_that_no_shell_has_expanded_is_taken(finished, arrays, tmp_pat
     assert predict.main([str(finished), str(tmp_path / "*.jpg")]) == 2
 
 
-def test_predictions_are_read_by_programs_as_json_and_csv(finished, arrays, tmp_path, capsys):
+def test_predictions_can_be_output_as_json_and_csv(finished, arrays, tmp_path, capsys):
     path = tmp_path / "a, b.png"
     Image.fromarray(arrays["x_test"][0]).save(path)
     table = tmp_path / "answers.csv"
@@ -118,7 +119,7 @@ def test_predictions_are_read_by_programs_as_json_and_csv(finished, arrays, tmp_
     assert len(rows) == 4
 
 
-def test_answers_are_written_over_answers_only_and_nothing_is_lost(finished, arrays, tmp_path, capsys):
+def test_answers_overwrite_only_earlier_answers(finished, arrays, tmp_path, capsys):
     picture = tmp_path / "a.png"
     Image.fromarray(arrays["x_test"][0]).save(picture)
     before = picture.read_bytes()
@@ -133,14 +134,16 @@ def test_answers_are_written_over_answers_only_and_nothing_is_lost(finished, arr
         assert predict.main([str(finished), str(picture), "--csv", str(tmp_path / "x.csv")]) == 0
 
 
-def test_a_pattern_takes_folders_as_their_images(finished, arrays, tmp_path, capsys):
+def test_a_folder_that_a_pattern_matches_stands_for_its_images(finished, arrays, tmp_path, capsys):
     (tmp_path / "deep").mkdir()
     Image.fromarray(arrays["x_test"][0]).save(tmp_path / "deep" / "a.png")
     assert predict.main([str(finished), str(tmp_path / "*")]) == 0
     assert "deep/a.png: " in capsys.readouterr().out
 
 
-def test_a_comparison_lies_in_a_folder_of_its_own_which_is_named(finished, tmp_path, monkeypatch, capsys):
+def test_a_comparison_is_written_to_a_folder_of_its_own_and_its_files_are_named(
+    finished, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     assert compare.main([str(finished)]) == 0
     assert [*os.listdir()] == ["comparison"]
@@ -150,7 +153,7 @@ def test_a_comparison_lies_in_a_folder_of_its_own_which_is_named(finished, tmp_p
     ]
 
 
-def test_what_keeps_runs_from_being_pooled_comes_first_and_a_line_each(finished, tmp_path, capsys):
+def test_a_refusal_to_pool_runs_comes_first_with_a_line_for_each_reason(finished, tmp_path, capsys):
     for number, rate in enumerate((0.001, 0.01, 0.02)):
         run = shutil.copytree(finished, tmp_path / f"a{number}")
         config = json.loads((run / "config.json").read_text())
@@ -168,7 +171,7 @@ def test_what_keeps_runs_from_being_pooled_comes_first_and_a_line_each(finished,
     assert f"  lr: 0.02 in {tmp_path}/a2, 0.001 in {tmp_path}/a0" in lines
 
 
-def test_a_second_sweep_with_another_option_is_told_where_its_directories_are_named(finished, tmp_path, capsys):
+def test_a_second_sweep_with_a_changed_option_is_told_how_to_name_its_directories(finished, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "s0")
     flags = json.loads((finished / "config.json").read_text())["flags"]
     behind = ["--data", flags["data"], "--epochs", "2", "--lr", "0.01", "--out", str(tmp_path / "s<seed>")]
@@ -177,7 +180,7 @@ def test_a_second_sweep_with_another_option_is_told_where_its_directories_are_na
     assert "--lr 0.01 (was 0.001); pass another --out after --, such as 'runs/<name><data>-lr_<lr>-seed<seed>'" in line
 
 
-def test_the_home_directory_is_known_in_python_too_and_the_run_can_be_repeated(little, tmp_path, monkeypatch):
+def test_a_tilde_in_a_path_is_expanded_in_python_too_and_the_run_can_be_repeated(little, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(little.parent))
     run = tmp_path / "run"
     train.train(Options(data=f"~/{little.name}", epochs=1, out=run))
@@ -187,7 +190,7 @@ def test_the_home_directory_is_known_in_python_too_and_the_run_can_be_repeated(l
 
 
 @pytest.mark.parametrize("name", ["history.csv", "best_weights.npz", "best.pt"])
-def test_what_a_finished_run_has_lost_is_made_again_from_its_checkpoint(name, finished, tmp_path):
+def test_a_missing_file_of_a_finished_run_is_recreated_from_its_checkpoint(name, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     before = (run / name).read_bytes()
     (run / name).unlink()
@@ -195,7 +198,7 @@ def test_what_a_finished_run_has_lost_is_made_again_from_its_checkpoint(name, fi
     assert (run / name).read_bytes() == before
 
 
-def test_a_finished_run_whose_first_weights_and_checkpoint_are_gone_is_finished_all_the_same(
+def test_a_finished_run_without_its_initial_weights_and_checkpoint_still_counts_as_finished(
     finished, little, tmp_path, capsys
 ):
     start, run = shutil.copy(finished / "initial_weights.npz", tmp_path / "start.npz"), tmp_path / "run"
@@ -208,7 +211,7 @@ def test_a_finished_run_whose_first_weights_and_checkpoint_are_gone_is_finished_
 
 
 @pytest.mark.parametrize(("name", "value"), [("optimizer", np.array(["adam", "sgd"])), ("recipe", ["fast"])])
-def test_what_is_no_text_is_refused_where_a_name_is_wanted(name, value):
+def test_a_value_that_is_not_text_is_refused_where_a_name_is_expected(name, value):
     with pytest.raises(BadInput, match=f"^{name}: "):
         Options(**{name: value})
 
@@ -216,23 +219,23 @@ def test_what_is_no_text_is_refused_where_a_name_is_wanted(name, value):
 # --- in Python --------------------------------------------------------------------------------------------------------
 
 
-def test_an_attribute_that_is_no_option_is_refused_where_it_is_set():
+def test_setting_an_attribute_that_is_not_an_option_is_refused():
     with pytest.raises(AttributeError, match="no option learningrate"):
         Options().learningrate = 0.1
 
 
-def test_an_option_with_a_value_that_it_cannot_have_is_refused_when_it_is_made():
+def test_an_invalid_value_is_refused_as_soon_as_the_options_are_made():
     with pytest.raises(BadInput, match=r"^lr: 'fast' is not a number"):
         Options(lr="fast")
 
 
-def test_in_python_errors_speak_of_options_as_python_has_them(finished):
+def test_errors_in_python_spell_options_as_python_does(finished):
     flags = json.loads((finished / "config.json").read_text())["flags"]
     with pytest.raises(BadInput, match=r"already holds a run .*; resume it with resume=True, pass another out"):
         train.train(Options(data=flags["data"], epochs=2, out=finished))
 
 
-def test_the_history_shows_as_a_table_and_has_keras_s_columns(little, tmp_path):
+def test_the_history_is_shown_as_a_table_and_has_columns_as_in_keras(little, tmp_path):
     _, history = train.train(Options(data=str(little), epochs=2, out=tmp_path / "run"))
     header, *rows = repr(history).splitlines()
     assert header.split() == ["epoch", "accuracy", "loss", "val_accuracy", "val_loss", "learning_rate"]
@@ -240,8 +243,9 @@ def test_the_history_shows_as_a_table_and_has_keras_s_columns(little, tmp_path):
     assert history.history["val_loss"] == [row["val_loss"] for row in history.logs]
 
 
-def test_the_options_say_what_each_of_them_is_for():
+def test_the_docstring_of_options_says_what_each_of_them_is_for():
     assert "batch_size: images per step (default: 64)" in Options.__doc__
+    assert all(f"{field.name}: " in Options.__doc__ for field in dataclasses.fields(Options))
 
 
 @pytest.mark.pictures
@@ -251,5 +255,5 @@ def test_both_pictures_may_go_without_a_title():
         assert picture.startswith(b"\x89PNG")
 
 
-def test_an_interruption_names_the_user_s_own_signal():
+def test_an_interruption_names_its_signal():
     assert str(Interrupted(signal.SIGINT)) == "interrupted by SIGINT"

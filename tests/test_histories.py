@@ -1,4 +1,4 @@
-"""Histories of trainings as other programs leave them: one training of six epochs, in many dresses."""
+"""Histories of trainings as other programs leave them: one training of six epochs in many formats."""
 
 import io
 import json
@@ -82,7 +82,7 @@ EVERY_SECOND = BARE | {"val_loss": missing(SECOND[0]), "val_accuracy": missing(S
 FASTAI = {"train_loss": LOSS, "valid_loss": VAL_LOSS, "accuracy": VAL_ACCURACY, "time": ["00:17"] * 6}
 TIMM = {"train_loss": LOSS, "eval_loss": VAL_LOSS, "eval_top1": PER_CENT, "eval_top5": [96.5] * 6, "lr": RATE}
 
-# name: content, what is read of it, and words of the line that says how
+# name: content, what is read from it, and words of the line that says how it was read
 FORMS = {
     "keras3.csv": (csv(FULL), FULL, "CSV: loss, accuracy, val_loss, val_accuracy, learning_rate"),
     "keras_history.json": (json.dumps(FULL), FULL, "Keras's history in JSON: loss,"),
@@ -142,7 +142,7 @@ def read(tmp_path, name, content):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_each_form_is_read_as_the_training_it_is_and_said_by_name(name, tmp_path, capsys):
+def test_each_form_of_history_is_read_correctly_and_reported_by_name(name, tmp_path, capsys):
     content, expected, said = FORMS[name]
     run = read(tmp_path, name, content)
     assert run.history.keys() == expected.keys()
@@ -159,7 +159,7 @@ def test_each_form_is_read_as_the_training_it_is_and_said_by_name(name, tmp_path
     assert capsys.readouterr().err.splitlines()[0] == f"{tmp_path / name}: {run.form}"
 
 
-def test_histories_that_are_read_alike_are_said_once_for_a_group_and_remarks_for_each(tmp_path, capsys):
+def test_a_form_is_reported_once_for_a_group_and_remarks_for_each_file(tmp_path, capsys):
     for number in range(3):
         (tmp_path / f"a{number}.csv").write_text(csv(FULL).replace("1.71", f"1.7{number}"))
     (tmp_path / "a3.csv").write_text(csv(renamed(FULL, **ACC)).replace("1.71", "1.73").rstrip("\r\n"))
@@ -179,7 +179,7 @@ def test_histories_that_are_read_alike_are_said_once_for_a_group_and_remarks_for
         ("spread.json", json.dumps(BARE | {"val_loss": [1.2, 1.1], "val_accuracy": [0.5, 0.6]}), 6, "every 3 epochs"),
     ],
 )
-def test_what_a_reader_of_the_figures_must_know_is_remarked(name, content, epochs, remark, tmp_path):
+def test_oddities_that_affect_the_figures_are_remarked_on(name, content, epochs, remark, tmp_path):
     run = read(tmp_path, name, content)
     assert run.epochs == epochs
     (said,) = run.remarks
@@ -212,19 +212,23 @@ HEADER, *ROWS = csv(BARE).splitlines(keepends=True)
         ("holes.json", '{"loss": {"0": 1.0, "2": 0.5}}', ["found an object"]),
         ("bools.json", '{"loss": [true, false]}', ["column 'loss' is not all numbers"]),
         ("lists.json", '{"loss": [[1.0], [0.5]]}', ["column 'loss' is not all numbers"]),
-        ("decimal_commas.csv", "epoch;loss\n0;1,71\n1;1,38\n", ["'1,71'", "; write a decimal point for the comma"]),
+        ("decimal_commas.csv", "epoch;loss\n0;1,71\n1;1,38\n", ["'1,71'", "; write a decimal point, not a comma"]),
         ("signs.csv", "epoch,loss,accuracy\n0,1.7,35.0%\n", ["column 'accuracy'", "; leave the % out"]),
-        ("by_str.json", str(BARE), ["a Python dict as text, which is not JSON; write it by json.dump(history.history"]),
+        (
+            "by_str.json",
+            str(BARE),
+            ["a Python dict as text, which is not JSON; write it with json.dump(history.history"],
+        ),
         ("two_kinds.csv", "epoch,loss;val_loss\n0,1;2\n", ["more than one kind of separator"]),
-        ("uneven.json", json.dumps(FULL | {"val_loss": VAL_LOSS[:5]}), ["as many values in each column"]),
-        ("ambiguous.json", json.dumps(BARE | {"val_loss": [1.1], "val_accuracy": [0.6]}), ["as many values"]),
+        ("uneven.json", json.dumps(FULL | {"val_loss": VAL_LOSS[:5]}), ["the same number of values in each column"]),
+        ("ambiguous.json", json.dumps(BARE | {"val_loss": [1.1], "val_accuracy": [0.6]}), ["same number of values"]),
         ("mixed_units.csv", csv(BARE | {"val_accuracy": PER_CENT}), ["one of its accuracies is in per cent"]),
         ("beyond.csv", csv(BARE | {"accuracy": [138.0] * 6}), ["its accuracy goes from 138 to 138"]),
         ("only_time.json", json.dumps({"time": LOSS}), ["found 'time', no loss and no val_loss"]),
         ("by_step.json", '{"log_history": [{"epoch": 0.5, "loss": 1.0}]}', ["nothing by whole epochs"]),
     ],
 )
-def test_what_is_no_single_training_is_refused_in_one_line(name, content, words, tmp_path, capsys):
+def test_a_file_that_is_not_one_readable_training_is_refused_in_one_line(name, content, words, tmp_path, capsys):
     (tmp_path / name).write_text(content)
     assert compare.main([str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2
     printed = capsys.readouterr()
@@ -260,7 +264,7 @@ def test_a_pickle_is_never_opened_and_the_line_that_turns_it_into_json_works(nam
         patch.setattr(np, "load", None)
         with pytest.raises(BadInput, match="a pickle, which is not opened") as refused:
             read(tmp_path, name, content)
-    line = str(refused.value).partition("make JSON of it: ")[2]
+    line = str(refused.value).partition("convert it to JSON: ")[2]
     monkeypatch.chdir(tmp_path)
     exec(line)  # what the user is told to run
     (made,) = (path for path in tmp_path.glob("*.json") if path.read_bytes() != content)
@@ -293,14 +297,14 @@ def test_a_directory_with_one_history_in_it_counts_as_that_file(tmp_path):
         (["a.pkl"], "a.pkl: a pickle, which is not opened"),
     ],
 )
-def test_a_directory_without_a_single_history_is_refused_by_what_is_in_it(names, words, tmp_path):
+def test_a_directory_without_exactly_one_history_is_refused_with_the_reason(names, words, tmp_path):
     for name in names:
         (tmp_path / name).write_text(csv(FULL))
     with pytest.raises(BadInput, match=words):
         histories.read(tmp_path)
 
 
-def test_lightning_s_rows_without_an_epoch_belong_to_the_next_that_has_one_and_its_first_rate_counts(tmp_path):
+def test_lightning_rows_without_an_epoch_belong_to_the_next_one_and_its_first_rate_counts(tmp_path):
     header = "epoch,step,val_loss,train_loss,lr-SGD\n"
     text = ",0,,,0.1\n,3,,,0.08\n0,5,2.0,,\n0,5,,2.5,\n,6,,,0.05\n1,9,1.0,,\n1,9,,1.5,\n"
     assert read(tmp_path, "metrics.csv", header + text).history == {
@@ -310,25 +314,25 @@ def test_lightning_s_rows_without_an_epoch_belong_to_the_next_that_has_one_and_i
     }
 
 
-def test_rows_that_count_steps_are_said_to_be_taken_as_epochs(tmp_path):
+def test_rows_that_count_steps_are_read_as_epochs_with_a_remark(tmp_path):
     run = read(tmp_path, "log.csv", csv(BARE, epoch="step"))
     assert run.remarks == ["it counts 'step' and no epochs: each of its 6 rows is taken as an epoch"]
 
 
-def test_a_val_loss_that_ends_before_the_loss_is_said(tmp_path):
+def test_a_val_loss_that_ends_before_the_loss_is_remarked_on(tmp_path):
     run = read(tmp_path, "log.csv", csv(BARE | {"val_loss": [1.4, 1.3, *["nan"] * 4]}))
     assert run.remarks == ["no finite val_loss after epoch 2, so no later epoch can be the best"]
     run = read(tmp_path, "log.csv", csv(BARE | {"val_loss": [1.4, "", 1.3, "", 1.2, ""]}))
     assert run.remarks == []
 
 
-def test_text_in_another_encoding_is_to_be_saved_anew(tmp_path):
+def test_text_in_another_encoding_is_refused_with_the_advice_to_save_it_as_utf_8(tmp_path):
     (tmp_path / "excel.csv").write_bytes(csv(BARE).encode("utf-16"))
     with pytest.raises(BadInput, match="not a text file in UTF-8; if it is one, save it as UTF-8"):
         histories.read(tmp_path / "excel.csv")
 
 
-def test_what_is_logged_by_step_is_left_out_and_that_is_said(tmp_path):
+def test_figures_logged_by_step_are_left_out_with_a_remark(tmp_path):
     text = "epoch,step,train_loss,val_loss,test_acc\n0,1,2.5,,\n0,2,2.4,,\n0,2,,2.0,\n1,3,2.3,,\n1,4,,1.0,\n2,4,,,0.7\n"
     run = read(tmp_path, "metrics.csv", text)
     assert run.history == {"val_loss": [2.0, 1.0]}
@@ -339,13 +343,13 @@ def test_what_is_logged_by_step_is_left_out_and_that_is_said(tmp_path):
     assert run.remarks == ["logged by step and so left out: 'learning_rate', 'loss'"]
 
 
-def test_an_accuracy_beside_train_loss_is_nobody_s_but_in_fastai_s_form(tmp_path):
+def test_an_accuracy_beside_train_loss_is_left_out_unless_the_form_is_that_of_fastai(tmp_path):
     run = read(tmp_path, "h.json", json.dumps({"train_loss": LOSS, "val_loss": VAL_LOSS, "accuracy": ACCURACY}))
     assert run.history == {"loss": LOSS, "val_loss": VAL_LOSS}
     assert "left out: 'accuracy'" in run.form
 
 
-def test_a_run_s_directory_is_read_with_its_metrics_and_config(tmp_path):
+def test_the_directory_of_a_run_is_read_with_its_metrics_and_config(tmp_path):
     own, config = {"test_accuracy": 0.5}, {"flags": {}, "data_sha256": "a"}
     (tmp_path / "metrics.json").write_text(json.dumps(own))
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -356,13 +360,13 @@ def test_a_run_s_directory_is_read_with_its_metrics_and_config(tmp_path):
 
 
 @pytest.mark.parametrize("metrics", [{"accuracy": 0.71, "epochs": 50}, {"seed": 42.0, "model": {"name": "x"}}])
-def test_another_program_s_metrics_beside_a_history_are_said_and_not_used(metrics, tmp_path):
+def test_metrics_of_another_program_beside_a_history_are_remarked_on_and_not_used(metrics, tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     (tmp_path / "config.json").write_text('{"data": "NOT CIFAR-10"}')
     (tmp_path / "history.csv").write_text(csv(FULL))
     run = histories.read(tmp_path)
     assert (run.history, run.metrics, run.config) == (FULL, {}, {})
-    assert run.remarks == ["its metrics.json is another program's, and nothing of it is used"]
+    assert run.remarks == ["its metrics.json is another program's, and is ignored"]
 
 
 def lines(columns):
@@ -389,12 +393,12 @@ def npz(columns):
         ("wandb.csv", csv({f"epoch/{name}": cells for name, cells in FULL.items()})),
     ],
 )
-def test_forms_that_people_have_are_read(name, content, tmp_path):
+def test_other_common_forms_of_history_are_read(name, content, tmp_path):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     assert histories.read(tmp_path).history == FULL
 
 
-def test_figures_called_test_stand_for_validation_where_there_is_none_and_that_is_said(tmp_path):
+def test_figures_called_test_are_used_as_validation_where_there_is_none_with_a_remark(tmp_path):
     run = read(tmp_path, "log.txt", lines({"train_loss": LOSS, "test_loss": VAL_LOSS, "test_acc1": PER_CENT}))
     assert run.history["val_loss"] == VAL_LOSS
     assert run.history["val_accuracy"] == pytest.approx([value / 100 for value in PER_CENT])
@@ -403,7 +407,7 @@ def test_figures_called_test_stand_for_validation_where_there_is_none_and_that_i
     assert both.history == {"loss": LOSS, "val_loss": VAL_LOSS}
 
 
-def test_timm_s_top1_is_per_cent_however_low(tmp_path):
+def test_top1_of_timm_is_read_as_per_cent_however_low(tmp_path):
     run = read(
         tmp_path, "summary.csv", "epoch,train_loss,eval_loss,eval_top1,lr\n0,6.9,6.8,0.3,0.1\n1,6.8,6.7,0.6,0.1\n"
     )
@@ -411,25 +415,25 @@ def test_timm_s_top1_is_per_cent_however_low(tmp_path):
     assert "val_accuracy from 'eval_top1' in per cent" in run.form
 
 
-def test_float32_s_rounding_of_1_makes_no_per_cent(tmp_path):
+def test_an_accuracy_that_float32_rounded_above_1_is_not_read_as_per_cent(tmp_path):
     run = read(tmp_path, "h.csv", "epoch,val_accuracy,val_loss\n0,0.99,1.6\n1,1.0000001192092896,1.3\n")
     assert run.history["val_accuracy"] == [0.99, 1.0]
 
 
-def test_records_that_count_epochs_under_another_spelling_are_two_trainings_all_the_same(tmp_path):
+def test_the_epoch_counter_of_records_is_checked_under_another_spelling_too(tmp_path):
     rows = [{"Epoch": epoch, "loss": 1.0} for epoch in (1, 9, 1)]
     with pytest.raises(BadInput, match="its epoch counter goes from 1 to 9"):
         read(tmp_path, "h.json", json.dumps(rows))
 
 
-def test_a_loss_of_lightning_s_before_the_last_step_is_by_step_and_left_out(tmp_path):
+def test_a_lightning_loss_logged_before_the_last_step_of_an_epoch_is_left_out(tmp_path):
     text = "epoch,step,train_loss,val_acc,val_loss\n0,49,9.99,,\n0,62,,0.4,1.6\n1,99,8.88,,\n1,125,,0.5,1.3\n"
     run = read(tmp_path, "metrics.csv", text)
     assert run.history == {"val_loss": [1.6, 1.3], "val_accuracy": [0.4, 0.5]}
     assert run.remarks == ["logged by step and so left out: 'train_loss'"]
 
 
-def test_hugging_face_s_evaluations_end_epochs_that_are_not_whole(tmp_path):
+def test_hugging_face_evaluations_count_as_epochs_even_at_fractions_of_one(tmp_path):
     log = [{"eval_loss": loss, "epoch": epoch} for loss, epoch in ((1.5, 0.98), (1.2, 1.97), (1.1, 3.0))]
     run = read(tmp_path, "trainer_state.json", json.dumps({"log_history": log}))
     assert run.history == {"val_loss": [1.5, 1.2, 1.1]}

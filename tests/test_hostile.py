@@ -58,7 +58,7 @@ def refuses(place, capsys, arguments, words):
 
 
 class Payload:
-    """What a pickle of it does when it is read."""
+    """Makes a folder named `executed` when a pickle of it is loaded."""
 
     def __reduce__(self):
         return os.mkdir, ("executed",)
@@ -89,26 +89,26 @@ def floats():
 INPUT = {
     # --data
     "data: missing": ("--data=none.npz", None, ["none.npz: no such file", "pass"]),
-    "data: a text": ("--data=note.txt", None, ["note.txt: neither a folder nor an .npz", "pass"]),
+    "data: a text file": ("--data=note.txt", None, ["note.txt: neither a folder nor an .npz", "pass"]),
     "data: below a file": ("--data=note.txt/x", None, ["note.txt/x", "no such folder", "pass"]),
-    "data: no name": ("--data=", None, ["--data", "''", "pass"]),
-    "data: a name of two lines": ("--data=a\nb", None, ["--data", r"'a\nb'", "pass"]),
-    "data: a name that is no text": ("--data=a\udcff.npz", None, ["--data", "pass"]),
+    "data: an empty name": ("--data=", None, ["--data", "''", "pass"]),
+    "data: a name with a line break": ("--data=a\nb", None, ["--data", r"'a\nb'", "pass"]),
+    "data: a name that is not valid text": ("--data=a\udcff.npz", None, ["--data", "pass"]),
     "data: a long name": (f"--data={'n' * 300}", None, ["n" * 300, "File name too long", "pass another folder"]),
     "data: a long name of an .npz": (f"--data={'n' * 300}.npz", None, ["n" * 300, "read (File name too long)"]),
     "data: a folder that cannot be made": ("--data=/proc/none", None, ["/proc/none", "pass"]),
-    "data: a folder for a file": ("--data=f.npz", lambda: os.mkdir("f.npz"), ["f.npz", "not a file", "np.savez"]),
+    "data: a folder as a file": ("--data=f.npz", lambda: os.mkdir("f.npz"), ["f.npz", "not a file", "np.savez"]),
     "data: a pipe": ("--data=f.npz", lambda: os.mkfifo("f.npz"), ["f.npz", "not a file", "np.savez"]),
     "data: a link to itself": ("--data=f.npz", lambda: os.symlink("f.npz", "f.npz"), ["f.npz", "np.savez"]),
     "data: unreadable": ("--data=f.npz", lambda: os.symlink("/proc/self/mem", "f.npz"), ["f.npz", "cannot be read ("]),
     "data: empty": ("--data=f.npz", lambda: open("f.npz", "w").close(), ["f.npz", "np.savez"]),
     "data: of the wrong kind": ("--data=f.npz", lambda: shutil.copy("note.txt", "f.npz"), ["f.npz", "np.savez"]),
-    "data: a network": (
+    "data: a saved network": (
         "--data=f.npz",
         lambda: shutil.copy("run/best.pt", "f.npz"),
         ["f.npz: is a PyTorch file", "np.savez"],
     ),
-    "data: cut": (
+    "data: truncated": (
         "--data=good.npz",
         lambda: os.truncate("good.npz", os.path.getsize("good.npz") // 2),
         ["good.npz", "np.savez"],
@@ -121,9 +121,9 @@ INPUT = {
     "data: an array is missing": (
         "--data=f.npz",
         lambda: change_arrays("f.npz", y_test=None),
-        ["f.npz: no array y_test", "write all by np.savez("],
+        ["f.npz: no array y_test", "write all with np.savez("],
     ),
-    "data: images in floats with NaN": (
+    "data: float images with NaN": (
         "--data=f.npz",
         lambda: change_arrays("f.npz", x_train=floats()),
         ["f.npz: x_train is float32", "must be uint8"],
@@ -131,7 +131,7 @@ INPUT = {
     "data: a label of -1": (
         "--data=f.npz",
         lambda: change_arrays("f.npz", y_train=np.arange(320) % 11 - 1),
-        ["f.npz: y_train has labels from -1 to 9", "must lie in 0 to 999"],
+        ["f.npz: y_train has labels from -1 to 9", "must be from 0 to 999"],
     ),
     "data: no images": (
         "--data=f.npz",
@@ -143,7 +143,7 @@ INPUT = {
     # --init-weights
     "weights: missing": ("--init-weights=w.npz", None, ["w.npz: no such file", "pass"]),
     "weights: a folder": ("--init-weights=run", None, ["--init-weights run", "not a file", "np.savez"]),
-    "weights: a text": ("--init-weights=note.txt", None, ["note.txt", "np.savez"]),
+    "weights: a text file": ("--init-weights=note.txt", None, ["note.txt", "np.savez"]),
     "weights: a pickled object": (
         "--init-weights=w.npz",
         lambda: np.savez("w.npz", np.array([Payload()])),
@@ -176,10 +176,10 @@ INPUT = {
         None,
         ["note.txt/run: cannot make that folder (Not a directory)", "pass another --out"],
     ),
-    "out: a run already": ("--out=run", None, ["--out run: already holds a run", "--resume"]),
+    "out: already a run": ("--out=run", None, ["--out run: already holds a run", "--resume"]),
     "out: in /proc": ("--out=/proc/none/run", None, ["/proc/none/run", "pass another --out"]),
-    "out: no name": ("--out=", None, ["--out", "''", "pass"]),
-    "out: a name of two lines": ("--out=a\nb", None, ["--out", r"'a\nb'", "pass"]),
+    "out: an empty name": ("--out=", None, ["--out", "''", "pass"]),
+    "out: a name with a line break": ("--out=a\nb", None, ["--out", r"'a\nb'", "pass"]),
     "out: a name with a line separator": ("--out=a\u2028b", None, ["--out", r"'a\u2028b'", "pass"]),
     "out: a long name": (f"--out={'n' * 300}", None, ["n" * 300, "File name too long", "pass another --out"]),
     "out: a link to itself": ("--out=o", lambda: os.symlink("o", "o"), ["--out o", "pass another --out"]),
@@ -195,12 +195,12 @@ def test_hostile_input_is_refused(argument, prepare, words, place, capsys):
 
 
 def moments(state):
-    """What the optimizer of a saved tree knows of the first parameter."""
+    """The optimizer's state of the first parameter in a saved tree."""
     return state["optimizer"]["state"][0]
 
 
 def damaged(change):
-    """Prepare a checkpoint in which `change` has been at work on the saved tree."""
+    """Return what prepares a checkpoint to whose saved tree `change` was applied."""
 
     def prepare(run):
         state = torch.load(run / "checkpoint.pt", weights_only=True)
@@ -246,9 +246,9 @@ def other_flags(**change):
 ANOTHER = "pass another --out"
 RUN = {
     "checkpoint: empty": (replaced("checkpoint.pt", b""), ["run/checkpoint.pt: not a checkpoint", ANOTHER]),
-    "checkpoint: a text": (replaced("checkpoint.pt", b"hello"), ["run/checkpoint.pt: not a checkpoint", ANOTHER]),
+    "checkpoint: a text file": (replaced("checkpoint.pt", b"hello"), ["run/checkpoint.pt: not a checkpoint", ANOTHER]),
     "checkpoint: a folder": (folder_for("checkpoint.pt"), ["run/checkpoint.pt: cannot be read (Is a directory)"]),
-    "checkpoint: gone": (lambda run: (run / "checkpoint.pt").unlink(), ["no checkpoint.pt in it", ANOTHER]),
+    "checkpoint: missing": (lambda run: (run / "checkpoint.pt").unlink(), ["no checkpoint.pt in it", ANOTHER]),
     "checkpoint: one bit changed": (flipped, ["run/checkpoint.pt", "is damaged", ANOTHER]),
     "checkpoint: the best weights": (
         lambda run: shutil.copy(run / "best.pt", run / "checkpoint.pt"),
@@ -278,11 +278,11 @@ RUN = {
         damaged(lambda state: state["model"].pop("conv1.weight")),
         ["run/checkpoint.pt: not a checkpoint", ANOTHER],
     ),
-    "checkpoint: a part that is not known": (
+    "checkpoint: an unknown part": (
         damaged(lambda state: state.update(swarm={"best": 1.0})),
         ["it has parts that this version lacks: swarm", ANOTHER],
     ),
-    "checkpoint: a figure that is not known": (
+    "checkpoint: an unknown figure": (
         damaged(lambda state: [logs.update(val_f1=0.5) for logs in state["history"]["logs"]]),
         ["its history has columns that this version does not log: val_f1", ANOTHER],
     ),
@@ -320,38 +320,38 @@ RUN = {
     "config: empty": (replaced("config.json", b""), ["run/config.json: not JSON"]),
     "config: a list": (replaced("config.json", b"[1]"), ["run/config.json: a JSON list", "must be an object"]),
     "config: nested without end": (replaced("config.json", b"[" * 100_000), ["run/config.json: not JSON"]),
-    "config: no text": (replaced("config.json", b"\xff\xfe"), ["run/config.json: not a text file"]),
+    "config: not text": (replaced("config.json", b"\xff\xfe"), ["run/config.json: not a text file"]),
     "config: a folder": (folder_for("config.json"), ["run/config.json: cannot be read"]),
-    "config: gone": (
+    "config: missing": (
         lambda run: (run / "config.json").unlink(),
-        ["run/config.json: missing, so what the run there was is not known", ANOTHER],
+        ["run/config.json: missing, so the run there cannot be identified", ANOTHER],
     ),
     "config: no flags": (
         lambda run: change_json(run / "config.json", flags=None),
         ["run/config.json: not written by train.py", ANOTHER],
     ),
-    "config: Keras's side's": (
+    "config: of a Keras run": (
         lambda run: change_json(run / "config.json", program="reference/keras_notebook.py"),
         ["run/config.json: not written by train.py", ANOTHER],
     ),
-    "config: flags of nonsense": (other_flags(lr=[{}]), ["--lr 0.001 (was [{}])", ANOTHER]),
+    "config: nonsensical flags": (other_flags(lr=[{}]), ["--lr 0.001 (was [{}])", ANOTHER]),
     "checkpoint: more epochs than asked for": (
         damaged(lambda state: [values.extend(values) for values in state["history"].values()]),
         ["--epochs 3: 4 are already trained; pass 4 or more"],
     ),
-    "checkpoint: of another seed": (
+    "checkpoint: with a different seed": (
         damaged(lambda state: state["run"]["flags"].update(seed=1)),
         ["run/checkpoint.pt: belongs to another run (--seed 0 (was 1))", ANOTHER],
     ),
-    "checkpoint: of other data": (
+    "checkpoint: with different data": (
         damaged(lambda state: state["run"].update(data_sha256="0")),
         ["run/checkpoint.pt: belongs to another run (other images or labels)", ANOTHER],
     ),
-    "checkpoint: from other weights": (
+    "checkpoint: with different initial weights": (
         damaged(lambda state: state["run"].update(initial_weights="0")),
         ["run/checkpoint.pt: belongs to another run (other weights at its start", ANOTHER],
     ),
-    "checkpoint: flags of nonsense": (
+    "checkpoint: nonsensical flags": (
         damaged(lambda state: state["run"].update(flags={7: 8}, not_default=[7])),
         ["run/checkpoint.pt", ANOTHER],
     ),
@@ -359,15 +359,15 @@ RUN = {
         replaced("initial_weights.npz", b"hello"),
         ["run/initial_weights.npz: not a readable"],
     ),
-    "config: other images": (
+    "config: different images": (
         lambda run: change_json(run / "config.json", data_sha256=7),
         ["other images or labels than '", "small.npz' had", ANOTHER],
     ),
-    "metrics: nonsense": (
+    "metrics: incomplete": (
         replaced("metrics.json", b'{"test_accuracy": 0.5, "epochs": 3}'),
         ["run/metrics.json: lacks", "stopped", "delete that file"],
     ),
-    "metrics: no JSON": (replaced("metrics.json", b"hello"), ["run/metrics.json: not JSON", "delete"]),
+    "metrics: not JSON": (replaced("metrics.json", b"hello"), ["run/metrics.json: not JSON", "delete"]),
     "history: without a checkpoint": (
         lambda run: [(run / name).unlink() for name in ("checkpoint.pt", "metrics.json")],
         ["no checkpoint.pt in it", ANOTHER],
@@ -407,7 +407,7 @@ OTHER_FLAGS = {
     "--patience": "4",
     "--lr-factor": "0.4",
     "--lr-patience": "2",
-    "--min-lr": "0",
+    "--min-lr": "0.0",
     "--seed": "1",
     "--dtype": "float64",
     "--no-shuffle": None,
@@ -417,7 +417,10 @@ OTHER_FLAGS = {
 
 def test_every_flag_that_changes_the_result_is_refused_on_resuming_with_both_values(place, capsys):
     for flag, value in OTHER_FLAGS.items():
-        refuses(place, capsys, ["--out", "run", "--resume", flag, *(value or "").split()], [flag, "was ", ANOTHER])
+        words = (value or "").split()
+        now = words[0] if words and not words[0].startswith("--") else "True"
+        now = place / now if flag == "--init-weights" else now
+        refuses(place, capsys, ["--out", "run", "--resume", flag, *words], [f"{flag} {now} (was ", ANOTHER])
     deciding = options.parse([]).checked().defaults()
     assert {options.flag_of(name) for name in deciding} == set(OTHER_FLAGS)
 
@@ -434,17 +437,17 @@ def test_other_initial_weights_under_the_same_name_are_refused_on_resuming(place
     assert train.main([*start, "--epochs", "3", "--resume"]) == 0
 
 
-def test_the_hash_of_initial_weights_decides_and_not_from_where_they_are_read(place, capsys):
+def test_initial_weights_are_compared_by_their_hash_and_not_by_their_path(place, capsys):
     weights()
     start = ["--data", "good.npz", "--out", "new", "--resume", "--epochs"]
     assert train.main([*start, "1", "--init-weights", "w.npz"]) == 0
     shutil.move("w.npz", "moved.npz")
     capsys.readouterr()
     for epochs, name, said in (
-        ("1", "moved.npz", "It was finished already, after epoch 1"),
+        ("1", "moved.npz", "It had already finished, after epoch 1"),
         ("2", "moved.npz", "Resuming after epoch 1."),
         ("3", "w.npz", "--init-weights w.npz does not exist; the run's directory has everything that is needed."),
-        ("3", "w.npz", "It was finished already, after epoch 3"),
+        ("3", "w.npz", "It had already finished, after epoch 3"),
     ):
         assert train.main([*start, epochs, "--init-weights", name]) == 0
         assert said in capsys.readouterr().out
@@ -462,7 +465,7 @@ def test_the_hash_of_initial_weights_decides_and_not_from_where_they_are_read(pl
 ODD = {
     "constant images": {"x_train": np.full((320, *SHAPE), 255, np.uint8)},
     "black images": {"x_train": np.zeros((320, *SHAPE), np.uint8), "x_test": np.zeros((100, *SHAPE), np.uint8)},
-    "a class that is missing": {"y_train": np.arange(320) % 9},
+    "a missing class": {"y_train": np.arange(320) % 9},
     "one class": {"y_train": np.full(320, 3)},
     "fewer images than a batch": {"x_train": np.zeros((20, *SHAPE), np.uint8), "y_train": np.arange(20) % 10},
     "one test image": {"x_test": np.zeros((1, *SHAPE), np.uint8), "y_test": np.zeros(1, np.uint8)},
@@ -478,7 +481,7 @@ def test_odd_but_legal_data_give_a_run_with_finite_figures(change, place):
     assert len(history["loss"]) == 2
 
 
-def test_a_path_with_signs_that_mean_something_to_others_is_just_a_path(place):
+def test_paths_with_special_characters_are_accepted(place):
     for name in ("$x^$_{%s}", "<seed>", "[a-z]*", "ü ß"):
         shutil.copy("good.npz", f"{name}.npz")
         assert train.main(["--data", f"{name}.npz", "--epochs", "1", "--out", f"out {name}"]) == 0
@@ -512,7 +515,7 @@ def mutated(whole):
 
 
 def mutated_inside(whole, member):
-    """Strategy: the zip `whole` with `member` mutated and its checksum made right again, so that it is looked into."""
+    """Strategy: the zip `whole` with `member` mutated and its checksum corrected, so that it is read at all."""
 
     def rezipped(content):
         buffer = io.BytesIO()
@@ -576,7 +579,7 @@ def small_checkpoint():
 
 
 def load(path):
-    """Read a checkpoint and load it, as a run does that is resumed."""
+    """Read a checkpoint and load it, as a resumed run does."""
     state = small_parts()
     saved = checkpoint.read(path, state)
     checkpoint.load(path, saved, state)
@@ -588,16 +591,16 @@ def reads_or_refuses(path, content):
     return refused_in_one_line(path, load, BadInput)
 
 
-def test_a_checkpoint_is_refused_whichever_byte_it_is_cut_at(tmp_path):
+def test_a_checkpoint_cut_off_at_any_tenth_byte_is_refused(tmp_path):
     path, whole = tmp_path / "checkpoint.pt", small_checkpoint()
     assert reads_or_refuses(path, whole).keys() == {"format", "run", *small_parts()} - {"schedule"}
     for size in range(0, len(whole), 10):
         assert reads_or_refuses(path, whole[:size]) is None
 
 
-def test_a_checkpoint_is_refused_if_the_damage_makes_a_folder_of_a_tensor(tmp_path):
-    whole, entry = small_checkpoint(), b"PK\x01\x02"  # of the zip's directory
-    places = [match.start() + 38 for match in re.finditer(re.escape(entry), whole)]  # where attributes stand
+def test_a_checkpoint_is_refused_if_damage_turns_a_tensor_into_a_folder(tmp_path):
+    whole, entry = small_checkpoint(), b"PK\x01\x02"  # starts an entry of the zip's directory
+    places = [match.start() + 38 for match in re.finditer(re.escape(entry), whole)]  # the byte of its attributes
     assert len(places) > 5
     for place in places:
         content = whole[:place] + b"\x10" + whole[place + 1 :]

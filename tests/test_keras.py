@@ -1,7 +1,7 @@
-"""The proof: real Keras beside the port, in float64 to rounding, in float32 to a measured tolerance.
+"""The proof: the port equals real Keras, in float64 up to rounding, in float32 to a measured tolerance.
 
-Keras runs on its torch backend, in float64 with TensorFlow's rules, which it does not have by itself (see `float64`).
-The same equality on TensorFlow itself takes minutes; docs/keras.md says how to see it.
+Keras runs on its torch backend, in float64 with TensorFlow's rules, which that backend lacks (see `float64`).
+Checking the same equality on TensorFlow itself takes minutes; docs/keras.md says how.
 """
 
 import csv
@@ -42,7 +42,7 @@ from sources.source import fingerprint
 
 @pytest.fixture
 def float64(monkeypatch):
-    """Keras in float64 on torch, as it is on TensorFlow, in three places where the torch backend is different.
+    """Keras in float64 on torch, changed to follow TensorFlow in three places where the torch backend differs.
 
     A Python float is a float32 before it is cast to a tensor's type (the L2 factor, Adam's betas), and where it becomes
     a tensor (what callbacks compare). float64 times float64 stays float64 (the torch backend multiplies a dense layer
@@ -99,14 +99,14 @@ def in_keras_order(tensors):
 
 
 def assert_close(ours, theirs, tolerance):
-    """Each array agrees to `tolerance` of its greatest value: sums cancel, so that small values carry its rounding."""
+    """Each array agrees to `tolerance` of its greatest value: sums cancel, so small values carry its rounding."""
     for one, other in zip(ours, theirs, strict=True):
         one, other = np.asarray(one), np.asarray(other)
         assert one.shape == other.shape
         assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
 
 
-def test_layer_by_layer_the_outputs_are_keras_s_to_1e_12(float64):
+def test_the_outputs_of_each_layer_equal_those_of_keras_to_1e_12(float64):
     reference, network = same_start(torch.float64)
     _, pool1, _, pool2, flatten, dense1, _, dense2 = reference.layers
     dense2.activation = keras.activations.linear  # logits, as ours
@@ -125,7 +125,7 @@ def test_layer_by_layer_the_outputs_are_keras_s_to_1e_12(float64):
     assert_close([one.detach() for one in ours], [other.detach() for other in theirs], 1e-12)
 
 
-def test_loss_with_penalty_and_every_gradient_are_keras_s_to_1e_12(float64):
+def test_the_loss_with_penalty_and_every_gradient_equal_those_of_keras_to_1e_12(float64):
     reference, network = same_start(torch.float64)
     images, labels, keras_images, one_hot = next(image_batches(torch.float64, 1))
     theirs = reference.compute_loss(keras_images, keras.ops.convert_to_tensor(one_hot), reference(keras_images))
@@ -159,7 +159,7 @@ def keras_steps(reference, dtype, count):
     return losses
 
 
-def test_fifty_steps_in_float64_lead_to_keras_s_weights_to_1e_11(float64):
+def test_fifty_steps_in_float64_give_the_weights_of_keras_to_1e_11(float64):
     reference, network = same_start(torch.float64)
     losses, expected = our_steps(network, torch.float64, 50), keras_steps(reference, torch.float64, 50)
     assert losses[-1] < 0.7 * losses[0]  # something was learnt
@@ -193,7 +193,7 @@ def start_file(tmp_path_factory):
 
 
 def data_file(path, train_images):
-    """Write so many images of the stand-in, every second pixel of them, to `path`, and return it."""
+    """Write images of the stand-in, every second pixel of each, to `path`, and return it."""
     arrays = stand_in()
     np.savez(
         path,
@@ -233,7 +233,9 @@ def run_both(tmp_path, *flags):
     ],
     ids=["early stopping after three cuts", "out of epochs, the last one not the best", "ties in val_loss"],
 )
-def test_whole_float64_runs_equal_keras_s_in_every_figure_to_1e_9(images, flags, story, float64, start_file, tmp_path):
+def test_whole_runs_in_float64_equal_those_of_keras_in_every_figure_to_1e_9(
+    images, flags, story, float64, start_file, tmp_path
+):
     fixed = ["--no-shuffle", "--dropout", "0", "--dtype", "float64", "--init-weights", start_file]
     data = ["--data", data_file(tmp_path / "data.npz", images)]
     theirs, ours = run_both(tmp_path, *data, *fixed, *flags)
@@ -261,7 +263,7 @@ def test_whole_float64_runs_equal_keras_s_in_every_figure_to_1e_9(images, flags,
     ],
     ids=["baseline, with cuts", "improved, augmented"],
 )
-def test_a_run_with_the_draws_of_train_py_equals_keras_s_to_1e_9(
+def test_a_keras_run_with_the_draws_of_train_py_equals_ours_to_1e_9(
     images, both, ours_only, float64, start_file, tmp_path
 ):
     file, out = tmp_path / "draws.npz", {side: tmp_path / side for side in ("keras", "torch")}
@@ -294,14 +296,12 @@ def in_keras(arguments):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed: pip install jax")
-def test_keras_on_jax_computes_in_float64_if_told_to_and_parts_from_tensorflow_by_its_constants_only(
-    start_file, tmp_path
-):
+def test_keras_on_jax_computes_in_float64_and_differs_from_tensorflow_only_in_its_constants(start_file, tmp_path):
     common = ["--data", data_file(tmp_path / "data.npz", 250), "--dtype", "float64", "--no-shuffle", "--dropout", 0]
     common += ["--epochs", 2, "--init-weights", start_file]
     command = [sys.executable, ROOT / "reference" / "keras_notebook.py", *map(str, common), "--out", tmp_path / "keras"]
     subprocess.run(command, env=os.environ | {"KERAS_BACKEND": "jax"}, check=True)
-    # Of Python floats, which Keras on TensorFlow rounds to float32.
+    # Use Python floats as they are, which Keras rounds to float32 on TensorFlow only.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optim, "np", types.SimpleNamespace(float32=float))
         patch.setattr(model, "_in_keras", float)
@@ -311,7 +311,7 @@ def test_keras_on_jax_computes_in_float64_if_told_to_and_parts_from_tensorflow_b
     assert_close(ours[3], theirs[3], 1e-11)
 
 
-def test_the_torch_backend_s_clipped_probabilities_are_where_a_loss_passes_16_or_sinks_below_1e_7(float64):
+def test_the_torch_backend_clips_probabilities_so_that_a_loss_stays_between_1e_7_and_16(float64):
     logits = torch.zeros(3, 10, dtype=torch.float64)
     logits[0, 1] = 30.0  # sure, and wrong
     logits[1, 0] = 30.0  # sure, and right
@@ -328,7 +328,7 @@ def test_the_torch_backend_s_clipped_probabilities_are_where_a_loss_passes_16_or
     np.testing.assert_allclose(ours, unclipped, rtol=1e-12)
 
 
-def test_with_dropout_and_shuffling_both_start_alike_and_log_the_same_things(start_file, tmp_path):
+def test_with_dropout_and_shuffling_both_sides_start_alike_and_log_the_same_fields(start_file, tmp_path):
     data = ["--data", data_file(tmp_path / "data.npz", 100)]
     theirs, ours = run_both(tmp_path, *data, "--init-weights", start_file, "--epochs", 2, "--seed", 5)
     assert ours[0] == theirs[0]
@@ -339,7 +339,7 @@ def test_with_dropout_and_shuffling_both_start_alike_and_log_the_same_things(sta
     assert all(np.array_equal(history, history.astype(np.float32)) for history in (ours[1], theirs[1]))
     more = {"bits_changed", "final", "schedule", "test_accuracy_mirrored"}
     more |= {"test_per_class", "test_confusion", "best_epoch_logs"}
-    assert ours[2].keys() - more == theirs[2].keys()  # Keras's cannot be resumed, nor does it have these options
+    assert ours[2].keys() - more == theirs[2].keys()  # Keras's runs cannot be resumed, nor do they have these options
     same = ("seed", "initial_weights", "parameters", "epochs", "stopped", "learning_rate_after_epoch")
     assert {name: ours[2][name] for name in same} == {name: theirs[2][name] for name in same}
     with np.load(start_file) as file:
@@ -349,7 +349,7 @@ def test_with_dropout_and_shuffling_both_start_alike_and_log_the_same_things(sta
                 assert all(np.array_equal(written[key], file[key]) for key in file)
 
 
-def test_the_reference_records_the_same_hash_of_the_same_data(npz, tmp_path):
+def test_the_reference_and_train_py_record_the_same_hash_of_the_same_data(npz, tmp_path):
     arguments = ["--data", str(npz), "--epochs", "1", "--out"]
     hashes = set()
     for name, main in (("keras", keras_notebook.main), ("torch", train.main)):
@@ -364,14 +364,14 @@ def test_the_reference_records_the_same_hash_of_the_same_data(npz, tmp_path):
     ]
 
 
-def test_what_keras_computes_in_float32_all_the_same_is_said_on_a_backend_that_does(npz, tmp_path, capsys):
+def test_a_note_says_what_keras_computes_in_float32_on_this_backend_despite_float64(npz, tmp_path, capsys):
     arguments = ["--data", str(npz), "--epochs", "1", "--dtype", "float64"]
     try:
         assert keras_notebook.main([*arguments, "--out", str(tmp_path / "keras")]) == 0
     finally:
         notebook.set_precision("float32")
     assert (
-        "note: on this backend Keras computes dense layers and reported figures in float32" in capsys.readouterr().err
+        "note: on this backend Keras computes dense layers and reported metrics in float32" in capsys.readouterr().err
     )
     _, rows, _, weights = left_behind(tmp_path / "keras")
     assert weights[0].dtype == np.float64
@@ -379,21 +379,21 @@ def test_what_keras_computes_in_float32_all_the_same_is_said_on_a_backend_that_d
     assert np.array_equal(losses, losses.astype(np.float32))
 
 
-def test_keras_s_products_are_not_in_tf32():
+def test_keras_does_not_multiply_in_tf32():
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     notebook.set_precision("float32")
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
-def test_a_training_that_diverged_in_keras_has_no_figures(npz, tmp_path, capsys):
+def test_a_keras_run_that_diverges_writes_no_metrics(npz, tmp_path, capsys):
     out = tmp_path / "keras"
     assert keras_notebook.main(["--data", str(npz), "--epochs", "2", "--lr", "1e30", "--out", str(out)]) == 1
     assert "training diverged: a loss is not finite" in capsys.readouterr().err
     assert not (out / "metrics.json").exists()
 
 
-def test_train_py_takes_keras_s_options_but_not_its_run(npz, tmp_path, capsys):
+def test_train_py_reads_the_options_of_a_keras_run_but_does_not_resume_it(npz, tmp_path, capsys):
     keras_run = str(tmp_path / "keras")
     flags = ["--data", str(npz), "--epochs", "1"]
     assert keras_notebook.main([*flags, "--dropout", "0.25", "--out", keras_run]) == 0
@@ -426,7 +426,7 @@ def test_a_second_run_of_keras_in_one_directory_is_refused(npz, tmp_path, capsys
     assert "the run there had --epochs 1, --seed 0; pass another --out" in capsys.readouterr().err
 
 
-def test_a_finished_run_of_keras_is_not_taken_for_one_on_other_files(npz, arrays, tmp_path, capsys):
+def test_a_finished_keras_run_is_not_reused_for_different_data_weights_or_draws(npz, arrays, tmp_path, capsys):
     own, out = tmp_path / "own.npz", tmp_path / "run"
     np.savez(own, **arrays)
     again = ["--data", str(own), "--epochs", "1", "--out", str(out), "--resume"]
@@ -449,7 +449,7 @@ def test_a_finished_run_of_keras_is_not_taken_for_one_on_other_files(npz, arrays
     assert f"note: {own}: not a readable .npz file" in capsys.readouterr().err
 
 
-def test_keras_that_cannot_have_cifar_10_says_so_in_one_line(tmp_path, monkeypatch, capsys):
+def test_the_reference_says_in_one_line_that_keras_cannot_get_cifar_10(tmp_path, monkeypatch, capsys):
     def fails():
         raise Exception("URL fetch failure")
 
@@ -460,7 +460,7 @@ def test_keras_that_cannot_have_cifar_10_says_so_in_one_line(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("kept", [None, "history.csv"])
-def test_keras_s_side_leaves_the_files_of_others_alone(kept, finished, npz, tmp_path, capsys):
+def test_the_reference_leaves_files_that_it_did_not_write_alone(kept, finished, npz, tmp_path, capsys):
     out = shutil.copytree(finished, tmp_path / "run")
     for path in out.iterdir():
         if kept not in (None, path.name):
@@ -473,18 +473,18 @@ def test_keras_s_side_leaves_the_files_of_others_alone(kept, finished, npz, tmp_
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before | {".lock": b""}
 
 
-def test_a_full_disk_ends_keras_s_run_with_one_line(npz, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_ends_a_keras_run_with_one_line(npz, tmp_path, monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
     assert keras_notebook.main(["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "No space left on device; mend that, delete" in line
+    assert "No space left on device; fix that, delete" in line
     refuse_in_use(tmp_path / "run")
 
 
-def test_keras_gets_a_run_s_test_figures_from_its_best_weights(start_file, tmp_path):
+def test_keras_gets_the_same_test_figures_from_the_best_weights_of_a_run(start_file, tmp_path):
     data = data_file(tmp_path / "data.npz", 100)
     assert train.main(["--data", str(data), "--epochs", "2", "--out", str(tmp_path / "run")]) == 0
     reference = notebook.build_model(SHAPE)
@@ -538,7 +538,7 @@ def test_the_reference_refuses_bad_input_in_one_line(flag, value, message, tmp_p
     assert not (tmp_path / "new").exists()
 
 
-def test_draws_are_written_over_draws_only(npz, tmp_path, capsys):
+def test_draws_overwrite_only_earlier_draws(npz, tmp_path, capsys):
     taken, small = tmp_path / "mine.npz", ["--data", str(npz), "--epochs", "1"]
     taken.write_bytes(npz.read_bytes())
     assert draws.main([str(taken), *small]) == 2
@@ -589,7 +589,7 @@ def test_draws_py_refuses_bad_input_in_one_line(arguments, message, npz, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_reference_shows_its_help_without_any_keras_and_else_says_in_one_line_what_is_missing(capsys):
+def test_the_reference_shows_its_help_without_loading_keras_and_says_in_one_line_if_keras_is_missing(capsys):
     command = [sys.executable, "-X", "importtime", ROOT / "reference" / "keras_notebook.py"]
     environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
     shown = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True, check=True)
@@ -603,7 +603,7 @@ def test_the_reference_shows_its_help_without_any_keras_and_else_says_in_one_lin
     assert error.endswith("); pip install keras torch, or set KERAS_BACKEND to tensorflow, torch, jax\n")
 
 
-def test_the_reference_sees_another_order_each_epoch_and_the_same_ones_with_the_same_seed(monkeypatch, tmp_path):
+def test_the_reference_shuffles_anew_each_epoch_and_repeats_its_orders_with_the_same_seed(monkeypatch, tmp_path):
     seen = []
 
     class Recorder(keras.layers.Layer):
@@ -643,7 +643,7 @@ def test_the_reference_sees_another_order_each_epoch_and_the_same_ones_with_the_
 @pytest.mark.parametrize(
     ("shape", "classes"), [((28, 28, 1), 10), ((32, 32, 3), 100), ((64, 48, 3), 3), ((29, 18, 2), 4)], ids=str
 )
-def test_for_images_and_classes_of_any_kind_the_network_is_keras_s(name, shape, classes, float64):
+def test_the_network_equals_that_of_keras_for_any_image_shape_and_number_of_classes(name, shape, classes, float64):
     torch.manual_seed(0)
     reference = notebook.MODELS[name](shape, classes, 0.0)
     notebook.compile_model(reference)
@@ -664,7 +664,7 @@ def test_for_images_and_classes_of_any_kind_the_network_is_keras_s(name, shape, 
     assert_close(to_keras_weights(network), reference.get_weights(), 1e-5)
 
 
-def test_both_sides_know_a_file_of_grey_images_by_the_same_hash(tmp_path):
+def test_both_sides_give_a_file_of_grey_images_the_same_hash(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8)
     np.savez(tmp_path / "grey.npz", x_train=images, y_train=np.arange(6)[:, None], x_test=images, y_test=np.arange(6))
     theirs = notebook.load_data(str(tmp_path / "grey.npz"))
@@ -675,7 +675,7 @@ def test_both_sides_know_a_file_of_grey_images_by_the_same_hash(tmp_path):
 # --- the second experiment's network ----------------------------------------------------------------------------------
 
 
-def test_the_improved_network_goes_five_steps_as_keras_s_does_running_statistics_included(float64):
+def test_five_steps_of_the_improved_network_equal_those_of_keras_including_running_statistics(float64):
     torch.manual_seed(0)
     network = build_model("improved", dropout=0.0).double()
     reference = notebook.build_improved(dropout=0.0)
@@ -714,7 +714,7 @@ def test_the_improved_network_goes_five_steps_as_keras_s_does_running_statistics
     assert_close(to_keras_weights(network), reference.get_weights(), 1e-9)
 
 
-def test_batchnorm_keeps_keras_s_moving_averages_of_a_single_value_too(float64):
+def test_batchnorm_keeps_the_moving_averages_of_keras_even_of_a_single_value(float64):
     reference, ours = keras.layers.BatchNormalization(), BatchNorm2d(3).double()
     random = np.random.default_rng(0)
     for shape in ((4, 5, 5, 3), (2, 1, 1, 3), (1, 1, 1, 3)):
@@ -736,7 +736,7 @@ def test_labels_are_smoothed_as_keras_smooths_them():
     assert ours.item() / 20 == pytest.approx(float(smoothing(one_hot, logits.numpy())), rel=1e-6)  # Keras's is float32
 
 
-def test_the_reference_refuses_channels_first_and_sets_keras_s_epsilon(npz, tmp_path, monkeypatch, capsys):
+def test_the_reference_refuses_channels_first_and_resets_the_epsilon_of_keras(npz, tmp_path, monkeypatch, capsys):
     arguments = ["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
         patch.setattr(keras.config, "image_data_format", lambda: "channels_first")

@@ -1,4 +1,4 @@
-"""Each optimizer is Keras's: whole runs in float64, with cuts or a schedule, beside real Keras to 1e-9."""
+"""Each optimizer equals Keras's: whole runs in float64, with cuts or a schedule, match real Keras to 1e-9."""
 
 import json
 
@@ -23,13 +23,13 @@ OPTIMIZERS = {  # with a learning rate that is too high, so that there are cuts
     "sgd": (0.2, lambda lr, decay: keras.optimizers.SGD(lr, momentum=MOMENTUM, nesterov=True, weight_decay=decay)),
 }
 FLAGS = dict.fromkeys(OPTIMIZERS, ("", "--l2 0", "--l2 0.01 --label-smoothing 0.1", "--schedule cosine"))
-FLAGS |= {name: (*FLAGS[name], "--weight-decay 0.5") for name in ("adamw", "sgd")}  # which adam has not
+FLAGS |= {name: (*FLAGS[name], "--weight-decay 0.5") for name in ("adamw", "sgd")}  # which adam does not have
 EPOCHS, IMAGES, STEPS = 5, 100, 2  # 80 to train on: two steps an epoch
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """The file of images, and that of the initial weights with the weights."""
+    """The file of images, the file of initial weights, and these weights."""
     folder = tmp_path_factory.mktemp("optimizers")
     data_file(folder / "data.npz", IMAGES)
     weights = glorot_uniform(np.random.RandomState(1), SHAPE)
@@ -38,7 +38,7 @@ def start(tmp_path_factory):
 
 
 class Rates(keras.callbacks.Callback):
-    """Give each step the rate that it has here."""
+    """Sets the learning rate of each step to the next of `rates`."""
 
     def __init__(self, rates):
         super().__init__()
@@ -78,7 +78,9 @@ def in_keras(data, weights, name, lr, decay, smoothing, schedule, l2):
 
 
 @pytest.mark.parametrize(("name", "flags"), [(name, flags) for name in OPTIMIZERS for flags in FLAGS[name]])
-def test_whole_runs_of_each_optimizer_equal_keras_s_in_every_figure_to_1e_9(name, flags, start, float64, tmp_path):
+def test_whole_runs_with_each_optimizer_equal_those_of_keras_in_every_figure_to_1e_9(
+    name, flags, start, float64, tmp_path
+):
     lr, _ = OPTIMIZERS[name]
     given = dict(zip(flags.split()[::2], flags.split()[1::2], strict=True))
     decay = float(given.get("--weight-decay", 0.004 if name == "adamw" else 0)) or None
@@ -97,11 +99,11 @@ def test_whole_runs_of_each_optimizer_equal_keras_s_in_every_figure_to_1e_9(name
     with np.load(tmp_path / "run" / "best_weights.npz") as file:
         assert_close(list(file.values()), best, 1e-9)
     cuts = json.loads((tmp_path / "run" / "metrics.json").read_text())["learning_rate_cuts"]
-    assert (schedule == "cosine") != any(cut["epoch"] < EPOCHS for cut in cuts)  # SGD's is felt from the next step on
+    assert (schedule == "cosine") != any(cut["epoch"] < EPOCHS for cut in cuts)  # a cut acts from the next step on
 
 
-def assert_steps_are_keras_s(optimizer):
-    """Take five steps with gradients from far below epsilon to 1, with `optimizer` and with Keras's of its name."""
+def assert_steps_equal_those_of_keras(optimizer):
+    """Take five steps with gradients from far below epsilon to 1, with `optimizer` and with its namesake in Keras."""
     namesake = {name.lower(): one for name, one in vars(keras.optimizers).items()}[optimizer.__name__.lower()]
     scales = np.array([1e-9, 1e-7, 1e-6, 1e-3, 1.0])
     ours, theirs = torch.zeros(5, dtype=torch.float64), keras.Variable(np.zeros(5))
@@ -121,16 +123,16 @@ WITH_NAMESAKE = [name for name, one in optim.OPTIMIZERS.items() if one.keras_set
 
 
 @pytest.mark.parametrize("name", WITH_NAMESAKE)
-def test_every_optimizer_with_a_namesake_in_keras_takes_its_steps(name, float64):
-    assert_steps_are_keras_s(optim.OPTIMIZERS[name])
+def test_every_optimizer_with_a_namesake_in_keras_takes_the_same_steps(name, float64):
+    assert_steps_equal_those_of_keras(optim.OPTIMIZERS[name])
 
 
-def test_torch_s_own_rmsprop_would_be_caught(float64):
+def test_the_rmsprop_of_torch_would_be_caught(float64):
     class RMSprop(optim.Stepping, torch.optim.RMSprop):
         pass
 
     with pytest.raises(AssertionError, match="Mismatched elements"):
-        assert_steps_are_keras_s(RMSprop)
+        assert_steps_equal_those_of_keras(RMSprop)
 
 
 def test_only_muon_goes_without_a_namesake_in_keras():

@@ -1,4 +1,4 @@
-"""compare.py --list: a row for each of many runs."""
+"""compare.py --list: a table with a row for each run."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ import compare
 
 @pytest.fixture
 def many(finished, tmp_path):
-    """Four runs: three with other rates and validation accuracies, and one that broke off."""
+    """Four runs with different validation accuracies, at two learning rates; the last one was interrupted."""
     for number, (rate, accuracy) in enumerate(((0.001, 0.5), (0.002, 0.7), (0.001, 0.6), (0.002, 0.4))):
         run = shutil.copytree(finished, tmp_path / "deep" / "runs" / f"r{number}")
         config = json.loads((run / "config.json").read_text())
@@ -49,7 +49,7 @@ def test_a_history_of_another_program_adds_no_columns_for_settings_that_it_lacks
     assert header == ["run", "lr", "seed", "val_accuracy", "test", "epochs", "best", "minutes", "state"]
 
 
-def test_runs_are_sorted_by_validation_with_what_differs_among_them_and_how_they_ended(many, capsys):
+def test_runs_are_sorted_by_validation_and_shown_with_their_differences_and_how_they_ended(many, capsys):
     code, printed = listed(capsys, many / "runs" / "*", "--csv")
     assert code == 0
     rows = list(csv.DictReader(io.StringIO(printed.out)))
@@ -76,7 +76,7 @@ def test_the_list_is_a_table_in_text_and_markdown(many, capsys):
     assert printed.out.splitlines()[2].startswith("| ---")
 
 
-def test_the_list_says_once_that_all_are_of_the_stand_in_or_else_beside_the_data(many, capsys):
+def test_the_list_marks_the_stand_in_once_if_all_runs_use_it_and_otherwise_row_by_row(many, capsys):
     for number in range(4):
         config = json.loads((many / "runs" / f"r{number}" / "config.json").read_text())
         config |= {"data": "NOT CIFAR-10", "data_sha256": "0123456789"}
@@ -87,7 +87,7 @@ def test_the_list_says_once_that_all_are_of_the_stand_in_or_else_beside_the_data
         assert printed.out.count("01234567 (NOT CIFAR-10)") == (number + 1 if number < 3 else 0)
 
 
-def test_what_is_no_run_is_named_and_the_others_are_listed(many, capsys):
+def test_a_folder_that_is_not_a_run_is_named_and_the_runs_are_listed(many, capsys):
     (many / "runs" / "notes").mkdir()
     code, printed = listed(capsys, many / "runs" / "*")
     assert code == 2
@@ -96,22 +96,22 @@ def test_what_is_no_run_is_named_and_the_others_are_listed(many, capsys):
 
 
 @pytest.mark.parametrize("name", ["grid.json", "grid.png", "comparison.json", "comparison.png"])
-def test_a_pattern_leaves_out_what_sweep_and_compare_leave_beside_runs(name, many, capsys):
+def test_a_pattern_skips_the_files_that_sweep_and_compare_write_beside_runs(name, many, capsys):
     (many / "runs" / name).touch()
     code, printed = listed(capsys, many / "runs" / "*")
     assert (code, printed.err, len(printed.out.splitlines())) == (0, "", 6)
     assert compare.main(["--list", *map(str, (many / "runs").iterdir())]) == 0  # as a shell gives them
-    assert compare.main(["--list", str(many / "runs" / name)]) == 2  # named, it is refused
+    assert compare.main(["--list", str(many / "runs" / name)]) == 2  # refused where it is named
 
 
-def test_what_lies_in_the_folder_of_the_data_does_not_matter(many, monkeypatch, capsys):
+def test_incomplete_data_in_the_default_folder_do_not_disturb_the_list(many, monkeypatch, capsys):
     monkeypatch.chdir(many)
     (many / "data").mkdir()
     (many / "data" / "x_train.npy").touch()
     assert listed(capsys, "runs/*")[0] == 0
 
 
-def test_histories_of_other_programs_are_listed_with_what_they_have(tmp_path, capsys):
+def test_histories_of_other_programs_are_listed_with_the_figures_that_they_have(tmp_path, capsys):
     (tmp_path / "keras.csv").write_text("epoch,loss,val_accuracy,val_loss\n0,1.0,0.5,1.2\n")
     code, printed = listed(capsys, tmp_path / "keras.csv")
     assert code == 0

@@ -1,4 +1,4 @@
-"""One process at a time in a directory, where the system can tell; and a run where it cannot."""
+"""A directory is for one process at a time where the system has locks; where it has none, runs still work."""
 
 import contextlib
 import errno
@@ -22,8 +22,8 @@ from running.lock import DirectoryLock, InUse, refuse_in_use
 ME = f"process {os.getpid()} on {socket.gethostname()}"
 
 
-@pytest.mark.parametrize("kind", [filelock.FileLock, filelock.SoftFileLock], ids=["flock", "a file of its own"])
-def test_a_lock_is_held_by_one_and_names_it_until_it_is_given_back(kind, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [filelock.FileLock, filelock.SoftFileLock], ids=["flock", "soft lock"])
+def test_a_lock_has_one_holder_and_names_it_until_it_is_released(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "FileLock", kind)
     first, second = DirectoryLock(tmp_path), DirectoryLock(tmp_path)
     refuse_in_use(tmp_path)
@@ -46,7 +46,7 @@ def look(folder, until):
             refuse_in_use(folder)
 
 
-def test_who_only_looks_never_makes_a_claim_fail(tmp_path):
+def test_checking_a_lock_never_makes_a_claim_fail(tmp_path):
     (tmp_path / ".lock").touch()
     context = multiprocessing.get_context("fork")
     lookers = [context.Process(target=look, args=(tmp_path, time.monotonic() + 2)) for _ in range(3)]
@@ -62,10 +62,10 @@ def test_who_only_looks_never_makes_a_claim_fail(tmp_path):
     assert [looker.exitcode for looker in lookers] == [0, 0, 0]
 
 
-def test_two_that_look_do_not_take_each_other_for_a_holder(tmp_path, monkeypatch):
+def test_two_checks_of_a_lock_do_not_take_each_other_for_its_holder(tmp_path, monkeypatch):
     (tmp_path / ".lock").touch()
     other = (tmp_path / ".lock").open("rb")
-    fcntl.flock(other, fcntl.LOCK_EX)  # as who looks has it for a moment
+    fcntl.flock(other, fcntl.LOCK_EX)  # as a process that checks holds it for a moment
     asleep = time.sleep
 
     def sleep(seconds):
@@ -85,24 +85,22 @@ def without_locks(monkeypatch, number):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
-def test_on_a_file_system_without_locks_a_run_goes_on_and_says_what_it_cannot_promise(
-    number, npz, tmp_path, capsys, monkeypatch
-):
+def test_on_a_file_system_without_locks_a_run_trains_with_a_warning(number, npz, tmp_path, capsys, monkeypatch):
     without_locks(monkeypatch, number)
     assert train.main(["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "lock" in line]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("No locks")]
     assert line.startswith(f"No locks in {tmp_path / 'run'} ({os.strerror(number)})")
     assert "make sure that no other process works there" in line
     refuse_in_use(tmp_path / "run")
 
 
-def test_a_lock_that_fails_is_not_taken_for_one_that_is_held(npz, tmp_path, capsys, monkeypatch):
+def test_a_lock_that_fails_is_not_mistaken_for_one_that_is_held(npz, tmp_path, capsys, monkeypatch):
     without_locks(monkeypatch, errno.EIO)
     assert train.main(["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run")]) == 2
     assert f"--out {tmp_path / 'run'}: cannot write there (Input/output error)" in capsys.readouterr().err
 
 
-def test_a_lock_is_held_where_no_name_can_be_written(tmp_path, monkeypatch):
+def test_a_lock_is_held_even_if_the_name_of_its_holder_cannot_be_written(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -115,9 +113,9 @@ def test_a_lock_is_held_where_no_name_can_be_written(tmp_path, monkeypatch):
     refuse_in_use(tmp_path)
 
 
-def test_after_a_run_its_directory_is_free_for_whoever_keeps_what_ended_it(npz, tmp_path, monkeypatch):
+def test_after_a_run_its_directory_is_free_even_while_the_exception_that_ended_it_is_kept(npz, tmp_path, monkeypatch):
     def failing(*_):
-        raise KeyboardInterrupt  # not one of ours: it comes out, with all that it holds
+        raise KeyboardInterrupt  # not one of ours: it propagates, with all that its traceback holds
 
     monkeypatch.setattr(train, "fit", failing)
     with pytest.raises(KeyboardInterrupt) as kept:
@@ -130,7 +128,7 @@ POOR = """
 import ctypes, platform, signal, sys
 sys.modules["fcntl"] = None  # an import of it fails
 sys.path.insert(0, {root!r})
-import torch  # it has its own ways with what is missing
+import torch  # it copes with what is missing in its own way
 del signal.SIGUSR1
 def without(name, *_, **__):
     raise TypeError("no handle of the program itself")
@@ -142,7 +140,7 @@ sys.exit(code or sweep.main(["--seeds", "0", "--dry-run", "--", *sys.argv[1:3]])
 """
 
 
-def test_a_run_and_its_comparison_work_without_fcntl_sigusr1_and_the_program_s_own_library(npz, tmp_path):
+def test_a_run_and_its_comparison_work_without_fcntl_sigusr1_and_ctypes_cdll(npz, tmp_path):
     arguments = ["--data", npz, "--epochs", "1", "--threads", "1", "--quiet", "--out", tmp_path / "run"]
     process = subprocess.run(
         [sys.executable, "-c", POOR.format(root=str(ROOT)), *arguments], capture_output=True, text=True, check=False

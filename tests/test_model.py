@@ -29,7 +29,7 @@ def labels():
     return torch.arange(16) % 10
 
 
-def test_the_network_has_as_many_parameters_as_the_notebook_s_keras_model(network):
+def test_the_network_has_as_many_parameters_as_the_keras_model_of_the_notebook(network):
     assert sum(p.numel() for p in network.parameters()) == notebook.build_model().count_params() == 545_098
 
 
@@ -50,11 +50,11 @@ def test_the_network_computes_what_the_keras_model_computes_from_the_same_weight
 def test_memory_layout_does_not_change_the_result_beyond_rounding(network, images):
     expected = network(images)
     network.to(memory_format=torch.channels_last)
-    # Another kernel, another order of summation.
+    # A different kernel sums in a different order.
     torch.testing.assert_close(network(images.to(memory_format=torch.channels_last)), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_pooling_before_relu_gives_the_notebook_s_values_and_gradients_to_the_bit(network, images, labels):
+def test_pooling_before_relu_gives_the_values_and_gradients_of_relu_before_pooling_to_the_bit(network, images, labels):
     def relu_then_pool(x):
         x = F.max_pool2d(F.relu(network.conv1(x)), 2)
         x = F.max_pool2d(F.relu(network.conv2(x)), 2)
@@ -71,7 +71,7 @@ def test_pooling_before_relu_gives_the_notebook_s_values_and_gradients_to_the_bi
     assert all(theirs.abs().max() > 0 for theirs in results[1])
 
 
-def test_initial_kernels_spread_as_keras_s_and_initial_biases_are_zero(network):
+def test_initial_kernels_spread_as_in_keras_and_initial_biases_are_zero(network):
     reference = notebook.build_model().get_weights()
     for (name, ours), theirs in zip(network.named_parameters(), reference, strict=True):
         if name.endswith("bias"):
@@ -87,7 +87,7 @@ def test_initial_kernels_spread_as_keras_s_and_initial_biases_are_zero(network):
             assert values.std() == pytest.approx(limit / math.sqrt(3), rel=4 * 0.45 / math.sqrt(values.size))
 
 
-def test_the_first_loss_and_its_penalty_are_those_of_the_notebook():
+def test_the_first_loss_and_its_penalty_have_their_expected_values():
     losses, penalties = [], []
     for seed in range(5):
         torch.manual_seed(seed)
@@ -120,7 +120,7 @@ def test_weight_decay_of_the_groups_has_the_gradient_of_the_explicit_penalty(net
         torch.testing.assert_close(old - new, gradient, rtol=1e-12, atol=1e-14)  # rounding of one subtraction
 
 
-def test_weights_go_to_keras_and_back_to_the_bit(network):
+def test_weights_taken_to_keras_and_back_keep_every_bit(network):
     reference = notebook.build_model()
     network.to(memory_format=torch.channels_last)
     reference.set_weights(to_keras_weights(network))
@@ -133,7 +133,7 @@ def test_weights_go_to_keras_and_back_to_the_bit(network):
         assert np.array_equal(ours, theirs)
 
 
-def test_weights_of_keras_come_and_go_back_to_the_bit(network):
+def test_weights_loaded_from_keras_and_exported_again_keep_every_bit(network):
     network.to(memory_format=torch.channels_last)
     random = np.random.default_rng(0)
     weights = [random.standard_normal(array.shape).astype(np.float32) for array in to_keras_weights(network)]
@@ -172,7 +172,7 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_copied(spoil, message,
     assert all(map(np.array_equal, to_keras_weights(network), before))
 
 
-def test_the_whitening_layer_gives_patches_of_unit_variance_without_correlation_and_their_negatives():
+def test_the_whitening_layer_gives_uncorrelated_outputs_of_unit_variance_and_their_negatives():
     images = torch.from_numpy(stand_in().x_train[:500])
     network = build_model("whitened").double()
     network.prepare(images)
@@ -198,7 +198,7 @@ def patches():
     return torch.randint(0, 256, (12, 32, 32, 3), dtype=torch.uint8)
 
 
-def test_whitening_looks_at_the_first_images_alone_in_float64(patches, monkeypatch):
+def test_whitening_uses_only_the_first_images_and_computes_in_float64(patches, monkeypatch):
     monkeypatch.setattr(model, "WHITENING_PIXELS", 8 * 32 * 32)
     kernels = []
     for images in (patches, patches[:8], patches[:9]):
@@ -211,14 +211,14 @@ def test_whitening_looks_at_the_first_images_alone_in_float64(patches, monkeypat
     single = build_model("whitened")
     single.prepare(patches)
     assert torch.equal(single.kernel, kernels[0].float())  # computed alike, rounded once
-    larger = patches.repeat(1, 2, 2, 1)  # of these it takes two
+    larger = patches.repeat(1, 2, 2, 1)  # it uses two of these
     whole, part = (build_model("whitened", (64, 64, 3)) for _ in range(2))
     whole.prepare(larger)
     part.prepare(larger[:2])
     assert torch.equal(whole.kernel, part.kernel)
 
 
-def test_whitening_s_directions_have_a_sign_that_does_not_depend_on_the_machine(patches):
+def test_the_sign_of_whitening_directions_does_not_depend_on_the_machine(patches):
     network = build_model("whitened").double()
     network.prepare(patches)
     directions = network.kernel[:12].flatten(1)
@@ -226,10 +226,10 @@ def test_whitening_s_directions_have_a_sign_that_does_not_depend_on_the_machine(
     assert (greatest > 0).all()  # eigenvectors have either sign, as the library likes
 
 
-def test_a_direction_of_mere_rounding_stays_faint(patches):
+def test_whitening_amplifies_a_direction_without_variance_only_up_to_a_limit(patches):
     network = build_model("whitened").double()
     network.prepare(torch.zeros_like(patches))
-    # The floor's part alone: 1 / sqrt(3e-5) is 183.
+    # What the floor alone gives: 1 / sqrt(3e-5) is 183.
     assert network.kernel.flatten(1).norm(dim=1).max().item() == pytest.approx(1 / math.sqrt(3e-5))
 
 

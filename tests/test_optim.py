@@ -50,7 +50,7 @@ def keras_adam_in_numpy(weights, grads, lr, weight_decay=0.0):
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.002])
-def test_adam_follows_keras_s_update_written_out_in_numpy(weight_decay):
+def test_adam_follows_the_update_of_keras_written_out_in_numpy(weight_decay):
     parameter = start(torch.float64)
     expected = keras_adam_in_numpy(parameter.detach().numpy(), gradients(np.float64), 1e-3, weight_decay)
     optimizer = Adam([{"params": [parameter], "weight_decay": weight_decay}], lr=1e-3)
@@ -70,7 +70,7 @@ def test_adam_follows_real_keras_in_float32():
     np.testing.assert_allclose(ours, np.array(expected), rtol=0, atol=6e-7)
 
 
-def test_torch_s_own_adam_differs_where_gradients_are_small():
+def test_the_adam_of_torch_differs_where_gradients_are_small():
     parameter = start(torch.float64)
     expected = keras_adam_in_numpy(parameter.detach().numpy(), gradients(np.float64), 1e-3)
     theirs = trajectory(torch.optim.Adam([parameter], lr=1e-3), parameter, gradients(np.float64))
@@ -82,7 +82,7 @@ def test_the_rounded_betas_shorten_the_first_step_by_seven_millionths():
     before = parameter.detach().numpy().copy()
     gradient = np.ones(50)
     (after,) = trajectory(Adam([parameter], lr=1e-3), parameter, [gradient])
-    # With exact betas m / sqrt(v) times the step size would be 1 for a constant gradient, but for epsilon.
+    # With exact betas m / sqrt(v) times the step size would be 1 for a constant gradient, except for epsilon.
     exact = 1e-3 * math.sqrt(1 - 0.999) / (1 - 0.9) * (1 - 0.9) / (math.sqrt(1 - 0.999) + 1e-7)
     np.testing.assert_allclose((before - after) / exact - 1, -6.676e-6, rtol=1e-3)
 
@@ -95,7 +95,7 @@ def test_a_step_leaves_learning_rate_and_epsilon_as_they_were():
     assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["eps"]) == before
 
 
-def test_a_scheduler_s_cut_reaches_the_step():
+def test_a_cut_by_the_scheduler_takes_effect_in_the_next_step():
     parameter = start(torch.float64)
     optimizer = Adam([parameter], lr=1e-3)
     plateau = Plateau(optimizer, lr_factor=0.5, lr_patience=1, min_lr=0.0)
@@ -106,7 +106,7 @@ def test_a_scheduler_s_cut_reaches_the_step():
     np.testing.assert_allclose(trajectory(optimizer, parameter, gradients(np.float64, 1)), expected, rtol=0, atol=1e-14)
 
 
-def test_the_step_count_survives_a_state_dict_so_that_going_on_gives_the_same_bits():
+def test_the_step_count_survives_a_state_dict_so_that_resuming_gives_the_same_bits():
     whole_parameter = start(torch.float32)
     whole = trajectory(Adam([whole_parameter], lr=1e-3), whole_parameter, gradients(np.float32, 20))
     first_parameter = start(torch.float32)
@@ -143,13 +143,13 @@ def test_each_optimizer_with_decoupled_decay_follows_real_keras(ours, theirs, de
     )
 
 
-def test_sgd_has_nesterov_s_momentum_and_the_rate_in_its_velocity_written_out_in_numpy():
+def test_sgd_follows_nesterov_momentum_with_the_rate_in_its_velocity_written_out_in_numpy():
     parameter = start(torch.float64)
     weights, velocity, expected = parameter.detach().numpy().copy(), 0.0, []
     momentum = float(np.float32(0.9))
     optimizer, ours = SGD([parameter], lr=0.01), []
     for number, gradient in enumerate(gradients(np.float64)):
-        lr = 0.01 if number < 30 else 0.005  # the cut reaches new gradients alone
+        lr = 0.01 if number < 30 else 0.005  # the cut affects new gradients only
         velocity = momentum * velocity - lr * gradient
         weights = weights + momentum * velocity - lr * gradient
         expected.append(weights)
@@ -159,7 +159,7 @@ def test_sgd_has_nesterov_s_momentum_and_the_rate_in_its_velocity_written_out_in
 
 
 @pytest.mark.parametrize("kind", [Adam, SGD])
-def test_decay_takes_the_gradient_of_l2_at_the_weights_before_it_even_where_it_takes_all_of_them(kind):
+def test_l2_uses_the_weights_before_decoupled_decay_even_if_that_decays_them_to_zero(kind):
     decayed, by_hand = start(torch.float64), start(torch.float64)
     before = by_hand.detach().clone()
     (gradient,) = gradients(np.float64, 1)
@@ -176,7 +176,7 @@ def kernel_and_bias():
     return [torch.nn.Parameter(torch.randn(shape, generator=random)) for shape in ((8, 3, 3, 3), (8,))]
 
 
-def test_muon_moves_a_kernel_as_torch_s_muon_moves_a_matrix_but_for_its_norm():
+def test_muon_moves_a_kernel_as_the_muon_of_torch_moves_a_matrix_except_for_its_norm():
     kernel, bias = kernel_and_bias()
     matrix = torch.nn.Parameter(kernel.detach().flatten(1).clone())
     theirs = torch.optim.Muon([matrix], lr=0.1, weight_decay=0.0, momentum=0.6, ns_steps=3, adjust_lr_fn="original")
@@ -195,7 +195,7 @@ def test_muon_moves_a_kernel_as_torch_s_muon_moves_a_matrix_but_for_its_norm():
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32, torch.float64])
-def test_muon_s_direction_has_singular_values_near_1_whichever_side_is_longer(precision):
+def test_the_direction_of_muon_has_singular_values_near_1_whichever_side_is_longer(precision):
     random = torch.Generator().manual_seed(0)
     for shape in ((48, 216), (216, 48)):
         values = torch.linalg.svdvals(orthogonalised(torch.randn(shape, generator=random), precision))[:48]
@@ -222,7 +222,7 @@ def test_muon_multiplies_in_bfloat16_only_with_mixed_precision(mixed, dtype, exp
     assert seen == [expected]
 
 
-def test_muon_leaves_all_else_to_sgd_at_two_thirds_of_its_rate():
+def test_muon_updates_all_other_parameters_by_sgd_at_two_thirds_of_its_rate():
     kernel, bias = kernel_and_bias()
     alone = torch.nn.Parameter(bias.detach().clone())
     ours = Muon([{"params": [kernel, bias]}], lr=0.3)
@@ -231,10 +231,10 @@ def test_muon_leaves_all_else_to_sgd_at_two_thirds_of_its_rate():
         kernel.grad, bias.grad, alone.grad = torch.zeros_like(kernel), gradient.clone(), gradient.clone()
         ours.step()
         sgd.step()
-    torch.testing.assert_close(bias, alone)  # float32; the rate is multiplied in elsewhere
+    torch.testing.assert_close(bias, alone)  # float32; the rate is multiplied in at another point
 
 
-def test_muon_takes_l2_s_gradient_before_it_looks_for_the_direction():
+def test_muon_adds_the_gradient_of_l2_before_it_computes_the_direction():
     decayed, by_hand = kernel_and_bias()[0], kernel_and_bias()[0]
     gradient = torch.randn(decayed.shape, generator=torch.Generator().manual_seed(1))
     decayed.grad, by_hand.grad = gradient.clone(), gradient + 0.5 * by_hand.detach()

@@ -1,6 +1,6 @@
-"""Every option of train.py does what its help says: a table of one entry each, held against the help itself.
+"""Every option of train.py does what its help says: a table with one entry for each, checked against the help itself.
 
-Where an option changes the arithmetic, an epoch written out by hand with torch's own parts says what must come out.
+Where an option changes the arithmetic, the expected result is an epoch written by hand with torch's own parts.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from model import build_model, from_keras_weights, l2_penalty, to_keras_weights
 from reference import keras_notebook
 from running import machine
 
-# One step of all 32 training images, so that neither their order nor a random draw matters, without penalty.
+# One step on all 32 training images, without penalty, so that neither their order nor a random draw matters.
 STEP = "--batch-size 32 --epochs 1 --dropout 0 --l2 0 --dtype float64"
 ROUNDING = 1e-9  # float64 sums over images in another order; a step moves a weight by 1e-6 and more
-STILL = "--lr 1e-30 --min-lr 0 --dropout 0"  # no weight moves, so the callbacks' flags alone say what happens when
+STILL = "--lr 1e-30 --min-lr 0 --dropout 0"  # no weight moves, so only the callbacks' flags determine what happens when
 
 
 class Done:
@@ -80,7 +80,7 @@ def few(arrays):
 
 @pytest.fixture(scope="module")
 def trained(few, folder):
-    """Train with some flags on these images, once for the same flags; returns what that left."""
+    """Train with some flags on these images, once for each set of flags; returns the finished run."""
     kept = {}
     np.savez(folder / "few.npz", **few)
 
@@ -100,7 +100,7 @@ def trained(few, folder):
 
 @contextlib.contextmanager
 def watched(look):
-    """Within the block each layer's output is shown to `look(layer, output)`."""
+    """Within the block, `look(layer, output)` is called with each layer's output."""
     handle = register_module_forward_hook(lambda layer, _, output: look(layer, output))
     try:
         yield
@@ -117,7 +117,7 @@ def parts(few, dtype=torch.float64):
 
 
 def by_hand(run, few, batch_size=32, lr=1e-3, l2=0.0, label_smoothing=0.0):
-    """The weights after an epoch of `run` without shuffling, as torch's SGD and the losses as they are defined say."""
+    """The weights after an epoch of `run` without shuffling, by torch's SGD and the definitions of the losses."""
     network = run.network("initial").train()
     optimizer = torch.optim.SGD(network.parameters(), lr, momentum=0.9, nesterov=True)
     images, labels = next(parts(few))
@@ -135,7 +135,7 @@ def assert_weights(found, expected):
 
 
 def from_hand(flags, **expected):
-    """A check: an epoch of SGD with `flags` ends with the weights that `by_hand(**expected)` has."""
+    """A check: an epoch of SGD with `flags` ends with the weights that `by_hand(**expected)` computes."""
 
     def check(trained, few, **_):
         run = trained(f"{STEP} --optimizer sgd --no-shuffle {flags}")
@@ -145,7 +145,7 @@ def from_hand(flags, **expected):
 
 
 def recipe(trained, **_):
-    # What README says of it, written out.
+    # The flags that README says it stands for.
     written_out = (
         "--model whitened --optimizer muon --lr 0.08 --l2 0 --dropout 0 --label-smoothing 0.1 "
         "--shift 2 --schedule onecycle --patience 10 --batch-size 256 --epochs 1"
@@ -185,11 +185,11 @@ def optimizer(trained, few, **_):
     from_hand("")(trained, few)
     run = trained(f"{STEP} --optimizer adam")
     moved = [np.abs(after - before).max() for after, before in zip(run.weights(), run.weights("initial"), strict=True)]
-    assert moved == pytest.approx([1e-3] * 8, rel=1e-3)  # Adam's first step, but for epsilon
-    # muon keeps a kernel at a norm, from which its first step of a thousandth takes it.
+    assert moved == pytest.approx([1e-3] * 8, rel=1e-3)  # Adam's first step, except for epsilon
+    # muon sets a kernel to a fixed norm, and its first step then changes that by up to a thousandth.
     muon = trained(f"{STEP} --optimizer muon").weights()
     assert np.linalg.norm(muon[0]) == pytest.approx(32**0.5, rel=1e-3)
-    # adamw is another only by its decay.
+    # adamw differs from adam only in its decay.
     assert_weights(run.weights(), trained(f"{STEP} --optimizer adamw --weight-decay 0").weights())
 
 
@@ -212,7 +212,7 @@ def weight_decay(trained, **_):
 
 
 def lookahead(trained, **_):
-    """An epoch has five steps, of 7 images and at last 4, so that all weights go halfway back at its end."""
+    """An epoch has five steps, four of 7 images and one of 4, so at its end all weights go halfway back."""
     flags = "--batch-size 7 --dropout 0 --l2 0 --dtype float64 --no-shuffle --optimizer sgd --epochs"
     plain, halfway = trained(f"{flags} 1"), trained(f"{flags} 1 --lookahead")
     middle = [(first + last) / 2 for first, last in zip(plain.weights("initial"), plain.weights(), strict=True)]
@@ -227,7 +227,7 @@ def label_smoothing(trained, few, **_):
     run = trained(f"{STEP} --optimizer sgd --no-shuffle --label-smoothing 0.2")
     (row,) = run.history
     losses = (row["loss"], row["val_loss"], run.metrics["test_loss"])
-    # The one step comes after the training figures, before the others.
+    # The training figures are from before the only step, the others from after it.
     for name, loss, (images, labels) in zip(("initial", "best", "best"), losses, parts(few), strict=True):
         with torch.inference_mode():
             expected = F.cross_entropy(run.network(name)(images), labels, label_smoothing=0.2)
@@ -245,14 +245,14 @@ def augment(trained, **_):
 
 
 def shift(trained, few, folder, **_):
-    # Images that are their own mirror images, so that all there is to see of augmentation is the shift.
+    # Images that equal their own mirror images, so that the shift is the only visible effect of augmentation.
     x_train = np.concatenate([few["x_train"][:, :, :8], few["x_train"][:, :, 7::-1]], axis=2)
     assert np.array_equal(x_train, x_train[:, :, ::-1])
     symmetric = folder / "symmetric.npz"
     np.savez(symmetric, **few | {"x_train": x_train})
     flags = ("--no-augment", "--augment --shift 0", "--augment --shift 1", "--augment --shift 4", "--augment")
     none, zero, one, four, default = (trained(f"{STEP} {given}", symmetric).history["loss"].item() for given in flags)
-    # Not to the bit: the same pixels come by another way, and with another order of summation.
+    # Not bit for bit: the same pixels arrive by another code path, with another order of summation.
     assert zero == pytest.approx(none, rel=ROUNDING)
     assert four == default
     assert len({none, one, four}) == 3
@@ -282,7 +282,7 @@ def dropout(trained, few, **_):
         for part in (0.0, 0.3, 0.5):
             run = trained(f"{STEP} --model {name} --no-augment --dropout {part}")
             losses.append(run.history["loss"].item())
-        # Without dropout training sees the network itself, BatchNorm with the batch's figures.
+        # Without dropout, training uses the network as it is, and BatchNorm uses the batch's statistics.
         with torch.no_grad():
             expected = F.cross_entropy(run.network("initial").train()(images), labels).item()
         assert losses[0] == pytest.approx(expected, rel=ROUNDING)
@@ -374,7 +374,7 @@ def deterministic(trained, monkeypatch, **_):
             seen = set()
             with watched(lambda layer, output, seen=seen: seen.add(determinism())):
                 trained(f"--epochs 1 --seed 5 {flags}")
-            assert seen == {(bool(flags), ":4096:8" if flags else None)}  # cuBLAS asks for it
+            assert seen == {(bool(flags), ":4096:8" if flags else None)}  # cuBLAS requires it
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -394,7 +394,7 @@ def compiled(trained, monkeypatch, **_):
 def patience(trained, **_):
     metrics = trained(f"{STILL} --epochs 4 --patience 2").metrics
     assert (metrics["epochs"], metrics["stopped"]) == (3, "early stopping")
-    metrics = trained(f"{STILL} --epochs 3 --patience 2").metrics  # in the last one
+    metrics = trained(f"{STILL} --epochs 3 --patience 2").metrics  # it stops in the last epoch
     assert (metrics["epochs"], metrics["stopped"]) == (3, "early stopping")
     metrics = trained(f"{STILL} --epochs 4 --lr-patience 1").metrics
     assert (metrics["epochs"], metrics["stopped"]) == (4, "all epochs used")
@@ -409,7 +409,7 @@ def schedule(trained, **_):
     }
     for name, expected in rates.items():
         run = trained(f"--epochs 2 --batch-size 8 --schedule {name}")
-        # Logged is the rate that an epoch began with, and beside it the one that it ended with.
+        # The history has the rate that an epoch began with, metrics.json the one that it ended with.
         found = [run.history["learning_rate"][0], *run.metrics["learning_rate_after_epoch"]]
         assert found == pytest.approx(expected, rel=1e-6, abs=0)  # float32's 0.001
         assert run.history["learning_rate"].tolist() == found[:-1]
@@ -417,7 +417,7 @@ def schedule(trained, **_):
 
 
 def rates(flags, *expected):
-    """A check: with `flags` the rates of epochs in which no weight moves, and the one after the last, are these."""
+    """A check: with `flags`, and no weight moving, these are the epochs' rates and the one after the last epoch."""
 
     def check(trained, **_):
         run = trained(f"{STILL} --epochs 4 {flags}")
@@ -506,7 +506,7 @@ def config(trained, folder, monkeypatch, **_):
     assert {file: file.read_bytes() for file in like.out.iterdir()} == before
 
 
-# In a run that stands still the first epoch is the best one, and the rate is cut --lr-patience epochs later.
+# If no weight moves, the first epoch is the best one, and the rate is cut --lr-patience epochs later.
 OPTIONS = {
     "--recipe": recipe,
     "--model": model,
@@ -578,7 +578,7 @@ def test_a_tilde_is_the_home_directory_in_every_path(monkeypatch):
     assert str(options.parse(["--out=~root"]).checked().out) == os.path.expanduser("~root") != "~root"
     assert (
         str(options.parse(["--out=~nobody-of-that-name"]).checked().out) == "~nobody-of-that-name"
-    )  # as a shell leaves it
+    )  # unchanged, as in a shell
     reference = keras_notebook.parse_arguments([*paths, "--out=~/runs/<seed>"])
     assert reference.data == found.data
     assert [reference.init_weights, str(reference.out)] == ["/home/me/start.npz", "/home/me/runs/0"]

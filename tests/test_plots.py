@@ -39,28 +39,28 @@ def draw(**changes):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What matplotlib is given to draw, and does not draw, which takes its time: the figures in their order."""
+    """The figures that matplotlib would draw, in order; drawing takes time and is skipped."""
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **options: figures.append(figure))
     return figures
 
 
 def lines(axes):
-    """The lines of a panel by their names in the legend: numbers along x, along y, and the style."""
+    """The lines of a panel by their names in the legend: x values, y values and style."""
     return {
         line.get_label(): ([*line.get_xdata()], [*line.get_ydata()], line.get_linestyle()) for line in axes.get_lines()
     }
 
 
 def steps(axes):
-    """The heights of each line of steps, which begin half an epoch before the first epoch."""
+    """The values of each stepped line; the steps begin half an epoch before the first epoch."""
     for line in axes.patches:
         assert [*line.get_data().edges] == [number + 0.5 for number in range(len(line.get_data().values) + 1)]
     return [[*line.get_data().values] for line in axes.patches]
 
 
 def upright(axes, style):
-    """Where upright lines of this style stand."""
+    """The epochs at which vertical lines of this style stand."""
     found = [line.get_xdata() for line in axes.get_lines() if line.get_linestyle() == style]
     return [x[0] for x in found if len(x) == 2 and x[0] == x[1]]
 
@@ -73,7 +73,7 @@ def test_the_picture_is_14_by_4_inches_with_three_panels_that_are_not_empty():
         assert (grey[60:350, panel * 467 + 80 : panel * 467 + 440] < 200).sum() > 500
 
 
-def test_the_curves_are_the_history_s_training_dashed_and_validation_drawn_through(drawn):
+def test_the_curves_show_the_history_with_training_dashed_and_validation_solid(drawn):
     curves()
     accuracy, loss, rate = drawn[0].axes
     epochs = [*range(1, 10)]
@@ -85,7 +85,7 @@ def test_the_curves_are_the_history_s_training_dashed_and_validation_drawn_throu
     assert steps(rate) == [RATES]
 
 
-def test_best_epoch_and_cuts_are_marked_where_they_were(drawn):
+def test_the_best_epoch_and_the_learning_rate_cuts_are_marked_at_their_epochs(drawn):
     curves(best_epoch=4, cuts=[6, 8])
     curves(best_epoch=7, cuts=[])
     for figure, best, cuts in zip(drawn, (4, 7), ([6, 8], []), strict=True):
@@ -106,7 +106,7 @@ def test_one_epoch_is_enough_for_a_picture(drawn):
     assert steps(rate) == [[1e-3]]
 
 
-def test_training_and_validation_stay_apart_without_colour():
+def test_training_and_validation_can_be_told_apart_without_colour():
     def lightness(style):
         return np.dot(to_rgb(style["color"]), (0.299, 0.587, 0.114))
 
@@ -118,15 +118,15 @@ def test_the_title_is_drawn():
     assert (np.asarray(draw())[:25] != np.asarray(draw(title="another run"))[:25]).any()
 
 
-def test_nobody_s_settings_of_matplotlib_and_no_missing_glyph_change_a_picture():
+def test_the_users_matplotlib_settings_do_not_change_a_picture_and_a_missing_glyph_gives_no_warning():
     plain = curves(title="a run 中")
     with matplotlib.rc_context({"text.usetex": True, "savefig.bbox": "tight", "lines.linewidth": 9}):
         with warnings.catch_warnings(action="error"):
             assert curves(title="a run 中") == plain
-        assert matplotlib.rcParams["text.usetex"]  # whoever set it has it still
+        assert matplotlib.rcParams["text.usetex"]  # the user's own setting is still in place
 
 
-def test_drawing_leaves_pyplot_alone_and_needs_no_backend_of_the_environment():
+def test_drawing_does_not_import_pyplot_and_ignores_the_backend_named_in_the_environment():
     # In a process of its own: here another test may have imported it already.
     drawn = f"plots.curves({HISTORY}, 4, [6], 'loss', 'a')"
     code = f"import sys, plots; {drawn}; sys.exit('matplotlib.pyplot' in sys.modules)"
@@ -140,7 +140,7 @@ def falling(start, epochs=12):
 
 
 def painted(groups):
-    """How many pixels of the panels, legend left out, have each group's colour, or a band's lighter one."""
+    """How many pixels of the panels, without the legend, have each group's colour, or a band's lighter one."""
     picture = np.asarray(Image.open(io.BytesIO(overlay(groups))).convert("RGB"))[:400].astype(int)
     pure = [np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in plots.GROUPS[: len(groups)]]
     band = [255 - 0.15 * (255 - colour) for colour in pure]
@@ -151,10 +151,10 @@ def test_an_overlay_draws_each_group_in_its_colour_and_a_band_only_for_several_r
     lines, bands = painted({"one": [falling(1.0)], "two": [falling(0.5), falling(0.7)]})
     assert min(lines) > 300
     assert bands[1] > 3000
-    assert bands[0] < 500  # the rims of lines and letters
+    assert bands[0] < 500  # the edges of lines and letters
 
 
-def test_an_overlay_s_line_is_the_mean_of_the_runs_and_its_band_from_the_least_to_the_greatest(drawn):
+def test_an_overlays_line_is_the_mean_of_the_runs_and_its_band_spans_their_range(drawn):
     runs = [falling(1.0), falling(0.5), falling(0.7)]
     overlay({"one": [falling(2.0)], "three": runs})
     (legend,) = drawn[0].legends
@@ -180,7 +180,7 @@ def test_an_overlay_s_line_is_the_mean_of_the_runs_and_its_band_from_the_least_t
                 assert (there.min(), there.max()) == pytest.approx((greatest / 2, greatest))
 
 
-def test_an_overlay_s_learning_rates_are_each_run_s_steps_and_a_single_run_lies_on_top(drawn):
+def test_an_overlay_draws_each_runs_learning_rate_as_steps_with_a_single_run_on_top(drawn):
     one = {"loss": [3.0, 2.0, 1.0], "learning_rate": [0.1, 0.1, 0.05]}
     cut = {"loss": [3.0, 2.0, 1.0], "learning_rate": [0.1, 0.05, 0.05]}
     overlay({"one": [one], "two": [one, cut]})
@@ -199,27 +199,27 @@ def test_a_run_of_a_thousand_epochs_is_drawn(drawn):
     assert len(steps(drawn[0].axes[2])[0]) == 1000
 
 
-def test_an_overlay_leaves_out_what_a_history_lacks(drawn):
+def test_an_overlay_leaves_out_missing_columns_and_an_empty_panel_says_not_logged(drawn):
     overlay({"one": [{"loss": [2.0, 1.0]}]})
     accuracy, loss, rate = drawn[0].axes
     assert not accuracy.get_lines()
     assert not rate.get_lines()
     (line,) = loss.get_lines()
     assert ([*line.get_xdata()], [*line.get_ydata()], line.get_linestyle()) == ([1, 2], [2.0, 1.0], "--")
-    for axes in (accuracy, rate):  # and say so, in place of axes of nothing
+    for axes in (accuracy, rate):  # they say so, instead of showing empty axes
         assert [text.get_text() for text in axes.texts] == ["not logged"]
         assert [*axes.get_xticks(), *axes.get_yticks()] == []
 
 
 @pytest.mark.parametrize("interval", [None, (0.4, 0.6)])
-def test_a_grid_s_axis_names_an_interval_where_there_is_one(interval, drawn):
+def test_a_grids_axis_mentions_the_interval_only_if_there_is_one(interval, drawn):
     plots.settings([("a", 0.5, interval), ("b", 0.4, None)])
     named = drawn[0].axes[0].get_xlabel()
     assert named == "validation accuracy at the best epoch" + (", mean and its 95 % interval" if interval else "")
 
 
 @pytest.mark.parametrize(("lengths", "end"), [((4, 4, 4, 12), 4), ((12, 12), 12), ((6, 4, 12), 4), ((5,), 5)])
-def test_a_mean_ends_with_the_shortest_run_and_longer_ones_go_on_as_thin_lines(lengths, end, drawn):
+def test_a_mean_ends_with_the_shortest_run_and_longer_runs_continue_as_thin_lines(lengths, end, drawn):
     runs = [falling(1.0 + number, length) for number, length in enumerate(lengths)]
     overlay({"g": runs})
     axes = drawn[0].axes[1]
@@ -238,7 +238,7 @@ def test_a_mean_ends_with_the_shortest_run_and_longer_ones_go_on_as_thin_lines(l
         assert line.get_color() == mean.get_color()
 
 
-def test_epochs_without_a_figure_are_left_out_of_the_line_and_of_the_mean(drawn):
+def test_epochs_without_a_value_are_left_out_of_lines_and_means(drawn):
     nan = float("nan")
     overlay({"one": [{"val_loss": [nan, 2.0, nan, 1.0]}]})
     overlay({"two": [{"val_loss": [nan, 2.0, nan, 1.0]}, {"val_loss": [9.0, 4.0, 9.0, 3.0]}]})
@@ -271,7 +271,7 @@ def test_pictures_state_which_rate_and_which_loss_they_show(drawn):
     assert confusion == ["share of the true class"]
 
 
-def test_one_colour_means_one_thing_in_all_pictures(drawn):
+def test_no_colour_means_two_things_across_the_pictures(drawn):
     curves()
     overlay({str(number): [falling(1.0 + number)] for number in range(6)})
     overlay({str(number): [falling(1.0 + number)] for number in range(12)})
@@ -295,7 +295,7 @@ def test_one_colour_means_one_thing_in_all_pictures(drawn):
         assert len(groups) == count
         assert min(np.abs(np.subtract(a, b)).sum() for a in groups for b in found) > 0.2
     (image,) = confusion.axes[0].images
-    assert all(len({*image.cmap(value)[:3]}) == 1 for value in (0.2, 0.5, 0.9))  # grey: no colour of the others
+    assert all(len({*image.cmap(value)[:3]}) == 1 for value in (0.2, 0.5, 0.9))  # grey: none of the other colours
 
 
 def test_an_overlay_has_a_colour_for_each_of_many_groups(drawn):
@@ -316,7 +316,7 @@ def test_the_picture_of_many_groups_is_taller_and_has_no_title(drawn):
     assert many.get_figheight() > few.get_figheight() + 2
 
 
-def test_the_confusion_has_true_classes_down_and_what_they_were_taken_for_across(drawn):
+def test_the_confusion_matrix_has_true_classes_down_and_predicted_classes_across(drawn):
     matrix = [[3, 1, 0], [0, 2, 2], [0, 0, 5]]
     plots.confusion(matrix, ("a", "b", "c"), "t")
     axes = drawn[0].axes[0]
@@ -332,7 +332,7 @@ def test_the_confusion_has_true_classes_down_and_what_they_were_taken_for_across
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a  75.0%", "b  50.0%", "c  100.0%"]
 
 
-def test_the_confusion_is_darkest_where_most_images_of_a_class_went():
+def test_the_confusion_matrix_is_darkest_where_the_share_of_the_true_class_is_largest():
     matrix = [[100, 0], [300, 100]]
     grey = np.asarray(Image.open(io.BytesIO(plots.confusion(matrix, ("a", "b"), "t"))).convert("L")).astype(int)
     assert grey.shape == (700, 800)
@@ -348,14 +348,14 @@ def test_a_class_without_images_is_drawn_white(drawn):
     assert to_rgb(image.cmap(image.norm(0))[:3]) == pytest.approx((1, 1, 1), abs=0.04)
 
 
-def test_a_curve_of_one_point_is_seen(drawn):
+def test_a_curve_of_one_point_has_a_visible_marker(drawn):
     overlay({"one": [{"loss": [2.0]}], "two": [{"loss": [2.0, 1.0]}]})
     single, line = drawn[0].axes[1].get_lines()
     assert single.get_marker() == "."
     assert line.get_marker() == "None"
 
 
-def test_names_with_signs_of_mathematics_are_drawn_as_they_are(drawn):
+def test_names_with_math_markup_are_drawn_literally(drawn):
     overlay({"$x^$_{%s}": [{"loss": [2.0, 1.0]}]})
     curves(title="$x^$_{%s}")
     plots.confusion([[1]], ("a",), "$x^$_{%s}")
@@ -363,7 +363,7 @@ def test_names_with_signs_of_mathematics_are_drawn_as_they_are(drawn):
     assert [(text.get_text(), text.get_parse_math()) for text in texts] == [("$x^$_{%s}", False)] * 3
 
 
-def test_rates_are_drawn_from_zero_and_epochs_are_whole_numbers(drawn):
+def test_the_rate_axis_starts_at_zero_and_epoch_ticks_are_whole_numbers(drawn):
     curves(history=HISTORY[:2], best_epoch=1, cuts=[])
     overlay({"one": [{"loss": [2.0, 1.0], "learning_rate": [1e-3, 5e-4]}]})
     for figure in drawn:
@@ -372,14 +372,14 @@ def test_rates_are_drawn_from_zero_and_epochs_are_whole_numbers(drawn):
             assert all(tick == int(tick) for tick in axes.get_xticks())
 
 
-def test_counts_can_be_read_on_dark_and_on_light_ground(drawn):
+def test_counts_are_white_on_dark_cells_and_black_on_light_ones(drawn):
     plots.confusion([[9, 1], [1, 9]], ("a", "b"), "t")
     found = {text.get_position(): text.get_color() for text in drawn[0].axes[0].texts}
     assert found == {(0, 0): "white", (1, 1): "white", (0, 1): "black", (1, 0): "black"}
 
 
 @pytest.mark.pictures
-def test_one_epoch_is_a_point_and_its_axis_has_whole_epochs(drawn):
+def test_a_single_epoch_is_drawn_as_a_point_and_its_axis_has_whole_epochs(drawn):
     logs = {"accuracy": 0.4, "val_accuracy": 0.5, "loss": 1.8, "val_loss": 1.4, "learning_rate": 1e-3}
     plots.curves([logs], 1)
     for axes in drawn[0].axes[:2]:

@@ -1,4 +1,4 @@
-"""bfloat16 where it is faster than float32: who decides, what is said, and what a resumed run keeps."""
+"""bfloat16 where it is faster than float32: who decides, what is printed, and what a resumed run keeps."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def hardware(monkeypatch):
         ("Intel Xeon", ["avx512_bf16", "amx_bf16"], "AVX2", "emulates"),  # taken away by ATEN_CPU_CAPABILITY
     ],
 )
-def test_a_cpu_is_faster_in_bfloat16_if_it_has_amx_or_is_amd_s_and_torch_uses_the_instructions(
+def test_a_cpu_counts_as_faster_in_bfloat16_if_it_has_amx_or_is_from_amd_and_torch_uses_the_instructions(
     processor, instructions, of_torch, reason, monkeypatch
 ):
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
@@ -62,12 +62,12 @@ def test_a_cpu_is_faster_in_bfloat16_if_it_has_amx_or_is_amd_s_and_torch_uses_th
     assert said is None if reason is None else reason in said
 
 
-def test_bfloat16_on_arm_was_not_measured(monkeypatch):
+def test_bfloat16_on_arm_is_reported_as_not_measured(monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert "has not been measured" in machine.why_not_bfloat16(CPU)
 
 
-def test_a_torch_that_cannot_tell_counts_as_without(monkeypatch):
+def test_a_torch_that_cannot_list_cpu_capabilities_counts_as_emulating_bfloat16(monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert "emulates" in machine.why_not_bfloat16(CPU)
@@ -80,7 +80,7 @@ def test_a_gpu_is_faster_in_bfloat16_from_compute_capability_8_on(capability, ex
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the two variables are for x86")
-def test_two_variables_make_any_x86_processor_one_without():
+def test_two_environment_variables_make_any_x86_processor_emulate_bfloat16():
     program = "import torch; from running import machine; print(machine.why_not_bfloat16(torch.device('cpu')))"
     without = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     command = [sys.executable, "-c", program]
@@ -100,7 +100,9 @@ def test_two_variables_make_any_x86_processor_one_without():
         ("--recipe fast --dtype float64", False, False),
     ],
 )
-def test_the_hardware_decides_where_nobody_else_does(flags, with_hardware, without, hardware):
+def test_the_hardware_decides_on_mixed_precision_with_recipe_fast_unless_a_flag_does(
+    flags, with_hardware, without, hardware
+):
     for faster, expected in ((True, with_hardware), (False, without)):
         hardware(faster)
         assert options.parse(flags.split()).checked().mixed_precision is expected
@@ -114,9 +116,7 @@ def begin(tiny, out, *flags):
 
 
 @pytest.mark.parametrize("faster", [True, False])
-def test_the_precision_that_was_taken_stands_in_the_first_lines_and_in_config_json(
-    faster, hardware, tiny, tmp_path, capsys
-):
+def test_the_chosen_precision_is_printed_and_recorded_in_config_json(faster, hardware, tiny, tmp_path, capsys):
     hardware(faster)
     assert begin(tiny, tmp_path / "run", *FAST) == 0
     printed = capsys.readouterr().out
@@ -127,20 +127,20 @@ def test_the_precision_that_was_taken_stands_in_the_first_lines_and_in_config_js
     assert (config["flags"]["mixed_precision"], config["given"]["mixed_precision"]) == (faster, None)
 
 
-def test_bfloat16_that_was_asked_for_where_it_is_slower_is_said_in_one_line(hardware, tiny, tmp_path, capsys):
+def test_requesting_bfloat16_where_it_is_slower_prints_a_one_line_warning(hardware, tiny, tmp_path, capsys):
     hardware(False)
     assert begin(tiny, tmp_path / "run", "--mixed-precision", "--epochs", "1") == 0
     assert "\n--mixed-precision is not recommended here: the reason.\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("began", [True, False])
-def test_a_run_keeps_its_precision_on_another_machine_unless_a_flag_says_otherwise_which_is_refused(
+def test_a_resumed_run_keeps_its_precision_on_another_machine_and_a_flag_that_changes_it_is_refused(
     began, hardware, tiny, tmp_path, capsys
 ):
     out = tmp_path / "run"
     hardware(began)
     assert begin(tiny, out, *FAST) == 0
-    (out / METRICS).unlink()  # as if killed before
+    (out / METRICS).unlink()  # as if killed before it was written
     hardware(not began)
     flag = "--no-mixed-precision" if began else "--mixed-precision"
     flags = [*FAST, "--resume"]
@@ -155,7 +155,7 @@ def test_a_run_keeps_its_precision_on_another_machine_unless_a_flag_says_otherwi
         (out / METRICS).unlink()
 
 
-def test_another_run_by_the_config_of_one_asks_the_hardware_anew_unless_a_flag_had_decided(
+def test_a_new_run_with_the_config_of_an_earlier_one_asks_the_hardware_again_unless_a_flag_had_decided(
     hardware, tiny, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -169,7 +169,7 @@ def test_another_run_by_the_config_of_one_asks_the_hardware_anew_unless_a_flag_h
     assert found == [False, True]
 
 
-def test_a_damaged_config_is_refused_by_its_name_and_not_taken_for_no_run(hardware, tiny, tmp_path, capsys):
+def test_a_damaged_config_is_refused_by_name_and_not_treated_as_a_missing_run(hardware, tiny, tmp_path, capsys):
     out = tmp_path / "run"
     assert begin(tiny, out, *FAST) == 0
     (out / CONFIG).write_text("{")
@@ -177,7 +177,7 @@ def test_a_damaged_config_is_refused_by_its_name_and_not_taken_for_no_run(hardwa
     assert f"{out / CONFIG}: not JSON" in capsys.readouterr().err
 
 
-def test_in_python_none_leaves_it_to_the_hardware_too(hardware):
+def test_mixed_precision_none_in_python_also_leaves_the_decision_to_the_hardware(hardware):
     for faster in (True, False):
         hardware(faster)
         assert Options(mixed_precision=None).checked().mixed_precision is faster

@@ -23,12 +23,13 @@ import predict
 import train
 from model import CIFAR10_SHAPE, build_model
 from running.outcome import CONFIG
+from sources.cifar10 import CLASSES
 from sources.pictures import read
 
 
 @pytest.fixture
 def pictures(arrays, tmp_path, monkeypatch):
-    """A current folder with test images of several kinds and sizes in `pictures`."""
+    """The folder `pictures`, in the current one, with test images of several kinds and sizes."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -36,11 +37,11 @@ def pictures(arrays, tmp_path, monkeypatch):
     image.save(folder / "a.png")
     image.resize((200, 100)).convert("L").save(folder / "b.jpg")
     image.resize((10, 7)).convert("RGBA").save(folder / "c.PNG")
-    image.resize((64, 64)).convert("P").save(folder / "d.gif")  # a folder lists them in an order of its own
+    image.resize((64, 64)).convert("P").save(folder / "d.gif")  # the file system lists them in an order of its own
     return folder
 
 
-def test_the_three_likeliest_classes_are_the_network_s(finished, pictures, arrays, capsys):
+def test_the_three_likeliest_classes_are_those_of_the_network(finished, pictures, arrays, capsys):
     assert predict.main([str(finished), "pictures/a.png"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     network = build_model(image_shape=SHAPE)
@@ -76,9 +77,7 @@ def test_a_folder_stands_for_its_images_whatever_their_size_and_kind(finished, p
     ]
 
 
-def test_a_folder_that_cannot_be_read_is_named_and_the_images_around_it_are_answered(
-    finished, pictures, monkeypatch, capsys
-):
+def test_an_unreadable_folder_is_named_and_the_images_beside_it_are_classified(finished, pictures, monkeypatch, capsys):
     (pictures / "locked").mkdir()
     for name in ("scandir", "listdir"):
         whole = getattr(os, name)
@@ -95,7 +94,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_the_images_around_it_are_answ
     assert printed.err == "predict.py: error: pictures/locked: cannot be read (Permission denied)\n"
 
 
-def test_a_reader_of_the_answers_that_has_gone_leaves_their_table_whole(finished, pictures, monkeypatch):
+def test_a_broken_output_pipe_still_leaves_a_complete_csv(finished, pictures, monkeypatch):
     def gone(line):
         raise BrokenPipeError
 
@@ -104,14 +103,14 @@ def test_a_reader_of_the_answers_that_has_gone_leaves_their_table_whole(finished
     assert Path("answers.csv").read_text().count("pictures/d.gif") == 3
 
 
-def test_a_folder_is_walked_by_name_and_what_is_no_image_is_said(finished, pictures, capsys):
+def test_a_folder_is_searched_in_order_of_names_and_files_that_are_not_images_are_reported(finished, pictures, capsys):
     for name in ("cat/deep/1.jpg", "ant/2.png", "cat/3.png", ".thumbnails/4.png"):
         (pictures / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(pictures / "a.png", pictures / name)
     (pictures / "._a.png").write_bytes(b"\0\5\x16\7")  # macOS's
     (pictures / "paper.pdf").write_text("%PDF-1.7")
     (pictures / "LICENSE").write_text("none")
-    (pictures / "cat" / "up").symlink_to("..")  # for ever
+    (pictures / "cat" / "up").symlink_to("..")  # an endless loop
     assert predict.main([str(finished), "pictures"]) == 0
     printed = capsys.readouterr()
     names = ("a.png", "ant/2.png", "b.jpg", "c.PNG", "cat/3.png", "cat/deep/1.jpg", "d.gif")
@@ -120,7 +119,7 @@ def test_a_folder_is_walked_by_name_and_what_is_no_image_is_said(finished, pictu
     assert printed.err == f"predict.py: Left out, because their suffix is not a picture's: {others}.\n"
 
 
-def test_each_argument_is_answered_in_its_turn_whatever_the_others_are(finished, pictures, capsys, monkeypatch):
+def test_arguments_are_answered_in_their_order_even_if_some_are_bad(finished, pictures, capsys, monkeypatch):
     odd = os.fsdecode(b"pictures/caf\xe9\n")
     for name in ("pictures/empty", "pictures/locked", odd):
         Path(name).mkdir()
@@ -149,19 +148,19 @@ def test_each_argument_is_answered_in_its_turn_whatever_the_others_are(finished,
     assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
 
 
-def test_a_large_photo_is_answered(tmp_path):
+def test_a_large_photo_is_read(tmp_path):
     Image.new("L", (12_000, 9_000), 200).save(tmp_path / "photo.jpg")  # a telephone's 108 megapixels
     assert (read(tmp_path / "photo.jpg", CIFAR10_SHAPE) == 200).all()
 
 
-def test_an_image_is_averaged_down(tmp_path):
+def test_a_large_image_is_scaled_down_by_averaging(tmp_path):
     board = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
     Image.fromarray(np.stack([board] * 3, axis=2)).save(tmp_path / "board.png")
     found = read(tmp_path / "board.png", CIFAR10_SHAPE).astype(int)
     assert abs(found - 128).max() < 40
 
 
-def test_an_image_is_turned_upright_and_its_middle_square_taken(tmp_path):
+def test_an_image_is_turned_upright_and_cropped_to_its_central_square(tmp_path):
     wide = np.zeros((32, 96, 3), np.uint8)
     wide[:, 32:64] = 200  # the middle
     wide[:16, 32:64, 0] = 0  # whose upper half has no red
@@ -181,7 +180,7 @@ DEEP = {
 
 
 @pytest.mark.parametrize("name", DEEP)
-def test_a_grey_image_of_more_bits_is_scaled_by_its_depth(name, finished, tmp_path, capsys):
+def test_a_grey_image_with_more_than_8_bits_is_scaled_by_its_depth(name, finished, tmp_path, capsys):
     Image.fromarray(DEEP[name]).save(tmp_path / name)
     Image.fromarray(GREY).save(tmp_path / "8.png")
     assert np.array_equal(read(tmp_path / name, CIFAR10_SHAPE), read(tmp_path / "8.png", CIFAR10_SHAPE))
@@ -194,9 +193,9 @@ def test_a_grey_image_of_more_bits_is_scaled_by_its_depth(name, finished, tmp_pa
     "values",
     [GREY.astype(np.int32), GREY.astype(np.int32) * 70_000, GREY.astype(np.int32) - 99, GREY.astype(np.float32),
      np.full((9, 9), np.nan, np.float32), (GREY / 255).astype(np.float32)],
-    ids=["8 bits in 32", "more than 16 bits", "below 0", "floats", "no numbers", "floats up to 1"],
+    ids=["8 bits in 32", "more than 16 bits", "below 0", "floats", "NaN", "floats up to 1"],
 )  # fmt: skip
-def test_a_grey_image_whose_depth_cannot_be_told_is_refused(values, finished, tmp_path, capsys):
+def test_a_grey_image_whose_depth_cannot_be_determined_is_refused(values, finished, tmp_path, capsys):
     Image.fromarray(values).save(tmp_path / "odd.tiff")
     assert predict.main([str(finished), str(tmp_path / "odd.tiff")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -220,16 +219,16 @@ def claim_506_megapixels(path):
 UNREADABLE = "not a readable image ("
 BAD_IMAGES = {
     "missing": (lambda path: None, "cannot be read (No such file or directory)"),
-    "a text": (lambda path: path.write_text("hello"), UNREADABLE),
+    "a text file": (lambda path: path.write_text("hello"), UNREADABLE),
     "empty": (lambda path: path.write_text(""), UNREADABLE),
     "cut off": (cut, UNREADABLE),
-    "a pipe would wait for ever": (os.mkfifo, f"{UNREADABLE}not a file); pass a .png or .jpg file"),
+    "a pipe, which would block for ever": (os.mkfifo, f"{UNREADABLE}not a file); pass a .png or .jpg file"),
     "huge": (claim_506_megapixels, f"{UNREADABLE}Image size (506000000 pixels) exceeds limit"),
 }
 
 
 @pytest.mark.parametrize(("make", "message"), BAD_IMAGES.values(), ids=BAD_IMAGES)
-def test_a_bad_image_is_one_line_and_the_others_are_answered(make, message, finished, pictures, capsys):
+def test_a_bad_image_gives_one_error_line_and_the_others_are_classified(make, message, finished, pictures, capsys):
     make(pictures / "bad.png")
     assert predict.main([str(finished), "pictures/bad.png", "pictures/a.png"]) == 2
     printed = capsys.readouterr()
@@ -248,30 +247,30 @@ NO_RUN = "run: not the directory of a run; pass one, then images"
 OTHER_CONFIG, OTHER_WEIGHTS = "config.json: not of a run of this version (", "best.pt: not the weights of this run ("
 BAD_RUNS = {
     "no directory": (shutil.rmtree, NO_RUN),
-    "no run": (lambda run: (run / CONFIG).unlink(), NO_RUN),
+    "no config": (lambda run: (run / CONFIG).unlink(), NO_RUN),
     "no weights": (
         lambda run: (run / "best.pt").unlink(),
-        "best.pt: does not exist; make it again from checkpoint.pt: train.py --resume",
+        "best.pt: does not exist; recreate it from checkpoint.pt: train.py --resume",
     ),
     "weights cut off": (lambda run: os.truncate(run / "best.pt", 1000), OTHER_WEIGHTS),
-    "of another network": (lambda run: spoil_config(run, model="improved"), OTHER_WEIGHTS),
+    "weights of another network": (lambda run: spoil_config(run, model="improved"), OTHER_WEIGHTS),
     "an unknown network": (lambda run: spoil_config(run, model="resnet"), f"{OTHER_CONFIG}no network 'resnet' here"),
-    "a dtype that is none": (
+    "an invalid dtype": (
         lambda run: spoil_config(run, flags={"data": "x.npz", "dtype": "load"}),
         OTHER_CONFIG,
     ),
-    "images of no size": (lambda run: spoil_config(run, image_shape=[0, 32, 3]), "its images are 0x32"),
-    "images of two sides": (lambda run: spoil_config(run, image_shape=[32, 32]), OTHER_CONFIG),
-    "images of no number": (lambda run: spoil_config(run, image_shape="aaa"), OTHER_CONFIG),
-    "other images": (lambda run: spoil_config(run, image_shape=[28, 28, 1]), OTHER_WEIGHTS),
-    "classes that are no list": (lambda run: spoil_config(run, class_names=7), OTHER_CONFIG),
-    "other classes": (lambda run: spoil_config(run, class_names=["a", "b"]), OTHER_WEIGHTS),
+    "images of height 0": (lambda run: spoil_config(run, image_shape=[0, 32, 3]), "its images are 0x32"),
+    "an image shape of two numbers": (lambda run: spoil_config(run, image_shape=[32, 32]), OTHER_CONFIG),
+    "an image shape without numbers": (lambda run: spoil_config(run, image_shape="aaa"), OTHER_CONFIG),
+    "another image shape": (lambda run: spoil_config(run, image_shape=[28, 28, 1]), OTHER_WEIGHTS),
+    "class names that are not a list": (lambda run: spoil_config(run, class_names=7), OTHER_CONFIG),
+    "another number of classes": (lambda run: spoil_config(run, class_names=["a", "b"]), OTHER_WEIGHTS),
     "no flags": (lambda run: spoil_config(run, flags=None), OTHER_CONFIG),
 }
 
 
 @pytest.mark.parametrize(("spoil", "message"), BAD_RUNS.values(), ids=BAD_RUNS)
-def test_a_bad_run_is_one_line(spoil, message, finished, pictures, tmp_path, capsys):
+def test_a_bad_run_is_refused_in_one_line(spoil, message, finished, pictures, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     spoil(run)
@@ -282,13 +281,13 @@ def test_a_bad_run_is_one_line(spoil, message, finished, pictures, tmp_path, cap
     assert printed.out == ""
 
 
-def test_a_run_s_file_in_place_of_the_run_is_told_what_to_pass(finished, pictures, capsys):
+def test_a_file_of_a_run_in_place_of_its_directory_is_refused_with_what_to_pass(finished, pictures, capsys):
     assert predict.main([str(finished / "best.pt"), "pictures"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(f"best.pt: not the directory of a run; pass {finished}")
 
 
-def test_a_full_disk_behind_the_output_is_one_line_and_exit_code_1(finished, pictures, monkeypatch, capsys):
+def test_output_to_a_full_disk_gives_one_error_line_and_exit_code_1(finished, pictures, monkeypatch, capsys):
     with contextlib.suppress(OSError), open("/dev/full", "w") as full:  # closing it fails as well
         monkeypatch.setattr(sys, "stdout", full)
         code = predict.main([str(finished), "pictures/a.png"])
@@ -298,9 +297,18 @@ def test_a_full_disk_behind_the_output_is_one_line_and_exit_code_1(finished, pic
     assert "cannot write to standard output" in line
 
 
-def test_a_run_of_the_stand_in_names_no_cifar_classes(finished, pictures, tmp_path, capsys):
+def test_class_names_are_those_of_the_run_and_cifar_10s_only_if_an_old_config_has_none(
+    finished, pictures, tmp_path, capsys
+):
     shutil.copytree(finished, tmp_path / "run")
-    flags = json.loads((finished / CONFIG).read_text())["flags"]
-    spoil_config(tmp_path / "run", flags=flags | {"data": "synthetic"})
-    assert predict.main(["run", "pictures/a.png"]) == 0
-    assert "airplane" not in capsys.readouterr().out
+    every = ["run", "pictures/a.png", "--top", "10"]
+    spoil_config(tmp_path / "run", class_names=[f"kind {number}" for number in range(10)])
+    assert predict.main(every) == 0
+    printed = capsys.readouterr().out
+    assert all(f"kind {number} " in printed for number in range(10))
+    config = json.loads((tmp_path / "run" / CONFIG).read_text())
+    del config["class_names"]
+    (tmp_path / "run" / CONFIG).write_text(json.dumps(config))
+    assert predict.main(every) == 0
+    printed = capsys.readouterr().out
+    assert all(f"{name} " in printed for name in CLASSES)

@@ -1,4 +1,4 @@
-"""reference/prove.py: equal runs are called equal, and a difference that was put in is found and named."""
+"""reference/prove.py: equal runs are reported as equal, and a deliberate difference is found and named."""
 
 import json
 
@@ -13,7 +13,7 @@ __all__ = ["float64"]  # a fixture
 
 @pytest.fixture
 def proved(float64, tmp_path, monkeypatch):
-    """Run the command with Keras in this process, in float64 on torch as on TensorFlow; returns code and proof."""
+    """Run the command with Keras in this process, with the rounding of TensorFlow; returns exit code and proof."""
     data_file(tmp_path / "data.npz", 100)
 
     def keras_here(job):
@@ -32,7 +32,7 @@ def proved(float64, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("flags", [(), ("--model", "improved", "--shift", "2")])
-def test_runs_that_are_equal_to_rounding_are_called_so(flags, proved, tmp_path, capsys):
+def test_runs_that_are_equal_up_to_rounding_are_reported_as_equal(flags, proved, tmp_path, capsys):
     code, proof = proved(*flags)
     assert code == 0, proof["verdict"]
     printed = capsys.readouterr().out
@@ -61,7 +61,7 @@ def test_a_deliberate_difference_is_found_and_named(proved, monkeypatch, capsys)
     assert proof["by_epoch"]["val_loss"][0] > 1e-9
 
 
-def test_training_that_ends_after_another_number_of_epochs_is_not_equal():
+def test_runs_with_different_numbers_of_epochs_are_not_equal():
     epochs = [{"loss": 1.0}] * 3
     text = prove.where_they_part({"loss": [0.0] * 2}, [epochs[:2], epochs], [2, 3], [], 1e-9)
     assert text == "Not equal: Keras trained 2 epochs, PyTorch 3; the epochs that both have are equal."
@@ -78,28 +78,28 @@ def test_training_that_ends_after_another_number_of_epochs_is_not_equal():
         (["--images", "3"], "argument --images: '3' is not a whole number"),
     ],
 )
-def test_what_keras_s_side_has_not_is_refused_in_one_line(flags, message, little, tmp_path, capsys):
+def test_what_the_keras_side_cannot_do_is_refused(flags, message, little, tmp_path, capsys):
     assert prove.main(["--data", str(little), "--out", str(tmp_path / "proof"), *flags]) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.fixture
 def starts_of_keras(monkeypatch):
-    """How often Keras was started, which takes seconds, to see whether it does; it is not started truly."""
+    """One entry for each time that Keras would be started to see if it works, which takes seconds and is skipped."""
     starts = []
     monkeypatch.setattr(prove.KerasSide, "refuse_without", lambda self, download: starts.append(self))
     return starts
 
 
-def test_a_folder_of_something_else_is_not_emptied(little, tmp_path, starts_of_keras, capsys):
+def test_a_folder_that_holds_something_else_is_not_emptied(little, tmp_path, starts_of_keras, capsys):
     (tmp_path / "thesis.txt").touch()
     assert prove.main(["--data", str(little), "--out", str(tmp_path)]) == 2
-    assert "holds something else than an earlier proof" in capsys.readouterr().err
+    assert "holds something other than an earlier proof" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     assert starts_of_keras == []
 
 
-def test_an_earlier_proof_stays_where_the_next_one_cannot_begin(little, tmp_path, starts_of_keras, capsys):
+def test_an_earlier_proof_is_kept_if_the_next_one_cannot_start(little, tmp_path, starts_of_keras, capsys):
     out = tmp_path / "proof"
     out.mkdir()
     for name in (prove.MARK, "proof.json", "data.npz"):

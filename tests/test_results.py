@@ -1,4 +1,4 @@
-"""The runs kept under results/, and what README and docs/ say of them."""
+"""The runs kept under results/, and what README and docs/ say about them."""
 
 import json
 import re
@@ -22,12 +22,12 @@ NOTEBOOK = {"lr": 1e-3, "patience": 5, "lr_patience": 3, "factor": 0.5, "min_lr"
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "results").glob("[bik]*-seed*")), ids=lambda folder: folder.name)
-def test_a_kept_run_was_cut_and_stopped_where_both_libraries_callbacks_say(folder, keras_model):
+def test_the_callbacks_of_both_libraries_cut_and_stop_where_each_kept_run_did(folder, keras_model):
     run = histories.read(folder)
     metrics = run.metrics
     found = (metrics["epochs"], metrics["best_epoch"] - 1, metrics["learning_rate_after_epoch"])
     assert found[0] == len(run.history["val_loss"])
-    # Should training have gone on, the callbacks would not have stopped by themselves.
+    # One more epoch, to find out if the callbacks would not have stopped where the run did.
     losses = [*run.history["val_loss"], 99.0]
     assert in_ours(losses, **NOTEBOOK) == in_keras(keras_model, losses, **NOTEBOOK) == found
 
@@ -54,7 +54,7 @@ def test_the_documentation_shows_what_compare_prints_for_the_kept_runs(tmp_path,
     assert kept == json.loads((tmp_path / "comparison.json").read_text())
 
 
-def test_the_documentation_answers_where_a_run_at_72_per_cent_lies(tmp_path, capsys, monkeypatch):
+def test_the_documentation_shows_what_compare_prints_for_a_run_at_72_per_cent(tmp_path, capsys, monkeypatch):
     (tmp_path / "history.csv").write_text("epoch,loss,val_loss\n0,1.7,1.4\n1,1.4,1.3\n")
     (tmp_path / "results").symlink_to(ROOT / "results")
     monkeypatch.chdir(tmp_path)
@@ -73,7 +73,7 @@ def test_the_documentation_answers_where_a_run_at_72_per_cent_lies(tmp_path, cap
     assert f"About {100 * lower:.1f} % of further runs" in printed[-1]
 
 
-def test_the_difference_over_the_ten_pairs_of_one_command_is_that_of_its_runs():
+def test_the_documented_difference_over_the_ten_pairs_of_the_sweep_matches_its_runs():
     groups = json.loads((ROOT / "results" / "sweep.json").read_text())["groups"]
     ones, others = ([run["test accuracy"] for run in groups[side]["runs"]] for side in ("keras", "torch"))
     paired = stats.ttest_rel(others, ones)
@@ -90,7 +90,7 @@ def unwrapped(text):
     return " ".join(text.split())
 
 
-def test_the_table_of_what_it_reaches_is_of_the_kept_runs():
+def test_the_documented_accuracies_of_recipe_fast_match_the_kept_runs():
     kept = [histories.read(folder).metrics for folder in sorted((ROOT / "results").glob("fast-seed*"))]
     (row,) = re.findall(
         r"^\| `python train.py --recipe fast` \|[^|]*\| bfloat16 \| (\d) \| (\S+) ± (\S+) \| (\S+) ± (\S+) \|",
@@ -106,7 +106,7 @@ def test_the_table_of_what_it_reaches_is_of_the_kept_runs():
     assert float(mirrored) == round(100 * expected[3], 1)
 
 
-def test_what_is_said_of_the_second_experiment_is_of_the_kept_runs():
+def test_the_documented_figures_of_the_second_experiment_match_the_kept_runs():
     kept = [histories.read(folder).metrics for folder in sorted((ROOT / "results").glob("improved-seed*"))]
     text = (DOCS / "results.md").read_text()
     (row,) = re.findall(r"^\| `python train.py --model improved` \| 1 core, Xeon \| float32 \| (.*) \|$", text, re.M)
@@ -135,7 +135,7 @@ def reached(document):
     return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
 
 
-def test_readme_says_of_what_it_reaches_what_docs_results_says():
+def test_readme_states_the_same_results_per_command_as_docs_results():
     short, full = reached(ROOT / "README.md"), reached(DOCS / "results.md")
     assert len(short) == len(full) == 3
     for command, figures in short.items():
@@ -149,12 +149,12 @@ def test_readme_states_the_difference_from_keras_that_compare_found():
     assert "differs by {}, port minus Keras (95 % interval {} to {})".format(*figures) in readme
 
 
-# Epochs after which rounding has decided a comparison otherwise: docs/keras.md.
+# The last epoch before rounding made a ReLU or max-pooling decide differently on the two sides: docs/keras.md.
 PARTED = {"replayed-improved-seed0": 7, "replayed-improved-seed1": 8}
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "results").glob("replayed-*")), ids=lambda folder: folder.name)
-def test_kept_whole_runs_with_the_same_draws_differ_from_keras_s_by_what_the_documentation_says(folder):
+def test_kept_runs_with_the_same_draws_differ_from_keras_by_as_much_as_the_documentation_says(folder):
     theirs, ours = (histories.read(folder / side) for side in ("keras", "torch"))
     epochs = PARTED.get(folder.name, ours.epochs)
     differences = {name: np.abs(np.subtract(column, ours.history[name])) for name, column in theirs.history.items()}
@@ -174,7 +174,7 @@ def test_kept_whole_runs_with_the_same_draws_differ_from_keras_s_by_what_the_doc
     stated = [rounded(largest[name]) for name in ("loss", "val_loss", "test loss")]
     assert said[-3:] == stated
     assert max(map(float, stated)) < 1e-9
-    if epochs < ours.epochs:  # what the documentation says of the epochs after
+    if epochs < ours.epochs:  # what the documentation says about the epochs after
         loss, val_loss = (rounded(differences[name][epochs:].max()) for name in ("loss", "val_loss"))
         assert f"`loss` by {loss} and `val_loss` by {val_loss}" in " ".join(text.split())
 

@@ -1,4 +1,4 @@
-"""What a run survives: it is stopped, killed, started twice, or runs out of disk, and ends as if nothing had been."""
+"""What a run survives: it is stopped, killed, started twice, or the disk is full. It ends as if nothing happened."""
 
 import contextlib
 import errno
@@ -30,7 +30,7 @@ from running.outcome import CHECKPOINT, CONFIG, EARLY_STOPPING, ERROR, HISTORY
 
 SAME = ("history.csv", "best.pt", "best_weights.npz", "initial_weights.npz", "curves.png")
 ARGUMENTS = ["--epochs", "24", "--patience", "24", "--lr-patience", "2", "--seed", "5", "--device", "cpu", "--quiet"]
-ARGUMENTS += ["--lr", "0.012"]  # high enough for learning-rate cuts
+ARGUMENTS += ["--lr", "0.012"]  # high enough to cause learning-rate cuts
 
 
 def finish(process):
@@ -68,7 +68,7 @@ def inode(path):
         return path.stat().st_ino
 
 
-def test_a_run_killed_at_random_moments_and_resumed_is_the_undisturbed_run(start, undisturbed, little, tmp_path):
+def test_a_run_killed_at_random_moments_and_resumed_equals_the_uninterrupted_run(start, undisturbed, little, tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
     checkpoint = out / CHECKPOINT
     dice = random.Random(0)
@@ -90,7 +90,7 @@ def test_a_run_killed_at_random_moments_and_resumed_is_the_undisturbed_run(start
 
 
 @pytest.mark.parametrize("at", ["open", "write", "flush", "fsync", "replace"])
-def test_a_file_is_the_old_one_or_the_new_one_at_whatever_moment_its_process_is_killed(at, tmp_path, monkeypatch):
+def test_a_file_is_always_the_old_or_the_new_one_whenever_the_writing_process_is_killed(at, tmp_path, monkeypatch):
     path = tmp_path / "history.csv"
     path.write_bytes(b"old")
     seen = []
@@ -129,7 +129,7 @@ def test_a_file_is_the_old_one_or_the_new_one_at_whatever_moment_its_process_is_
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)], ids=lambda x: str(int(x))
 )
-def test_a_signal_ends_the_run_and_resuming_gives_the_undisturbed_run(
+def test_a_signal_ends_the_run_and_the_resumed_run_equals_the_uninterrupted_one(
     signum, code, start, undisturbed, little, tmp_path
 ):
     out, log = tmp_path / "run", tmp_path / "log"
@@ -147,7 +147,7 @@ def test_a_signal_ends_the_run_and_resuming_gives_the_undisturbed_run(
     assert not (out / ERROR).exists()
 
 
-def test_the_command_that_an_interrupted_run_prints_goes_on_with_it(little, tmp_path):
+def test_the_command_that_an_interrupted_run_prints_resumes_it(little, tmp_path):
     out = tmp_path / "a run"
     command = [sys.executable, ROOT / "train.py", "--data", little, "--epochs", "30", "--out", out]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -162,7 +162,9 @@ def test_the_command_that_an_interrupted_run_prints_goes_on_with_it(little, tmp_
     assert "Resuming after epoch" in again.stdout
 
 
-def test_a_second_process_is_refused_with_pid_and_host_and_a_dead_one_does_not_block(start, little, tmp_path, capsys):
+def test_a_second_process_is_refused_with_the_pid_and_host_of_the_first_and_a_dead_one_does_not_block(
+    start, little, tmp_path, capsys
+):
     out, log = tmp_path / "run", tmp_path / "log"
     long = ["--data", little, *ARGUMENTS, "--patience", 500, "--out", out, "--epochs"]
     process = start([*long, 500], log)
@@ -187,14 +189,14 @@ def resume(npz, out, *arguments):
     return train.main(["--data", str(npz), "--epochs", "3", "--out", str(out), "--resume", *arguments])
 
 
-def test_epochs_may_grow_and_the_result_is_that_of_a_run_that_had_them_all(copy, npz, tmp_path):
+def test_resuming_with_more_epochs_gives_the_result_of_a_run_that_had_them_from_the_start(copy, npz, tmp_path):
     assert resume(npz, copy) == 0
     assert train.main(["--data", str(npz), "--epochs", "3", "--out", str(tmp_path / "whole")]) == 0
     assert_same(copy, tmp_path / "whole")
 
 
-def test_a_run_resumed_after_each_epoch_cuts_the_rate_and_stops_where_an_undisturbed_one_does(npz, tmp_path):
-    # At so small a rate no weight moves, so the callbacks' counters alone say what happens when.
+def test_a_run_resumed_after_each_epoch_cuts_the_rate_and_stops_where_an_uninterrupted_one_does(npz, tmp_path):
+    # At so small a rate no weight moves, so only the callbacks' counters determine what happens when.
     flags = {"--lr": "1e-30", "--min-lr": "3e-31", "--lr-factor": "0.4", "--lr-patience": "2", "--patience": "6"}
     arguments = ["--data", str(npz), "--dropout", "0", *[word for pair in flags.items() for word in pair]]
     whole, out = tmp_path / "whole", tmp_path / "run"
@@ -212,13 +214,13 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(copy, npz, capsys):
     printed = capsys.readouterr()
     lines = printed.err.splitlines()
     assert lines[0] == f"finished: {figures(copy)['test_accuracy']:.4f}, {copy}"
-    assert "finished already, after epoch 2" in lines[1]
+    assert "already finished, after epoch 2" in lines[1]
     assert json.loads(printed.out) == json.loads((copy / "metrics.json").read_text())
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
 
 
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
-def test_a_directory_in_which_a_run_ended_before_it_began_is_an_empty_one(resume, npz, tmp_path, monkeypatch, capsys):
+def test_a_directory_whose_run_ended_before_its_first_epoch_counts_as_empty(resume, npz, tmp_path, monkeypatch, capsys):
     arguments = ["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run"), *resume]
     with monkeypatch.context() as patch:
         patch.setattr(train, "fit", lambda *_: signal.raise_signal(signal.SIGTERM))
@@ -228,14 +230,16 @@ def test_a_directory_in_which_a_run_ended_before_it_began_is_an_empty_one(resume
     assert not (tmp_path / "run" / ERROR).exists()
 
 
-def test_a_picture_that_cannot_be_drawn_costs_no_figure_and_is_drawn_on_resuming(npz, tmp_path, monkeypatch, capsys):
+def test_a_picture_that_cannot_be_drawn_loses_no_other_results_and_is_drawn_on_resuming(
+    npz, tmp_path, monkeypatch, capsys
+):
     out = tmp_path / "run"
     arguments = ["--data", str(npz), "--epochs", "1", "--out", str(out), "--resume"]
     with monkeypatch.context() as patch:
         patch.setattr(train.report.plots, "curves", lambda *_: {}["latex"])
         assert train.main(arguments) == 0
         (line,) = capsys.readouterr().err.splitlines()
-        assert line == f"{out}/curves.png: cannot be drawn (KeyError: 'latex'); all figures are written"
+        assert line == f"{out}/curves.png: cannot be drawn (KeyError: 'latex'); all numbers are written"
     assert figures(out)["epochs"] == 1
     assert (out / "confusion.png").exists()
     assert not (out / "curves.png").exists()
@@ -243,13 +247,13 @@ def test_a_picture_that_cannot_be_drawn_costs_no_figure_and_is_drawn_on_resuming
     (out / "confusion.png").unlink()
     (out / ERROR).write_text("killed while it drew")
     assert train.main(arguments) == 0
-    assert "It was finished already" in capsys.readouterr().out
+    assert "It had already finished" in capsys.readouterr().out
     assert (out / "curves.png").exists()
     assert (out / "confusion.png").read_bytes() == shown
     assert not (out / ERROR).exists()
 
 
-def test_a_finished_run_answers_where_its_data_are_no_more_and_another_does_not_go_on(arrays, tmp_path, capsys):
+def test_without_its_data_a_finished_run_is_still_reported_but_cannot_be_continued(arrays, tmp_path, capsys):
     few = tmp_path / "few.npz"
     np.savez(few, **{name: array[:10] for name, array in arrays.items()})
     arguments = ["--data", str(few), "--out", str(tmp_path / "run"), "--resume", "--epochs"]
@@ -258,14 +262,14 @@ def test_a_finished_run_answers_where_its_data_are_no_more_and_another_does_not_
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
     assert train.main([*arguments, "1"]) == 0
     printed = capsys.readouterr().out
-    assert "finished already, after epoch 1" in printed
+    assert "already finished, after epoch 1" in printed
     assert f"Its data cannot be read any more from {few}." in printed
     assert train.main([*arguments, "2"]) == 2
     assert f"--data {few}: no such file" in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
 
 
-def test_a_run_that_has_stopped_early_stays_stopped_however_many_epochs_it_may_have(arrays, tmp_path, capsys):
+def test_a_run_that_stopped_early_stays_stopped_when_resumed_with_more_epochs(arrays, tmp_path, capsys):
     np.savez(tmp_path / "few.npz", **{name: array[:10] for name, array in arrays.items()})
     out = tmp_path / "run"
     arguments = ["--data", str(tmp_path / "few.npz"), "--lr", "1e-30", "--min-lr", "0", "--dropout", "0"]
@@ -275,13 +279,13 @@ def test_a_run_that_has_stopped_early_stays_stopped_however_many_epochs_it_may_h
     assert (expected["epochs"], expected["stopped"]) == (2, EARLY_STOPPING)
     capsys.readouterr()
     assert train.main([*arguments, "6"]) == 0
-    assert "finished already, after epoch 2: early stopping." in capsys.readouterr().out
+    assert "already finished, after epoch 2: early stopping." in capsys.readouterr().out
     (out / "metrics.json").unlink()  # as if killed between the last epoch and this file
     assert train.main([*arguments, "6"]) == 0
     assert figures(out) == expected
 
 
-def test_the_same_data_from_another_place_are_accepted_and_other_data_refused(copy, npz, arrays, tmp_path, capsys):
+def test_the_same_data_at_another_path_are_accepted_and_different_data_refused(copy, npz, arrays, tmp_path, capsys):
     shutil.copy(npz, tmp_path / "moved.npz")
     np.savez(tmp_path / "other.npz", **arrays | {"y_train": arrays["y_train"][::-1]})
     assert resume(tmp_path / "other.npz", copy) == 2
@@ -289,13 +293,15 @@ def test_the_same_data_from_another_place_are_accepted_and_other_data_refused(co
     assert resume(tmp_path / "moved.npz", copy) == 0
 
 
-def test_a_finished_run_answers_for_its_own_data_from_any_place_and_for_no_others(copy, npz, arrays, tmp_path, capsys):
+def test_a_finished_run_is_reported_for_its_own_data_at_any_path_and_for_no_other_data(
+    copy, npz, arrays, tmp_path, capsys
+):
     shutil.copy(npz, tmp_path / "moved.npz")
     before = {file.name: file.read_bytes() for file in copy.iterdir()}
     arguments = ["--epochs", "2", "--out", str(copy), "--resume", "--data"]
     assert train.main([*arguments, str(tmp_path / "moved.npz")]) == 0
-    assert "finished already, after epoch 2" in capsys.readouterr().out
-    for name, array in arrays.items():  # one value in one of the four is another
+    assert "already finished, after epoch 2" in capsys.readouterr().out
+    for name, array in arrays.items():  # one value in one of the four arrays differs
         array = array.copy()
         array[-1] = array[-1] ^ 1
         np.savez(tmp_path / f"{name}.npz", **arrays | {name: array})
@@ -304,7 +310,7 @@ def test_a_finished_run_answers_for_its_own_data_from_any_place_and_for_no_other
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
 
 
-def test_a_checkpoint_is_in_its_place_before_the_files_that_can_be_had_from_it(npz, tmp_path, monkeypatch):
+def test_a_checkpoint_is_written_before_the_files_that_can_be_made_from_it(npz, tmp_path, monkeypatch):
     renamed, replace = [], os.replace
 
     def noting(source, target, **options):
@@ -314,16 +320,16 @@ def test_a_checkpoint_is_in_its_place_before_the_files_that_can_be_had_from_it(n
     monkeypatch.setattr(os, "replace", noting)
     out = tmp_path / "run"
     assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(out)]) == 0
-    assert histories.read(out).metrics["best_epoch"] == 2  # so that each epoch has all four to write
-    assert renamed[-3:] == ["metrics.json", "curves.png", "confusion.png"]  # it says that all figures are there
+    assert histories.read(out).metrics["best_epoch"] == 2  # so that each epoch writes all four files
+    assert renamed[-3:] == ["metrics.json", "curves.png", "confusion.png"]  # the first says that all figures are there
     written = [name for name in renamed if name in ("checkpoint.pt", "history.csv", "best.pt", "best_weights.npz")]
     assert written[::4] == ["checkpoint.pt"] * 2
     assert sorted(written[:4]) == sorted(written[4:]) == sorted({*written})
 
 
 @pytest.mark.parametrize("epochs", ["2", "3"])
-def test_files_older_than_the_checkpoint_are_made_anew_on_resuming(epochs, finished, npz, tmp_path):
-    # No weight moves, so the first epoch is the best one, and what follows after resuming writes no best weights.
+def test_files_older_than_the_checkpoint_are_rewritten_on_resuming(epochs, finished, npz, tmp_path):
+    # No weight moves, so the first epoch is the best one, and the epochs after resuming write no best weights.
     arguments = ["--data", str(npz), "--lr", "1e-30", "--min-lr", "0", "--dropout", "0", "--out", str(tmp_path / "run")]
     assert train.main([*arguments, "--epochs", "2"]) == 0
     names = ("history.csv", "best.pt", "best_weights.npz")
@@ -339,19 +345,19 @@ def test_files_older_than_the_checkpoint_are_made_anew_on_resuming(epochs, finis
     assert after["best_weights.npz"] == before["best_weights.npz"]
 
 
-def test_the_figures_of_an_earlier_end_stay_until_new_ones_are_there(copy, npz, monkeypatch, capsys):
+def test_the_results_of_an_earlier_end_are_kept_until_new_ones_are_written(copy, npz, monkeypatch, capsys):
     names = ("metrics.json", "curves.png", "confusion.png")
     before = {name: (copy / name).read_bytes() for name in names}
     with monkeypatch.context() as patch:
         patch.setattr(train, "train_epoch", interrupting)
         assert resume(npz, copy) == 130
     assert {name: (copy / name).read_bytes() for name in names} == before
-    # As nothing came of it, the run still has these figures for those epochs, and has finished with them.
-    for said in ("Training ended after epoch 2 of 2", "finished already, after epoch 2"):
+    # No epoch was added, so the run is still a finished one of two epochs, with these figures.
+    for said in ("Training ended after epoch 2 of 2", "already finished, after epoch 2"):
         assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(copy), "--resume"]) == 0
         assert said in capsys.readouterr().out
         assert {name: (copy / name).read_bytes() for name in names} == before
-    # With an epoch more on disk it is not, and the earlier figures are not taken for its own.
+    # With one more epoch on disk it is unfinished, and the earlier figures are not mistaken for its own.
     with monkeypatch.context() as patch:
         patch.setattr(train.report, "end", interrupting)
         assert resume(npz, copy) == 130
@@ -362,7 +368,7 @@ def test_the_figures_of_an_earlier_end_stay_until_new_ones_are_there(copy, npz, 
     assert resume(npz, copy) == 0
     assert histories.read(copy).metrics["epochs"] == 3
     assert all((copy / name).read_bytes() != content for name, content in before.items())
-    # Figures of three epochs are no answer to two.
+    # A run of three epochs is no answer to a request for two.
     assert train.main(["--data", str(npz), "--epochs", "2", "--out", str(copy), "--resume"]) == 2
     assert "--epochs 2: 3 are already trained; pass 3 or more" in capsys.readouterr().err
 
@@ -382,7 +388,7 @@ def test_a_checkpoint_of_another_run_is_not_resumed(copy, npz, tmp_path, capsys)
 
 
 def changed_in_the_checkpoint(out, change):
-    """Let the run in `out` have begun where the facts in `change` were others; returns what they are now."""
+    """Edit the checkpoint in `out` as if the run had begun with the values in `change`; returns the true ones."""
     state = torch.load(out / CHECKPOINT, weights_only=True)
     (part,) = state["run"]["parts"]
     now = {name: part[name] for name in change}
@@ -401,7 +407,7 @@ def changed_in_the_checkpoint(out, change):
         ("device_name", "abacus"),
     ],
 )
-def test_what_is_another_on_resuming_is_said_and_kept_in_order(name, value, copy, npz, capsys):
+def test_what_has_changed_since_the_start_is_reported_on_resuming_and_recorded_in_order(name, value, copy, npz, capsys):
     now = changed_in_the_checkpoint(copy, {name: value})[name]
     assert resume(npz, copy) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "instead of" in line]
@@ -437,7 +443,7 @@ def test_another_machine_or_version_is_accepted_with_one_line_that_names_each_di
         (CHECKPOINT, 4 << 20),
     ],
 )
-def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_what_could_not_be_written(
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_names_the_file_that_could_not_be_written(
     name, at, copy, npz, capsys, monkeypatch
 ):
     good = (copy / CHECKPOINT).read_bytes()
@@ -465,7 +471,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_what_could_not_be_
     assert resume(npz, copy) == 1
     err = capsys.readouterr().err
     assert f"cannot write {copy / name} (No space left on device); free some" in err
-    assert err.count("--resume") == 1  # the command that goes on has it once, as it had it already
+    assert err.count("--resume") == 1  # the command to continue has the flag once, although this one had it already
     assert len(err.splitlines()) == 1
     assert (copy / CHECKPOINT).read_bytes() == good
     assert "No space left" in (copy / ERROR).read_text()
@@ -473,7 +479,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_what_could_not_be_
     assert resume(npz, copy) == 0
 
 
-def test_a_log_on_a_full_disk_ends_the_run_and_leaves_what_was_finished(copy, npz, capsys, monkeypatch):
+def test_a_log_on_a_full_disk_ends_the_run_which_can_then_be_resumed(copy, npz, capsys, monkeypatch):
     with contextlib.suppress(OSError), open("/dev/full", "w") as log:  # closing it fails as well
         monkeypatch.setattr(sys, "stdout", log)
         code = resume(npz, copy)
@@ -504,7 +510,7 @@ def test_a_diverging_run_names_epoch_batch_and_rate_and_keeps_the_last_good_epoc
     assert "not finite" in (copy / ERROR).read_text()
 
 
-def test_a_loss_that_is_not_finite_is_seen_where_it_is_not_looked_at_after_each_batch(
+def test_a_non_finite_loss_is_traced_to_its_batch_even_if_not_every_batch_is_checked(
     npz, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setitem(metrics.CHECK_EVERY, "cpu", 100)  # as on a GPU
@@ -513,7 +519,7 @@ def test_a_loss_that_is_not_finite_is_seen_where_it_is_not_looked_at_after_each_
     assert "epoch 1, learning rate 1e+09: the loss is not finite in batch 2; " in capsys.readouterr().err
 
 
-def test_a_validation_loss_that_is_not_finite_is_not_placed_in_a_training_batch(npz, tmp_path, capsys):
+def test_a_non_finite_validation_loss_is_attributed_to_an_evaluation_batch(npz, tmp_path, capsys):
     # One step, after which the weights are too large.
     flags = ["--lr", "1e9", "--dropout", "0", "--batch-size", "256", "--out", str(tmp_path / "run")]
     assert train.main(["--data", str(npz), *flags]) == 1
@@ -533,9 +539,7 @@ TOGETHER = [
 
 
 @pytest.mark.parametrize("flags", TOGETHER)
-def test_all_options_work_together_and_a_run_that_broke_off_resumes_to_the_same_bits(
-    flags, little, tmp_path, monkeypatch
-):
+def test_options_work_together_and_an_interrupted_run_resumes_to_the_same_bits(flags, little, tmp_path, monkeypatch):
     arguments = ["--data", str(little), "--epochs", "3", "--batch-size", "24", *flags.split(), "--quiet", "--out"]
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert train.main([*arguments, str(whole)]) == 0
@@ -558,7 +562,7 @@ def test_all_options_work_together_and_a_run_that_broke_off_resumes_to_the_same_
     assert (out / "confusion.png").read_bytes() == (whole / "confusion.png").read_bytes()
 
 
-def test_a_schedule_over_all_epochs_fixes_their_number_on_resuming(npz, tmp_path, capsys):
+def test_a_schedule_over_all_epochs_cannot_be_resumed_with_another_number_of_epochs(npz, tmp_path, capsys):
     arguments = ["--data", str(npz), "--schedule", "cosine", "--out", str(tmp_path / "run")]
     assert train.main([*arguments, "--epochs", "2"]) == 0
     for epochs in ("1", "3"):

@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import types
 
@@ -17,7 +18,7 @@ from cli.errors import BadInput, CannotWrite
 from options import Options
 from running import checkpoint, files, history, machine
 from running.directory import Run
-from running.outcome import ALL_EPOCHS, EARLY_STOPPING, FILES
+from running.outcome import ALL_EPOCHS, EARLY_STOPPING, FILES, FINISHED, HISTORY, outcome
 
 
 def at(out):
@@ -35,7 +36,7 @@ def logs(epoch, learning_rate=1e-3):
     return {name: float(np.float32(value)) for name, value in values.items()}
 
 
-def test_history_csv_is_byte_for_byte_what_keras_s_csv_logger_writes_in_a_real_fit(tmp_path):
+def test_history_csv_equals_byte_for_byte_what_the_csv_logger_of_keras_writes_in_a_real_fit(tmp_path):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="softmax")])
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     logger = keras.callbacks.CSVLogger(tmp_path / "keras.csv")
@@ -50,7 +51,7 @@ def test_history_csv_is_byte_for_byte_what_keras_s_csv_logger_writes_in_a_real_f
     assert (tmp_path / "ours.csv").read_bytes() == (tmp_path / "keras.csv").read_bytes()
 
 
-def test_history_csv_has_keras_s_header_line_ends_and_float32_values(tmp_path):
+def test_history_csv_has_the_header_line_ends_and_float32_values_of_keras(tmp_path):
     history.write(tmp_path / "history.csv", [logs(0)])
     header, row, rest = (tmp_path / "history.csv").read_bytes().split(b"\r\n")
     assert header == b"epoch,accuracy,learning_rate,loss,val_accuracy,val_loss"
@@ -73,7 +74,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]  # its space is free again
 
 
-def test_two_processes_that_write_the_same_file_at_once_leave_one_of_the_two_whole(tmp_path, monkeypatch):
+def test_two_processes_that_write_the_same_file_at_once_leave_one_complete_version(tmp_path, monkeypatch):
     path, whole = tmp_path / "comparison.json", {"one": "1" * 9999}
     fsync, other = os.fsync, multiprocessing.get_context("fork")
 
@@ -91,7 +92,7 @@ def test_two_processes_that_write_the_same_file_at_once_leave_one_of_the_two_who
     assert [file.name for file in tmp_path.iterdir()] == ["comparison.json"]
 
 
-def test_what_cannot_be_read_is_named_with_the_reason_and_no_advice_to_do_away_with_it(tmp_path, monkeypatch):
+def test_an_unreadable_file_is_named_with_the_reason_and_no_advice_to_delete_it(tmp_path, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -108,7 +109,7 @@ def test_what_cannot_be_read_is_named_with_the_reason_and_no_advice_to_do_away_w
         assert str(refused.value) == f"{named}{tmp_path}/file: cannot be read (Permission denied)"
 
 
-def test_no_json_file_holds_what_json_does_not_know(tmp_path):
+def test_nan_is_never_written_to_a_json_file(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(tmp_path / "metrics.json", {"loss": float("nan")})
     assert not list(tmp_path.iterdir())
@@ -145,7 +146,7 @@ def test_a_directory_with_any_file_of_a_run_is_refused_and_left_as_it_is(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == [file]
 
 
-def test_a_directory_without_a_run_is_accepted_and_made_where_there_is_none(tmp_path):
+def test_a_directory_without_a_run_is_accepted_and_a_missing_one_is_created(tmp_path):
     (tmp_path / "notes.txt").touch()
     for out in (tmp_path, tmp_path / "a" / "b"):
         with at(out):
@@ -153,7 +154,7 @@ def test_a_directory_without_a_run_is_accepted_and_made_where_there_is_none(tmp_
     assert (tmp_path / "notes.txt").exists()
 
 
-def test_what_a_killed_process_had_begun_to_write_is_removed_and_nothing_else(tmp_path):
+def test_the_partial_file_of_a_killed_process_is_removed_and_nothing_else(tmp_path):
     (tmp_path / f".history.csv.{os.getpid()}.partial").touch()
     (tmp_path / ".mine.partial").touch()
     with at(tmp_path):
@@ -187,7 +188,7 @@ def test_a_folder_that_cannot_be_written_is_refused_and_nothing_is_made(tmp_path
     assert not [*tmp_path.iterdir()]
 
 
-def test_cuts_are_the_epochs_whose_next_rate_is_another():
+def test_learning_rate_cuts_are_the_epochs_after_which_the_rate_changes():
     history = [logs(0), logs(1), logs(2, 5e-4), logs(3, 5e-4)]
     after = [logs(0)["learning_rate"], *[logs(2, 5e-4)["learning_rate"]] * 2, logs(3, 2.5e-4)["learning_rate"]]
     schedule = types.SimpleNamespace()
@@ -224,7 +225,7 @@ def test_the_reading_says_what_the_curves_show():
     ]
 
 
-def test_the_reading_of_a_run_whose_last_epoch_was_the_best_says_no_more_than_one_epoch_can():
+def test_the_reading_covers_a_best_last_epoch_and_claims_no_trend_from_a_single_epoch():
     history = [{"accuracy": 0.4, "val_accuracy": 0.5, "loss": 1.8, "val_loss": 1.4}] * 2
     metrics = {"learning_rate_cuts": [], "stopped": ALL_EPOCHS, "final": True}
     assert report.reading(history, metrics | {"best_epoch": 2}, 2, cutting=True).splitlines()[4:] == [
@@ -237,7 +238,7 @@ def test_the_reading_of_a_run_whose_last_epoch_was_the_best_says_no_more_than_on
     assert of_one[6] == "One epoch does not show a trend in validation loss."
 
 
-def test_the_reading_of_a_run_that_is_to_be_continued_says_so():
+def test_the_reading_of_an_incomplete_run_says_that_resume_continues_it():
     history = [{"accuracy": 0.4, "val_accuracy": 0.5, "loss": 1.8, "val_loss": 1.4}]
     metrics = {"best_epoch": 1, "learning_rate_cuts": [], "stopped": "out of time", "final": False}
     assert report.reading(history, metrics, 9, cutting=True).splitlines()[-2:] == [
@@ -246,7 +247,7 @@ def test_the_reading_of_a_run_that_is_to_be_continued_says_so():
     ]
 
 
-def test_confused_pairs_are_counted_either_way_and_classes_without_images_have_no_accuracy():
+def test_confused_pairs_are_counted_in_both_directions_and_classes_without_images_have_no_accuracy():
     names = ("cat", "dog", "ship", "frog")
     confusion = [[5, 3, 1, 0], [2, 6, 0, 0], [0, 0, 9, 0], [0, 0, 0, 0]]
     assert report.most_confused(confusion, names) == "Most confused: cat and dog (5), cat and ship (1)."
@@ -264,12 +265,12 @@ def repository(folder, *commands):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], cwd=folder, check=True)
 
 
-def test_the_commit_is_the_code_s_own_and_says_whether_a_file_has_changed_since(tmp_path, monkeypatch):
+def test_the_commit_is_from_the_codes_own_repository_and_is_marked_dirty_after_a_change(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "ROOT", tmp_path / "code")
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "a.py").write_text("1")
     repository(tmp_path, ["add", "."], ["commit", "-qm", "around it"])
-    assert machine._git_commit() is None  # the commit of a repository around the code says nothing of it
+    assert machine._git_commit() is None  # the commit of a repository around the code says nothing about it
     repository(tmp_path / "code", ["add", "."], ["commit", "-qm", "its own"])
     commit = machine._git_commit()
     assert re.fullmatch("[0-9a-f]{40}", commit)
@@ -278,7 +279,7 @@ def test_the_commit_is_the_code_s_own_and_says_whether_a_file_has_changed_since(
 
 
 @pytest.mark.parametrize("setting", ["diff.external=true", "diff.external=echo x", "color.ui=always", "diff.context=0"])
-def test_the_commit_does_not_depend_on_the_user_s_git_settings(setting, tmp_path, monkeypatch):
+def test_the_commit_does_not_depend_on_the_users_git_settings(setting, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     (tmp_path / "a.py").write_text("1")
     repository(tmp_path, ["add", "."], ["commit", "-qm", "a"])
@@ -287,3 +288,10 @@ def test_the_commit_does_not_depend_on_the_user_s_git_settings(setting, tmp_path
     assert machine._git_commit() == clean
     (tmp_path / "a.py").write_text("2")
     assert machine._git_commit() == f"{clean}-dirty"
+
+
+@pytest.mark.parametrize("content", ['loss\n0,"1"x', "loss\nhigh\n", "loss\n1,2\n", "", "\0"])
+def test_a_finished_run_with_a_damaged_history_is_still_finished(content, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / HISTORY).write_text(content)
+    assert outcome(tmp_path / "run").kind == FINISHED

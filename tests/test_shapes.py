@@ -13,7 +13,7 @@ from running.outcome import CONFIG, METRICS
 
 
 def save(path, shape, labels, **more):
-    """Write images that show their label: the brighter, the greater."""
+    """Write images that show their label: the greater it is, the brighter they are."""
     labels = np.asarray(labels)
     images = np.full((len(labels), *shape), 20, np.uint8) + (labels * 25).astype(np.uint8).reshape(
         -1, *[1] * len(shape)
@@ -22,7 +22,7 @@ def save(path, shape, labels, **more):
     return str(path)
 
 
-def test_grey_digits_with_names_are_trained_on_drawn_and_predicted_by_name(tmp_path, monkeypatch, capsys):
+def test_grey_images_with_class_names_work_from_training_to_prediction_by_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = ["zero", "one", "$two", "three$"]
     source = save("digits.npz", (28, 28), np.arange(60) % 4, class_names=names)
@@ -55,23 +55,23 @@ def test_every_network_is_trained_on_oblong_images_of_two_classes(name, tmp_path
 
 
 @pytest.mark.parametrize(("name", "least"), [("baseline", 4), ("improved", 8), ("whitened", 9)])
-def test_images_that_pooling_would_leave_nothing_of_are_refused(name, least, tmp_path, capsys):
+def test_images_too_small_for_the_networks_pooling_are_refused(name, least, tmp_path, capsys):
     for size, code in ((least, 0), (least - 1, 2)):
         source = save(tmp_path / f"{size}.npz", (size, 10), np.arange(20) % 2)
         flags = ["--model", name, "--no-augment", "--epochs", "1", "--out", str(tmp_path / f"run{size}")]
         assert train.main(["--data", source, *flags]) == code
-    assert f"images are {least - 1}x10, and {name} takes {least}x{least} at least" in capsys.readouterr().err
+    assert f"images are {least - 1}x10, and {name} needs at least {least}x{least}" in capsys.readouterr().err
     assert not (tmp_path / f"run{least - 1}").exists()
 
 
 def test_a_shift_that_is_as_large_as_the_images_is_refused_before_anything_is_written(npz, tmp_path, capsys):
     flags = ["--augment", "--shift", "16", "--epochs", "1", "--out", str(tmp_path / "run")]
     assert train.main(["--data", str(npz), *flags]) == 2
-    assert "--shift 16: images are 16x16; pass 15 at most" in capsys.readouterr().err
+    assert "--shift 16: images are 16x16; pass at most 15" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_a_hundred_classes_are_trained_on_drawn_and_told(tmp_path, capsys):
+def test_over_a_hundred_classes_are_trained_on_and_those_without_training_images_reported(tmp_path, capsys):
     source = save(tmp_path / "hundred.npz", (8, 8, 3), np.r_[np.arange(90).repeat(2), np.arange(100, 120)] % 110)
     assert train.main(["--data", source, "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
@@ -79,9 +79,9 @@ def test_a_hundred_classes_are_trained_on_drawn_and_told(tmp_path, capsys):
     assert len(json.loads((tmp_path / "run" / METRICS).read_text())["test_confusion"]) == 110
 
 
-def test_labels_that_count_from_1_are_said_to(tmp_path, capsys):
+def test_labels_that_count_from_1_are_reported(tmp_path, capsys):
     source = save(tmp_path / "one.npz", (8, 8), 1 + np.arange(40) % 3)
     assert train.main(["--data", source, "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
-    assert "No training image is labelled class 0, nor is any other image: labels count from 0." in (
+    assert "No training image is labelled class 0, and no other image is either: labels start at 0." in (
         capsys.readouterr().out
     )

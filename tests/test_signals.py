@@ -1,6 +1,6 @@
-"""Signals while a run trains: in a step, between two files, ignored ones, and what is left when it is over.
+"""Signals while a run trains: in a step, between two files, ignored ones, and what is left afterwards.
 
-In this process, whose own handlers stand for those of whoever calls `train.main`.
+They are sent to this process, whose own handlers stand for those of a caller of `train.main`.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @pytest.fixture
 def reached():
-    """Handlers of the caller's own for all of SIGNALS; the list of the signals that got to them."""
+    """Install a caller's own handlers for all of SIGNALS; yields the list of the signals that reached them."""
     signals = []
     before = {signum: signal.signal(signum, lambda signum, frame: signals.append(signum)) for signum in SIGNALS}
     yield signals
@@ -39,9 +39,9 @@ def begin(npz, tmp_path):
 
 @contextlib.contextmanager
 def at_step(number, act):
-    """Within the block `act()` is called in the middle of training step `number`; yields a list of the steps' layers.
+    """Within the block, `act()` is called in the middle of training step `number`; yields a log of the steps.
 
-    The list grows by "begun" and "through" with each step's first and last layer.
+    It is a list, to which each step adds "begun" in its first layer and "through" in its last.
     """
     seen = []
 
@@ -71,7 +71,7 @@ def send(*signums):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
-def test_a_signal_in_a_step_ends_the_run_there_and_the_epochs_before_are_kept(
+def test_a_signal_during_a_step_ends_the_run_there_and_earlier_epochs_are_kept(
     signum, code, begin, reached, tmp_path, capsys
 ):
     with at_step(11, send(signum)) as seen:  # the third step of the second epoch
@@ -84,7 +84,7 @@ def test_a_signal_in_a_step_ends_the_run_there_and_the_epochs_before_are_kept(
 
 
 def interrupted_at(moment, name, patch):
-    """Send SIGTERM just before or just after the file of some name comes into its place."""
+    """Send SIGTERM just before or just after the file with this name is renamed into place."""
     replace = os.replace
 
     def interrupting(source, target, **options):
@@ -102,13 +102,13 @@ def interrupted_at(moment, name, patch):
     ("moment", "name"),
     [("before", "checkpoint.pt"), ("after", "checkpoint.pt"), ("before", "best.pt"), ("after", "history.csv")],
 )
-def test_a_signal_while_files_are_written_leaves_each_whole_and_the_run_goes_on_as_if_undisturbed(
+def test_a_signal_while_files_are_written_leaves_each_whole_and_the_resumed_run_equals_an_uninterrupted_one(
     moment, name, begin, reached, tmp_path, monkeypatch
 ):
     run, whole = tmp_path / "run", tmp_path / "undisturbed"
     assert begin("--epochs", "2", "--out", str(whole)) == 0
     assert begin("--epochs", "1") == 0
-    # Not before the first step: going on writes files too.
+    # Not before the first step, because resuming writes files too.
     with monkeypatch.context() as patch, at_step(1, lambda: interrupted_at(moment, name, patch)):
         assert begin("--epochs", "2", "--resume") == 143
     assert "SIGTERM" in (run / "error.txt").read_text()
@@ -122,13 +122,15 @@ def test_a_signal_while_files_are_written_leaves_each_whole_and_the_run_goes_on_
     assert not (run / "error.txt").exists()
 
 
-def test_a_signal_after_the_last_epoch_does_not_wait_for_the_pictures(begin, reached, tmp_path, monkeypatch):
+def test_a_signal_after_the_last_epoch_ends_the_run_without_waiting_for_the_pictures(
+    begin, reached, tmp_path, monkeypatch
+):
     interrupted_at("after", "metrics.json", monkeypatch)
     assert begin("--epochs", "1") == 143
     assert not (tmp_path / "run" / "curves.png").exists()
 
 
-def test_a_process_whose_torchrun_has_gone_ends_as_after_sigterm(begin, tmp_path, monkeypatch, capsys):
+def test_a_process_whose_torchrun_parent_has_died_ends_as_if_by_sigterm(begin, tmp_path, monkeypatch, capsys):
     def orphan():
         monkeypatch.setattr(os, "getppid", lambda: -1)
         while True:  # until it is noticed
@@ -153,10 +155,10 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(signum, begin, reached):
     assert signal.getsignal(signum) is signal.SIG_IGN
 
 
-def test_the_caller_s_handlers_are_put_back_however_the_run_ends(begin, reached, tmp_path):
+def test_the_callers_signal_handlers_are_restored_however_the_run_ends(begin, reached, tmp_path):
     before = [signal.getsignal(signum) for signum in SIGNALS]
     ends = {0: ["--epochs", "1"], 2: [], 143: ["--out", str(tmp_path / "interrupted")]}
-    for code, flags in ends.items():  # done, refused for what stands there, interrupted
+    for code, flags in ends.items():  # finished, refused because a run is there, interrupted
         with at_step(1, send(signal.SIGTERM) if code == 143 else send()):
             assert begin(*flags) == code
         assert [signal.getsignal(signum) for signum in SIGNALS] == before

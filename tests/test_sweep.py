@@ -1,4 +1,4 @@
-"""Many seeds by one command. A small script stands for train.py and Keras's side where only the sweep is tested."""
+"""Many seeds by one command. A small script stands in for train.py and Keras's side if only the sweep is tested."""
 
 import errno
 import io
@@ -29,8 +29,8 @@ from sources.source import fingerprint
 from sweeping import jobs, keras_side
 from sweeping.keras_side import KerasSide
 
-# It does the seed's action of this attempt: an exit code, a signal to itself (negative), or to wait. As the programs
-# do, it is alone in its directory, and says of a run that has finished just that.
+# It performs the seed's action for this attempt: exit with a code, send itself a signal (negative), or wait. Like the
+# real programs, it refuses a directory that is in use, and reports a finished run as finished.
 STAND_IN = """
 import json, os, pathlib, shutil, signal, sys, time
 from filelock import FileLock, Timeout
@@ -94,7 +94,7 @@ for row in rows[1:]:
 
 @pytest.fixture
 def begin(finished, npz, tmp_path, monkeypatch):
-    """Run `sweep.main` on stand-ins of runs of 2 epochs; `actions` are by the name of the run's directory."""
+    """Run `sweep.main` with stand-ins for runs of 2 epochs; `actions` are keyed by the name of the run's directory."""
     project = tmp_path / "project"
     (project / "reference").mkdir(parents=True)
     for program in ("train.py", "reference/keras_notebook.py"):
@@ -123,7 +123,7 @@ def starts(tmp_path):
     return {log.parent.name: log.read_text().count("$ ") for log in sorted(tmp_path.glob("r/*/sweep.log"))}
 
 
-def test_all_seeds_are_trained_once_and_what_they_reached_is_said_together(begin, tmp_path, capsys):
+def test_each_seed_is_trained_once_and_all_results_are_reported_together(begin, tmp_path, capsys):
     assert begin("--seeds", "0") == 0
     assert capsys.readouterr().out.startswith("1 run: 0 finished; ")
     assert begin("--seeds", "0,2-3,2") == 0
@@ -139,7 +139,7 @@ def test_all_seeds_are_trained_once_and_what_they_reached_is_said_together(begin
     assert starts(tmp_path) == {"s0": 1, "s1": 1, "s2": 1, "s3": 1}
 
 
-def test_a_killed_run_is_started_again_three_times_a_failed_one_is_named_with_its_reason(begin, tmp_path, capsys):
+def test_a_killed_run_is_restarted_up_to_three_times_and_a_failed_one_is_named_with_its_reason(begin, tmp_path, capsys):
     actions = {"s0": [-9, -15, 143, 0], "s1": [-9], "s2": [1], "s3": [2], "s4": [3], "s5": [-11]}
     assert begin("--seeds", "0-6", "--jobs", "7", **actions) == 1
     assert starts(tmp_path) == {"s0": 4, "s1": 4, "s2": 1, "s3": 1, "s4": 1, "s5": 1, "s6": 1}
@@ -175,19 +175,19 @@ def ready(tmp_path, count):
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)], ids=lambda x: str(int(x))
 )
-def test_a_signal_reaches_every_run_and_is_waited_for(signum, code, begin, tmp_path, capsys):
+def test_a_signal_is_passed_to_every_run_and_the_sweep_waits_for_them_to_end(signum, code, begin, tmp_path, capsys):
     when(ready(tmp_path, 2), lambda: os.kill(os.getpid(), signum))
     assert begin("--seeds", "0-3", "--jobs", "2", s0=["wait"], s1=["wait"]) == code
     logs = [log.read_text() for log in tmp_path.glob("r/*/sweep.log")]
     ends = [log.splitlines()[-1] for log in logs]
-    assert ends == [f"asked to end by {signum.name}"] * 2  # seeds 2 and 3 were not begun
+    assert ends == [f"asked to end by {signum.name}"] * 2  # seeds 2 and 3 were not started
     error = capsys.readouterr().err
     assert f"interrupted by {signum.name}; the same command continues" in error
     assert begin("--seeds", "0-3") == 0
     assert starts(tmp_path) == {"s0": 2, "s1": 2, "s2": 1, "s3": 1}
 
 
-def test_a_second_signal_does_not_wait_and_is_handed_on_too(begin, tmp_path):
+def test_a_second_signal_is_passed_on_too_and_ends_the_sweep_without_waiting(begin, tmp_path):
     def act():
         os.kill(os.getpid(), signal.SIGTERM)
         when(lambda: "asked" in (tmp_path / "r/s0/sweep.log").read_text(), lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -204,12 +204,12 @@ def other_sweep(words, log):
 
 
 def trainings(tmp_path):
-    """How often each run was begun, not counting who found that it had finished."""
+    """How often each run was trained, not counting starts that found it finished."""
     logs = {log.parent.name: log.read_text() for log in sorted(tmp_path.glob("r/*/sweep.log"))}
     return {name: len(re.findall("^on ", log, re.MULTILINE)) for name, log in logs.items()}
 
 
-def test_what_runs_on_after_a_sweep_was_killed_is_waited_for_and_not_trained_again(
+def test_runs_that_outlive_a_killed_sweep_are_waited_for_and_not_trained_again(
     begin, tmp_path, npz, monkeypatch, capsys
 ):
     monkeypatch.setenv("ACTIONS", json.dumps({"s0": ["wait"], "s1": ["wait"]}))
@@ -223,7 +223,7 @@ def test_what_runs_on_after_a_sweep_was_killed_is_waited_for_and_not_trained_aga
     assert trainings(tmp_path) == {"s0": 1, "s1": 1, "s2": 1}
 
 
-def test_two_sweeps_over_the_same_seeds_share_the_work_and_both_have_the_answer(
+def test_two_sweeps_over_the_same_seeds_share_the_work_and_both_report_the_results(
     begin, tmp_path, npz, monkeypatch, capsys
 ):
     monkeypatch.setenv("ACTIONS", json.dumps({"s0": ["wait"], "s1": ["wait"]}))
@@ -251,7 +251,7 @@ def occupy(folder):
 
 @pytest.fixture
 def occupied():
-    """Start a process that is at work in a directory until it is killed; returns it."""
+    """Start a process that holds a directory's lock until it is killed; returns the process."""
     started = []
 
     def run(folder):
@@ -267,7 +267,7 @@ def occupied():
         process.join()
 
 
-def test_a_seed_on_which_another_process_is_at_work_has_its_turn_when_that_is_done(begin, occupied, tmp_path, capsys):
+def test_a_seed_in_use_by_another_process_has_its_turn_when_that_process_ends(begin, occupied, tmp_path, capsys):
     (tmp_path / "r" / "s0").mkdir(parents=True)
     other = occupied(tmp_path / "r" / "s0")
     when(lambda: (tmp_path / "r/s1/metrics.json").exists(), lambda: (time.sleep(0.1), other.kill()))
@@ -280,14 +280,14 @@ def test_a_seed_on_which_another_process_is_at_work_has_its_turn_when_that_is_do
     ]
 
 
-def test_a_process_that_was_refused_where_another_one_was_faster_has_not_failed(occupied, tmp_path):
+def test_a_run_refused_because_another_process_was_faster_has_not_failed_and_can_be_tried_again(occupied, tmp_path):
     (tmp_path / "run").mkdir()
     job = jobs.Job("seed 0", tmp_path / "run", [sys.executable, "-c", "raise SystemExit('the reason')"], {}, 1)
     job.start()
     other = occupied(tmp_path / "run")
     job.process.wait()
     job.poll()
-    assert (job.done, job.process) == (False, None)  # it has its turn again
+    assert (job.done, job.process) == (False, None)  # it can be started again
     other.kill()
     other.join()
     job.start()
@@ -296,10 +296,8 @@ def test_a_process_that_was_refused_where_another_one_was_faster_has_not_failed(
     assert job.fault == "exit code 1: the reason"
 
 
-@pytest.mark.parametrize("log", [True, False], ids=["a sweep was there before", "no sweep was there"])
-def test_a_run_of_keras_that_somebody_began_by_hand_is_waited_for_and_nothing_of_it_taken_away(
-    log, begin, occupied, tmp_path, capsys
-):
+@pytest.mark.parametrize("log", [True, False], ids=["with the log of a sweep", "without the log of a sweep"])
+def test_a_keras_run_started_by_hand_is_waited_for_and_its_files_are_left_alone(log, begin, occupied, tmp_path, capsys):
     assert begin("--seeds", "0", "--keras") == 0
     by_hand = tmp_path / "r" / "keras-small-seed0"
     metrics = (by_hand / "metrics.json").read_bytes()
@@ -319,7 +317,7 @@ def test_a_run_of_keras_that_somebody_began_by_hand_is_waited_for_and_nothing_of
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_run_that_cannot_be_started_fails_and_the_others_go_on(begin, monkeypatch, capsys):
+def test_a_run_that_cannot_be_started_fails_and_the_others_continue(begin, monkeypatch, capsys):
     popen = subprocess.Popen
 
     def full(command, **settings):
@@ -335,8 +333,10 @@ def test_a_run_that_cannot_be_started_fails_and_the_others_go_on(begin, monkeypa
 
 
 @pytest.mark.parametrize(("within", "code"), [("0.02", 0), ("0.0001", 1)])
-def test_keras_comes_first_and_the_exit_code_tells_if_the_two_are_equivalent(within, code, begin, tmp_path, capsys):
-    killed = {"keras-small-seed1": [-9, 0]}  # it cannot go on, and begins anew
+def test_keras_runs_first_in_each_pair_and_the_exit_code_says_whether_the_two_are_equivalent(
+    within, code, begin, tmp_path, capsys
+):
+    killed = {"keras-small-seed1": [-9, 0]}  # it cannot be resumed, and is restarted
     flags = ("--dropout", "0.25", "--mixed-precision")
     assert begin("--seeds", "0-2", "--keras", "--within", within, behind=flags, **killed) == code
     said = capsys.readouterr().out
@@ -352,17 +352,17 @@ def test_keras_comes_first_and_the_exit_code_tells_if_the_two_are_equivalent(wit
     )
 
 
-def test_where_keras_failed_its_pair_is_not_started_and_the_others_are_compared(begin, tmp_path, capsys):
+def test_if_a_keras_run_fails_its_counterpart_is_not_started_and_the_other_pairs_are_compared(begin, tmp_path, capsys):
     assert begin("--seeds", "0-2", "--keras", behind=("--dropout", "0.25"), **{"keras-small-seed1": [2]}) == 1
     said = capsys.readouterr().out
     assert "(2 pairs" in said
     assert "seed 1: not started, since seed 1, keras failed" in said
     assert not (tmp_path / "r/s1").exists()
-    assert begin("--seeds", "0-2", "--keras", behind=("--dropout", "0")) == 2  # another recipe than Keras's had
+    assert begin("--seeds", "0-2", "--keras", behind=("--dropout", "0")) == 2  # not the Keras runs' recipe
     assert "r/keras-small-seed0: the run there had --dropout 0.25; delete it" in capsys.readouterr().err
 
 
-def test_a_run_of_keras_on_another_backend_is_not_taken_for_a_finished_one(begin, monkeypatch, capsys):
+def test_a_keras_run_on_another_backend_is_not_accepted_as_finished(begin, monkeypatch, capsys):
     assert begin("--seeds", "0", "--keras") == 0
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     assert begin("--seeds", "0", "--keras") == 2
@@ -370,14 +370,16 @@ def test_a_run_of_keras_on_another_backend_is_not_taken_for_a_finished_one(begin
     assert said in capsys.readouterr().err
 
 
-def test_a_run_that_did_not_begin_with_keras_s_weights_is_refused_before_keras_begins(begin, tmp_path, capsys):
+def test_a_run_not_started_from_the_weights_of_keras_is_refused_before_keras_starts(begin, tmp_path, capsys):
     assert begin("--seeds", "0") == 0
     assert begin("--seeds", "0", "--keras") == 2
     assert "r/s0: its run cannot be resumed with --init-weights" in capsys.readouterr().err
     assert starts(tmp_path) == {"s0": 1}
 
 
-def test_after_more_epochs_were_asked_for_a_run_of_keras_that_stopped_early_is_still_finished(begin, tmp_path, capsys):
+def test_a_keras_run_that_stopped_early_still_counts_as_finished_when_more_epochs_are_requested(
+    begin, tmp_path, capsys
+):
     assert begin("--seeds", "0", "--keras") == 0  # 2 epochs
     assert begin("--seeds", "0", "--keras", behind=("--epochs", "3")) == 2
     assert "the run there had --epochs 2" in capsys.readouterr().err
@@ -387,22 +389,22 @@ def test_after_more_epochs_were_asked_for_a_run_of_keras_that_stopped_early_is_s
     assert starts(tmp_path) == {"keras-small-seed0": 1, "s0": 1}
 
 
-def test_a_run_is_asked_again_if_it_goes_with_a_run_of_keras_that_was_made_anew(begin, tmp_path, capsys):
+def test_a_finished_run_is_started_again_to_be_checked_if_its_keras_run_was_repeated(begin, tmp_path, capsys):
     assert begin("--seeds", "0", "--keras") == 0
     shutil.rmtree(tmp_path / "r/keras-small-seed0")
-    assert begin("--seeds", "0", "--keras", s0=[0, 2]) == 1  # as train.py refuses other weights than it began with
+    assert begin("--seeds", "0", "--keras", s0=[0, 2]) == 1  # as train.py refuses other weights than the run's
     assert "seed 0: exit code 2: the reason of 2" in capsys.readouterr().out
     assert starts(tmp_path) == {"keras-small-seed0": 1, "s0": 2}
 
 
-def test_a_run_of_keras_that_broke_off_in_the_middle_of_a_file_is_begun_anew_by_the_same_command(begin, tmp_path):
+def test_a_keras_run_interrupted_in_the_middle_of_a_file_is_restarted_by_the_same_command(begin, tmp_path):
     assert begin("--seeds", "0", "--keras", **{"keras-small-seed0": [1]}) == 1
     (tmp_path / "r/keras-small-seed0/config.json").write_text('{"model": ')
     assert begin("--seeds", "0", "--keras") == 0
     assert starts(tmp_path) == {"keras-small-seed0": 2, "s0": 1}
 
 
-def test_the_second_network_has_pairs_too_without_augmentation(begin, tmp_path):
+def test_the_improved_network_can_be_paired_with_keras_without_augmentation(begin, tmp_path):
     assert begin("--seeds", "0", "--keras", behind=("--model", "improved", "--no-augment")) == 0
     log = (tmp_path / "r/keras-small-seed0/sweep.log").read_text()
     assert "--model improved" in log
@@ -420,7 +422,7 @@ def test_no_picture_is_named_where_none_was_written(begin, tmp_path, capsys):
     (tmp_path / "mine/comparison.json").write_text("{}")
     assert begin("--seeds", "0", "--out", "mine") == 2
     printed = capsys.readouterr()
-    assert "not compare.py's own" in printed.err
+    assert "that compare.py did not write" in printed.err
     assert "Picture" not in printed.out
 
 
@@ -429,11 +431,11 @@ def test_no_picture_is_named_where_none_was_written(begin, tmp_path, capsys):
     [
         ({"seed": 55}, "the run there had --seed 55; delete it"),
         ({"draws": "draws.npz"}, "the run there had --draws; delete it"),
-        (None, "the run there is not one of reference/keras_notebook.py; pass another --out"),
-        ("gone", "the run there is not one of reference/keras_notebook.py; pass another --out"),
+        (None, "the run there was not written by reference/keras_notebook.py; pass another --out"),
+        ("gone", "the run there was not written by reference/keras_notebook.py; pass another --out"),
     ],
 )
-def test_a_run_of_keras_that_is_not_the_seed_s_own_is_refused(flags, said, begin, tmp_path, capsys):
+def test_a_directory_whose_run_is_not_the_expected_keras_run_is_refused(flags, said, begin, tmp_path, capsys):
     assert begin("--seeds", "0", "--keras") == 0
     config, metrics = (tmp_path / "r/keras-small-seed0" / name for name in ("config.json", "metrics.json"))
     before = json.loads(config.read_text())
@@ -450,16 +452,20 @@ def test_a_run_of_keras_that_is_not_the_seed_s_own_is_refused(flags, said, begin
     ("own", "behind", "said"),
     [
         (["--out", "file"], [], "--out file: cannot make that folder"),
-        (["--out", "others"], [], "--out others: has a comparison.json or comparison.png that is not compare.py's own"),
+        (
+            ["--out", "others"],
+            [],
+            "--out others: has a comparison.json or comparison.png that compare.py did not write",
+        ),
         (
             ["--keras"],
             ["--out", "r/keras-small-seed<seed>"],
-            "--out r/keras-small-seed0 after --: is the one of --keras",
+            "--out r/keras-small-seed0 after --: --keras writes its run there",
         ),
         ([], ["--init-weights", "gone.npz"], "--init-weights gone.npz: no such file"),
     ],
 )
-def test_what_could_not_end_well_is_refused_before_any_run_starts(own, behind, said, begin, tmp_path, capsys):
+def test_a_sweep_that_could_not_succeed_is_refused_before_any_run_starts(own, behind, said, begin, tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "others").mkdir()
     (tmp_path / "others/comparison.json").write_text("{}")
@@ -468,7 +474,9 @@ def test_what_could_not_end_well_is_refused_before_any_run_starts(own, behind, s
     assert starts(tmp_path) == {}
 
 
-def test_finished_runs_are_not_reported_as_those_of_data_that_have_changed_since(begin, npz, tmp_path, capsys):
+def test_finished_runs_are_refused_if_their_data_have_changed_and_reported_if_their_data_are_gone(
+    begin, npz, tmp_path, capsys
+):
     own = tmp_path / "own.npz"
     own.write_bytes(npz.read_bytes())
     for run in ("s0", "s1"):
@@ -481,11 +489,11 @@ def test_finished_runs_are_not_reported_as_those_of_data_that_have_changed_since
     own.unlink()
     assert begin("--seeds", "0-1", behind=["--data", str(own)]) == 0
     said = capsys.readouterr().out
-    assert f"Its data cannot be read any more from {own}, so whether they have changed is not known.\n" in said
+    assert f"Its data can no longer be read from {own}, so it is not known whether they have changed.\n" in said
     assert re.search(r"^runs +2$", said, re.MULTILINE)
 
 
-def test_a_run_of_keras_on_other_data_is_refused_before_any_run_starts(begin, npz, tmp_path, capsys):
+def test_a_keras_run_on_different_data_is_refused_before_any_run_starts(begin, npz, tmp_path, capsys):
     assert begin("--seeds", "0", "--keras") == 0
     config = tmp_path / "r/keras-small-seed0/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"data_sha256": "another"}))
@@ -498,12 +506,12 @@ def test_a_run_of_keras_on_other_data_is_refused_before_any_run_starts(begin, np
     assert begin("--seeds", "0-1", "--keras") == 0
 
 
-def test_a_run_of_keras_that_no_sweep_began_is_not_begun_anew(begin, tmp_path, capsys):
+def test_an_unfinished_keras_run_that_no_sweep_started_is_not_restarted(begin, tmp_path, capsys):
     (tmp_path / "r/keras-small-seed0").mkdir(parents=True)
     (tmp_path / "r/keras-small-seed0/history.csv").write_text("epoch,loss\n")
     assert begin("--seeds", "0", "--keras") == 2
     assert (
-        "r/keras-small-seed0: the run there broke off (no metrics.json), and no sweep began it"
+        "r/keras-small-seed0: the run there was interrupted (no metrics.json), and no sweep started it"
         in capsys.readouterr().err
     )
     assert [path.name for path in tmp_path.glob("r/*/*")] == ["history.csv"]
@@ -512,7 +520,7 @@ def test_a_run_of_keras_that_no_sweep_began_is_not_begun_anew(begin, tmp_path, c
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--seeds 3-1", "argument --seeds: '3-1' is neither a seed nor up to 10000 of them"),
+        ("--seeds 3-1", "argument --seeds: '3-1' is neither a seed nor a range of up to 10000"),
         ("--seeds 0,x", "'x' is neither"),
         ("--seeds 0-99999999999", "'0-99999999999' is neither"),
         ("--seeds 18446744073709551616", "argument --seed: '18446744073709551616'"),
@@ -530,12 +538,12 @@ def test_a_run_of_keras_that_no_sweep_began_is_not_begun_anew(begin, tmp_path, c
             "has no --l2 0.1, --lr-factor 0.1; leave that or --keras out",
         ),
         ("--seeds 0 --keras -- --model whitened --no-augment", "has no --model whitened; leave"),
-        ("--seeds 0,4294967296 --keras -- --data small.npz", "--seeds 4294967296: Keras's side takes none above 4294"),
+        ("--seeds 0,4294967296 --keras -- --data small.npz", "--seeds 4294967296: Keras accepts none above 4294"),
         ("--seeds 0 --keras -- --data synthetic", "--keras: it does not read --data synthetic; pass an .npz file"),
         ("--seeds 0 --keras -- --data small.npz", "Keras on nobody does not start (ValueError: "),
     ],
 )
-def test_bad_input_is_one_line_before_anything_starts(words, message, npz, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_refused_in_one_line_before_anything_starts(words, message, npz, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_BACKEND", "nobody")
     (tmp_path / "small.npz").symlink_to(npz)
@@ -546,7 +554,7 @@ def test_bad_input_is_one_line_before_anything_starts(words, message, npz, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.npz"]
 
 
-def test_a_dry_run_starts_nothing_and_prints_lines_for_a_shell(begin, tmp_path, capsys):
+def test_a_dry_run_starts_nothing_and_prints_shell_commands(begin, tmp_path, capsys):
     assert begin("--seeds", "1") == 0
     capsys.readouterr()
     assert begin("--seeds", "0-1", "--dry-run") == 0
@@ -562,7 +570,7 @@ def test_a_dry_run_starts_nothing_and_prints_lines_for_a_shell(begin, tmp_path, 
     assert (tmp_path / "r/keras-small-seed0/metrics.json").exists()
 
 
-def test_keras_sees_the_one_gpu_that_device_names_and_does_not_take_all_of_its_memory(begin, monkeypatch, capsys):
+def test_keras_sees_only_the_gpu_that_device_names_and_does_not_reserve_all_of_its_memory(begin, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for named, seen in (("5,7", "7"), ("", "1")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
@@ -577,7 +585,9 @@ def test_keras_sees_the_one_gpu_that_device_names_and_does_not_take_all_of_its_m
     ("device", "named", "gpus", "slots"),
     [("cuda", "5,7,8", ["5", "7", "8"], 12), ("cuda:1", None, [], 4)],
 )
-def test_on_gpus_so_many_on_each_in_turn(device, named, gpus, slots, begin, tmp_path, monkeypatch):
+def test_runs_are_spread_evenly_over_the_gpus_up_to_a_number_on_each(
+    device, named, gpus, slots, begin, tmp_path, monkeypatch
+):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if named:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
@@ -591,7 +601,7 @@ def test_on_gpus_so_many_on_each_in_turn(device, named, gpus, slots, begin, tmp_
     assert sorted(used) == sorted((gpus or ["no GPU"] * 3) * 2)
     for log in tmp_path.glob("r/s*/sweep.log"):
         words = log.read_text().splitlines()[0].split()
-        assert words[words.index("--threads") + 1] == "1"  # the cores are divided among the runs at once
+        assert words[words.index("--threads") + 1] == "1"  # the cores are divided among the concurrent runs
         assert words[-3:] == (["--device", "cuda", "--resume"] if device == "cuda" else words[-3:])
 
 
@@ -608,7 +618,7 @@ def test_the_list_of_gpus_is_read_as_cuda_reads_it(listed, gpus):
     assert jobs.visible(listed) == gpus
 
 
-def test_no_more_runs_are_at_work_than_jobs_says(begin, monkeypatch):
+def test_no_more_runs_than_jobs_allows_are_active_at_once(begin, monkeypatch):
     started, at_once, popen = [], [], subprocess.Popen
 
     def counting(*words, **options):
@@ -621,7 +631,7 @@ def test_no_more_runs_are_at_work_than_jobs_says(begin, monkeypatch):
     assert (len(started), max(at_once)) == (6, 2)
 
 
-def test_a_terminal_s_ctrl_c_does_not_reach_the_runs_but_through_the_sweep(tmp_path):
+def test_ctrl_c_in_a_terminal_reaches_the_runs_only_through_the_sweep(tmp_path):
     job = jobs.Job("j", tmp_path / "j", [sys.executable, "-c", "import time; time.sleep(99)"], {}, 1)
     job.start()
     try:
@@ -631,7 +641,7 @@ def test_a_terminal_s_ctrl_c_does_not_reach_the_runs_but_through_the_sweep(tmp_p
         job.process.wait()
 
 
-def test_a_run_of_keras_that_trained_longer_than_is_asked_for_is_no_partner(tmp_path):
+def test_a_keras_run_that_trained_longer_than_requested_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"backend": "torch", "flags": {"epochs": 50, "seed": 0}}))
     metrics = {"test_accuracy": 0.7, "stopped": "early stopping", "epochs": 20}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
@@ -646,12 +656,12 @@ def test_threads_reach_keras_too(tmp_path):
     assert {job.environment[name] for name in keras_side.THREADS} == {"3"}
 
 
-def test_on_a_cpu_a_core_each_or_as_many_as_threads_were_asked_for(monkeypatch):
+def test_on_a_cpu_each_run_gets_one_core_per_thread(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
     assert [jobs.places(torch.device("cpu"), threads, None, 4)[1] for threads in (1, 3, 16)] == [8, 2, 1]
 
 
-def test_a_terminal_has_a_bar_over_the_epochs_of_all_runs(begin, monkeypatch):
+def test_a_terminal_shows_a_progress_bar_over_the_epochs_of_all_runs(begin, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -664,12 +674,12 @@ def test_a_terminal_has_a_bar_over_the_epochs_of_all_runs(begin, monkeypatch):
     assert "4/4 [" in shown
 
 
-def test_every_option_that_is_handed_to_keras_is_one_of_its_side_s():
+def test_every_option_passed_to_keras_exists_on_its_side():
     text = (sweep.ROOT / KerasSide.program).read_text()
     assert [name for name in (*KerasSide.options, "resume") if f'"{flag_of(name)}"' not in text] == []
 
 
-def test_two_true_runs_of_a_thread_each(npz, tmp_path, monkeypatch, capsys):
+def test_a_sweep_trains_two_real_runs_with_one_thread_each(npz, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plots, "overlay", lambda *_: b"")
     assert sweep.main(["--seeds", "0-1", "--jobs", "2", "--", "--data", str(npz), "--epochs", "1"]) == 0

@@ -47,9 +47,9 @@ def rows(out):
 
 @pytest.fixture(scope="module")
 def whole_run(cli, arrays, tmp_path_factory):
-    """The whole job with the notebook's settings; the finished process, its directory, and its data.
+    """A whole run with the notebook's settings: the finished process, its directory and its data.
 
-    A quarter of the validation images have another label, so that what is learnt makes val_loss rise after two epochs.
+    A quarter of the validation images have a wrong label, so that learning makes val_loss rise after some epochs.
     """
     folder, labels = tmp_path_factory.mktemp("whole"), arrays["y_train"].copy()
     labels[256::4] = (labels[256::4] + 5) % 10
@@ -87,11 +87,11 @@ def test_the_stand_in_gives_the_callbacks_something_to_do(tmp_path):
     assert metrics["stopped"] == "early stopping"
 
 
-def test_a_run_on_the_stand_in_says_so_wherever_its_figures_stand(tmp_path, monkeypatch, capsys):
+def test_a_run_on_the_stand_in_says_so_wherever_its_figures_appear(tmp_path, monkeypatch, capsys):
     titles, draw = [], plots.curves
     monkeypatch.setattr(plots, "curves", lambda *args: titles.append(args[-1]) or draw(*args))
     few = Arrays(*(array[:20] for array in stand_in()[:4]), stand_in().class_names)
-    monkeypatch.setattr(sources.stand_in, "synthetic", lambda: few)  # the whole takes seconds
+    monkeypatch.setattr(sources.stand_in, "synthetic", lambda: few)  # the whole data set takes seconds
     out = tmp_path / "run"
     assert train.main(["--data", "synthetic", "--epochs", "1", "--out", str(out)]) == 0
     (title,) = titles
@@ -123,7 +123,7 @@ def test_history_metrics_and_terminal_tell_the_same_story(whole_run):
     # The list is read after the cut, the column before it.
     assert metrics["learning_rate_after_epoch"][:-1] == history["learning_rate"][1:].tolist()
     assert len(metrics["seconds_per_epoch"]) == epochs
-    # The median: a pause of the process is in one epoch's seconds.
+    # The median, because a pause of the process lengthens one epoch.
     assert metrics["images_per_second"] == pytest.approx(256 / statistics.median(metrics["seconds_per_epoch"]))
     assert metrics["parameters"] == 151_882
     lines = process.stdout.splitlines()
@@ -157,7 +157,7 @@ def test_the_best_weights_are_the_ones_evaluated_and_saved(whole_run):
         assert accuracy == pytest.approx((logits.argmax(1) == part.labels).float().mean().item(), abs=1e-6)
 
 
-def test_the_configuration_names_every_flag_and_what_fixes_the_bits(whole_run):
+def test_the_configuration_records_every_flag_and_what_determines_the_bits(whole_run):
     _, out, source = whole_run
     config = json.loads((out / "config.json").read_text())
     assert config["flags"] == {
@@ -204,7 +204,7 @@ def test_the_configuration_names_every_flag_and_what_fixes_the_bits(whole_run):
     assert config["device_name"]
 
 
-def test_the_configuration_names_the_commit_wherever_it_is_run_and_none_without_git(tmp_path, monkeypatch):
+def test_the_recorded_commit_does_not_depend_on_the_current_folder_and_is_none_without_git(tmp_path, monkeypatch):
     cpu = torch.device("cpu")
     here = machine.describe(cpu)
     monkeypatch.chdir(tmp_path)
@@ -234,13 +234,13 @@ def test_each_training_flag_reaches_the_training(flag, value, npz, tmp_path):
     assert default["loss"][1] != changed["loss"][1]
     if flag != "--l2":
         return
-    # Through the gradient, not only through the figure: accuracies and the penalty itself move.
+    # Through the gradient, not only in the reported loss: a larger penalty makes the weights smaller.
     weights = [torch.load(tmp_path / name / "best.pt", weights_only=True) for name in ("default", "changed")]
     assert weights[1]["conv1.weight"].norm() < weights[0]["conv1.weight"].norm()
 
 
 def test_each_callback_flag_reaches_its_callback(npz, tmp_path):
-    # At so small a rate no weight moves, so the flags alone say what happens when.
+    # At so small a rate no weight moves, so only the flags determine what happens when.
     out = tmp_path / "run"
     flags = {"--lr": "1e-30", "--min-lr": "3e-31", "--lr-factor": "0.4", "--lr-patience": "2", "--patience": "6"}
     arguments = [word for pair in flags.items() for word in pair]
@@ -250,14 +250,14 @@ def test_each_callback_flag_reaches_its_callback(npz, tmp_path):
     assert [cut["epoch"] for cut in metrics["learning_rate_cuts"]] == [3, 5]
     found = [cut["learning_rate"] for cut in metrics["learning_rate_cuts"]]
     assert found == pytest.approx([4e-31, 3e-31], rel=1e-6, abs=0)  # float32's; approx's own abs is 1e-12
-    assert found[1] == float(np.float32(3e-31))  # the floor is one too, as Keras has it
+    assert found[1] == float(np.float32(3e-31))  # the floor is a float32 too, as in Keras
 
 
 @pytest.fixture(scope="module")
 def told(npz, quick_pictures, tmp_path_factory):
-    """A run whose best epoch is not its last, with a cut: its lines, its directory, and what was drawn of it."""
+    """A run whose best epoch is not its last, with cuts of the rate: its lines, its directory and its drawn figures."""
     out, stdout, drawn = tmp_path_factory.mktemp("told") / "run", io.StringIO(), []
-    # No weight moves; dropout is off, but views are drawn.
+    # No weight moves; dropout is off, but images are augmented.
     arguments = ["--data", str(npz), "--lr", "1e-30", "--min-lr", "0", "--lr-patience", "1", "--dropout", "0"]
     arguments += ["--augment", "--seed", "7", "--epochs", "3", "--out", str(out)]
     with contextlib.redirect_stdout(stdout), pytest.MonkeyPatch.context() as patch:
@@ -268,7 +268,7 @@ def told(npz, quick_pictures, tmp_path_factory):
     return stdout.getvalue().splitlines(), out, drawn
 
 
-def test_a_run_says_what_it_trains_on_what_and_where_to(told, npz):
+def test_a_run_prints_its_network_data_augmentation_and_directory(told, npz):
     lines, out, _ = told
     config = json.loads((out / "config.json").read_text())
     threads = "1 thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
@@ -297,7 +297,7 @@ def test_the_pictures_of_a_run_show_its_metrics_and_name_it(told, npz):
     assert [figure._suptitle.get_text() for figure in (curves, confusion)] == [title] * 2
 
 
-def test_two_processes_with_one_seed_give_the_same_bits_and_another_seed_others(start, little, tmp_path):
+def test_two_processes_with_the_same_seed_give_the_same_bits_and_another_seed_gives_others(start, little, tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         log = tmp_path / f"{name}.log"
         process = start(["--data", little, "--epochs", 2, "--seed", seed, "--out", tmp_path / name], log)
@@ -310,7 +310,7 @@ def test_two_processes_with_one_seed_give_the_same_bits_and_another_seed_others(
 
 
 def test_running_out_of_epochs_restores_the_best_weights_too(arrays, tmp_path, capsys):
-    # The validation images have other labels, so that what is learnt makes the last epoch worse than an earlier one.
+    # The validation images have wrong labels, so that learning makes the last epoch worse than an earlier one.
     labels = arrays["y_train"].copy()
     labels[256:] = (labels[256:] + 5) % 10
     out, npz = tmp_path / "run", tmp_path / "other.npz"
@@ -338,7 +338,7 @@ def test_running_out_of_epochs_restores_the_best_weights_too(arrays, tmp_path, c
     assert metrics["test_accuracy_mirrored"] == pytest.approx(mirrored[1], abs=1e-6) != pytest.approx(mirrored[0])
 
 
-def test_an_epoch_s_seconds_are_those_between_its_lines(npz, tmp_path, monkeypatch):
+def test_the_seconds_of_an_epoch_are_those_between_its_start_and_end(npz, tmp_path, monkeypatch):
     clock = itertools.count(step=2.5)
     monkeypatch.setattr(callbacks, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
     out = tmp_path / "run"
@@ -346,7 +346,7 @@ def test_an_epoch_s_seconds_are_those_between_its_lines(npz, tmp_path, monkeypat
     assert json.loads((out / "metrics.json").read_text())["seconds_per_epoch"] == [2.5, 2.5]
 
 
-def test_each_epoch_has_another_order_and_seed_and_epoch_alone_decide_it():
+def test_each_epoch_has_its_own_random_draws_which_depend_only_on_seed_and_epoch():
     orders, masks, views = [], [], []
     for seed in (0, 0, 1):
         for epoch in range(3):
@@ -361,10 +361,10 @@ def test_each_epoch_has_another_order_and_seed_and_epoch_alone_decide_it():
         assert len({tuple(draw) for draw in draws}) == 6  # three epochs of either seed, all different
 
 
-def test_a_seed_means_the_same_draws_in_every_version():
+def test_a_seed_gives_the_same_draws_in_every_version():
     data.seed_torch(0, 1)
     assert torch.initial_seed() == 5836529245451711556
-    # The only process, or the first of several, draws on from where the order was drawn.
+    # The only process, or the first of several, continues to draw where the order ended.
     data.draw(256, seed=3, epoch=5)
     mask = torch.rand(9)
     data.seed_torch(3, 6)
@@ -391,7 +391,7 @@ def test_the_loop_draws_for_its_seed_epoch_and_process(npz, tmp_path, monkeypatc
     ]
 
 
-def test_training_figures_are_per_image_and_of_the_weights_before_each_step(npz):
+def test_training_figures_are_averages_over_images_whatever_the_batches(npz):
     arrays = sources.choose(str(npz)).load()
     part = data.as_split(arrays.x_train[:150], arrays.y_train[:150])
     torch.manual_seed(0)
@@ -399,7 +399,7 @@ def test_training_figures_are_per_image_and_of_the_weights_before_each_step(npz)
     with torch.inference_mode():
         logits = network(part.images.permute(0, 3, 1, 2) / 255)
         loss = F.cross_entropy(logits, part.labels) + l2_penalty(network, 1e-3)
-    still = Adam(network.parameters(), lr=0.0)  # no step moves, so batches of 64, 64 and 22 make up the whole
+    still = Adam(network.parameters(), lr=0.0)  # no weight changes, so batches of 64, 64 and 22 add up to the whole
     figures = train.train_epoch(network, data.batches(part, 64), OBJECTIVE, still)
     assert figures.loss == pytest.approx(loss.item(), rel=1e-5)  # float32, another order of summation
     assert figures.accuracy == pytest.approx((logits.argmax(1) == part.labels).double().mean().item(), abs=1e-7)
@@ -408,18 +408,18 @@ def test_training_figures_are_per_image_and_of_the_weights_before_each_step(npz)
     assert figures.confusion == again.confusion
 
 
-def test_losses_are_added_up_in_float64_whatever_the_network_s_dtype():
+def test_losses_are_summed_in_float64_whatever_the_dtype_of_the_network():
     class Penalised(Network):
         def l2_weights(self):
             return [torch.ones(1)]
 
     tally = Tally(Penalised(), 0.5)
     tally.add(torch.zeros(1, 10), torch.tensor(2.0**24), torch.zeros(1, dtype=torch.long))
-    assert tally.total().loss == 2.0**24 + 0.5  # no float32
+    assert tally.total().loss == 2.0**24 + 0.5  # not a float32
 
 
 @pytest.mark.parametrize("every", [1, 3, 100])
-def test_the_first_batch_whose_loss_is_not_finite_is_named_wherever_the_loss_is_looked_at(every, monkeypatch):
+def test_the_first_batch_with_a_non_finite_loss_is_named_however_often_the_loss_is_checked(every, monkeypatch):
     monkeypatch.setitem(metrics.CHECK_EVERY, "cpu", every)
     tally = Tally(build_model(), 0.0, "evaluation batch")
 
@@ -441,11 +441,11 @@ def test_dropout_is_on_in_training_and_off_in_evaluation_whatever_came_before(np
     for _ in range(3):
         trained.add(train.train_epoch(network, data.batches(part, 64), OBJECTIVE, still).loss)
         evaluated.add(train.evaluate(network, part, OBJECTIVE).loss)
-    assert len(trained) == 3  # other masks, other loss
+    assert len(trained) == 3  # different masks, different losses
     assert len(evaluated) == 1
 
 
-def test_the_epoch_line_is_keras_s_verbose_2_line(capsys, monkeypatch):
+def test_the_epoch_line_equals_that_of_keras_with_verbose_2(capsys, monkeypatch):
     logs = {"accuracy": 0.43212, "loss": 1.6, "val_accuracy": 0.5, "val_loss": 1.40005, "learning_rate": 1e-3}
     for seconds, logs["learning_rate"] in ((12.3, 0.0010000000474974513), (0.04, 5e-4), (2500.0, 1e-6)):
         bar = keras.utils.Progbar(625, verbose=2, stateful_metrics=list(logs))
@@ -457,11 +457,11 @@ def test_the_epoch_line_is_keras_s_verbose_2_line(capsys, monkeypatch):
         monkeypatch.undo()
 
 
-def test_a_terminal_gets_a_bar_that_moves_and_a_log_file_or_quiet_none(little, tmp_path):
+def test_a_terminal_shows_a_moving_progress_bar_unless_quiet_is_given(little, tmp_path):
     started, drawing = [], {"COLUMNS": "80", "TQDM_MININTERVAL": "0"}  # drawn after each step
     for quiet in (False, True):
         controller, terminal = os.openpty()
-        termios.tcsetwinsize(terminal, (24, 100))  # tqdm draws nothing on a terminal of no size
+        termios.tcsetwinsize(terminal, (24, 100))  # tqdm draws nothing on a terminal without a size
         command = [sys.executable, ROOT / "train.py", "--data", little, "--epochs", "2", "--batch-size", "16"]
         command += ["--out", tmp_path / f"run{quiet}", "--threads", "1", *["--quiet"] * quiet]
         process = subprocess.Popen(
@@ -485,7 +485,7 @@ def test_a_terminal_gets_a_bar_that_moves_and_a_log_file_or_quiet_none(little, t
         assert len(re.findall(r"^Epoch \d/2 - 4/4 - ", out, re.MULTILINE)) == 2
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_advice(npz, tmp_path, capsys):
+def test_a_non_finite_loss_ends_the_run_with_advice(npz, tmp_path, capsys):
     out = tmp_path / "run"
     assert train.main(["--data", str(npz), "--lr", "1e9", "--epochs", "9", "--out", str(out), "--device", "cpu"]) == 1
     err = capsys.readouterr().err
@@ -575,13 +575,13 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(flag, value, npz, tmp_
 
 
 @pytest.mark.parametrize("arguments", [["--epoch", "3"], ["--unknown"], ["stray"], ["--epochs"]])
-def test_an_unknown_or_unfinished_argument_is_refused(arguments, capsys):
+def test_an_unknown_or_incomplete_argument_is_refused(arguments, capsys):
     assert train.main(arguments) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_without_cuda_auto_says_that_it_takes_the_cpu_and_explicit_cuda_is_an_error(npz, tmp_path, capsys):
+def test_without_cuda_auto_reports_that_it_uses_the_cpu_and_explicit_cuda_is_an_error(npz, tmp_path, capsys):
     assert train.main(["--data", str(npz), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("No CUDA device")]
     assert re.fullmatch(r"No CUDA device: training on the CPU \(.+\)\.", line)
@@ -648,7 +648,7 @@ def test_an_epoch_on_real_images_passes_45_percent_validation_accuracy(cli, real
     assert json.loads((out / "metrics.json").read_text())["test_accuracy"] > 0.45
 
 
-def test_a_run_started_from_its_own_initial_weights_is_the_same_run_to_the_bit(npz, tmp_path):
+def test_a_run_started_from_its_own_initial_weights_is_the_same_run_bit_for_bit(npz, tmp_path):
     flags = ["--data", str(npz), "--epochs", "2", "--seed", "3", "--out"]
     assert train.main([*flags, str(tmp_path / "a")]) == 0
     again = ["--init-weights", str(tmp_path / "a" / "initial_weights.npz")]
@@ -717,7 +717,7 @@ def test_mixed_precision_in_float64_is_refused(npz, capsys):
     assert "--mixed-precision does not go with --dtype float64" in line
 
 
-def test_a_schedule_that_would_rise_to_its_least_rate_is_refused(npz, capsys):
+def test_a_schedule_that_would_rise_to_its_minimum_rate_is_refused(npz, capsys):
     arguments = ["--data", str(npz), "--schedule", "cosine", "--lr", "1e-7"]
     assert train.main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -737,13 +737,13 @@ def test_a_schedule_that_would_rise_to_its_least_rate_is_refused(npz, capsys):
         ("--recipe fast --no-augment --shift 4", "has no effect with --no-augment; leave it at its default, 2"),
     ],
 )
-def test_an_option_that_decides_nothing_beside_the_others_is_refused(words, line, npz, capsys):
+def test_an_option_that_has_no_effect_with_the_others_is_refused(words, line, npz, capsys):
     assert train.main(["--data", str(npz), *words.split()]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert line in error
 
 
-def test_an_option_that_decides_nothing_may_be_at_its_default():
+def test_an_option_that_has_no_effect_is_accepted_at_its_default():
     fast = options.parse(["--recipe", "fast", "--no-augment", "--min-lr", "1e-6"]).checked()
     assert (fast.shift, fast.augment) == (2, False)
     assert (
@@ -752,7 +752,7 @@ def test_an_option_that_decides_nothing_may_be_at_its_default():
     )
 
 
-def test_a_rate_that_float32_has_not_is_one_in_float64():
+def test_a_rate_too_small_for_float32_is_accepted_with_float64():
     assert options.parse(["--lr", "1e-60", "--dtype", "float64"]).checked().lr == 1e-60
 
 
@@ -765,7 +765,7 @@ def test_early_stopping_waits_for_the_highest_rate_of_onecycle(npz, tmp_path):
     assert (metrics["stopped"], metrics["epochs"], metrics["best_epoch"]) == ("early stopping", 3, 1)
 
 
-def test_sorted_training_arrays_are_said_at_the_start(arrays, tmp_path, capsys):
+def test_sorted_training_arrays_are_reported(arrays, tmp_path, capsys):
     order = np.argsort(arrays["y_train"], kind="stable")
     np.savez(tmp_path / "sorted.npz", **arrays | {name: arrays[name][order] for name in ("x_train", "y_train")})
     assert train.main(["--data", str(tmp_path / "sorted.npz"), "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
@@ -774,7 +774,7 @@ def test_sorted_training_arrays_are_said_at_the_start(arrays, tmp_path, capsys):
     assert "shuffle sorted arrays first" in line
 
 
-def test_metrics_have_the_best_epoch_s_own_figures_so_that_nobody_chooses_by_the_test(whole_run):
+def test_metrics_include_the_best_epochs_logs_so_that_nobody_selects_by_the_test_figures(whole_run):
     _, out, _ = whole_run
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["best_epoch"] < metrics["epochs"]
@@ -782,7 +782,7 @@ def test_metrics_have_the_best_epoch_s_own_figures_so_that_nobody_chooses_by_the
     assert metrics["best_epoch_logs"] == {name: best[name] for name in best.dtype.names if name != "epoch"}
 
 
-def test_a_recipe_is_a_set_of_defaults_over_which_flags_win():
+def test_a_recipe_sets_defaults_that_flags_override():
     for name, recipe in options.RECIPES.items():
         resolved = vars(options.parse(["--recipe", name]).checked())
         fixed = {flag: value for flag, value in recipe.defaults.items() if value is not None}
@@ -790,7 +790,7 @@ def test_a_recipe_is_a_set_of_defaults_over_which_flags_win():
         assert str(resolved["out"]) == f"runs/{name}-seed0"
         changed = vars(options.parse(["--lr", "0.125", "--recipe", name, "--model", "baseline"]).checked())
         assert (changed["lr"], changed["model"]) == (0.125, "baseline")
-        # What a recipe sets is legal, and not what it would be anyway.
+        # What a recipe sets is legal, and differs from the default.
         notebook = vars(options.parse([]).checked())
         assert all(notebook[flag] != value for flag, value in recipe.defaults.items())
 
@@ -801,7 +801,7 @@ def test_the_help_lists_each_recipe(capsys):
     assert all(re.search(rf"{name}: [\d.]+ % test accuracy", printed) for name in options.RECIPES)
 
 
-def test_augmentation_is_on_for_improved_off_for_baseline_and_either_can_be_asked_for():
+def test_augmentation_is_on_for_improved_and_off_for_baseline_unless_a_flag_says_otherwise():
     for model, flags, expected in (
         ("improved", [], True),
         ("baseline", [], False),
@@ -811,7 +811,7 @@ def test_augmentation_is_on_for_improved_off_for_baseline_and_either_can_be_aske
         assert options.parse(["--model", model, *flags]).checked().augment is expected
 
 
-def test_augmentation_reaches_training_images_and_no_others(npz, tmp_path, monkeypatch):
+def test_only_training_images_are_augmented(npz, tmp_path, monkeypatch):
     seen, batches = [], data.batches
 
     def spy(split, size, order, views, *rest):
@@ -849,7 +849,7 @@ def test_a_mirrored_evaluation_averages_the_logits_of_image_and_mirror_image(npz
 
 
 def test_the_mirrored_test_accuracy_is_that_of_the_mean_logits_of_image_and_mirror_image(arrays, tmp_path):
-    # Noise, labelled as the mean of both would have it; the rate is so low that the weights stay the given ones.
+    # Noise, labelled with the class that the mean logits predict; the rate is so low that the weights do not change.
     torch.manual_seed(0)
     network = build_model(image_shape=SHAPE).double().eval()
     noise = np.random.default_rng(0).integers(0, 256, (100, *SHAPE), np.uint8)
