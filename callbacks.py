@@ -16,6 +16,7 @@ from torch.optim import lr_scheduler
 from cli.errors import BadInput, first_line
 from metrics import rounded
 from running.history import less
+from running.outcome import EARLY_STOPPING
 
 LOOKAHEAD_STEPS, LOOKAHEAD_ALPHA = 5, 0.5  # k and alpha, as Zhang et al. 2019 recommend
 
@@ -55,7 +56,7 @@ class EarlyStopping(Callback):
     not count toward the patience while `schedule` is rising.
     """
 
-    REASON = "early stopping"
+    REASON = EARLY_STOPPING
 
     def __init__(self, patience: int, monitor: str = "val_loss", schedule: "Schedule | None" = None):
         self.patience, self.monitor, self.schedule = patience, monitor, schedule

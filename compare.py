@@ -40,10 +40,11 @@ FIGURES = {
     "test accuracy": (".4f", ".4f"),
     "learning-rate cuts": ("g", ".1f"),
     "mean seconds per epoch": (".1f", ".1f"),
-    "mean images per second": (",.0f", ",.0f"),
+    "images per second": (",.0f", ",.0f"),
 }
 TEST, VALIDATION = "test accuracy", "val_accuracy there"
 CUTTING = [name for name, schedule in SCHEDULES.items() if schedule.cutting]
+POOL = "leave some out, or pass --mixed to pool them"
 WIDEST = 120  # columns; a wider table has one row per group
 PICTURE, CONTENT = "comparison.png", "comparison.json"
 OWN_FILES = {PICTURE, CONTENT, grid.PICTURE, grid.CONTENT}  # that lie beside runs but are not runs
@@ -142,14 +143,15 @@ def compare(args: argparse.Namespace) -> int:
     figures = {label: [run_figures(run, CUTTING) for run in group] for label, group in groups.items()}
     estimates = {label: {name: over_runs(runs, name) for name in FIGURES} for label, runs in figures.items()}
     judged_by = TEST if all(run[TEST] is not None for runs in figures.values() for run in runs) else VALIDATION
-    accuracies = [[run[judged_by] for run in runs] for runs in figures.values()]
-    difference, from_first = None, {}
-    if len(groups) == 2 and not not_comparable and not copies:
-        difference = accuracy_difference(*groups.values(), *accuracies)
-    if len(groups) > 2 and not not_comparable and not copies:
-        (_, first), *others = zip(groups, zip(groups.values(), accuracies, strict=True), strict=True)
-        for label, (runs, values) in others:
-            from_first[label] = accuracy_difference(first[0], runs, first[1], values, comparisons=len(others))
+    accuracies = {label: [run[judged_by] for run in runs] for label, runs in figures.items()}
+    first, *others = groups
+    differences = {}  # of each other group from the first
+    if not not_comparable and not copies:
+        for label in others:
+            differences[label] = accuracy_difference(
+                groups[first], groups[label], accuracies[first], accuracies[label], comparisons=len(others)
+            )
+    difference = differences.get(others[0]) if len(others) == 1 else None
     equivalent = None
     if args.within is not None and not not_comparable:
         equivalent = difference is not None and difference.within(args.within)
@@ -165,13 +167,12 @@ def compare(args: argparse.Namespace) -> int:
         say("\nNot comparable, so no difference is stated.")
     elif copies:
         say("\nGroups that share a run are not independent, so no difference is stated.")
-    elif from_first:
-        first = next(iter(groups))
-        say("", *against_first(from_first, first, judged_by))
-        for line in places([(first, label) for label in from_first], figures, estimates, judged_by):
-            say(line)
-    elif len(groups) == 2:
+    elif len(others) == 1:
         say("", *verdict(difference, figures, estimates, judged_by, args.within or 0.01))
+    elif others:
+        say("", *against_first(differences, first, judged_by))
+        for line in places([(first, label) for label in others], figures, estimates, judged_by):
+            say(line)
 
     content = {
         "groups": {
@@ -188,8 +189,8 @@ def compare(args: argparse.Namespace) -> int:
         "within": args.within,
         "equivalent": equivalent,
     }
-    if from_first:
-        content["differences from the first"] = {label: one and one._asdict() for label, one in from_first.items()}
+    if len(others) > 1 and differences:
+        content["differences from the first"] = {label: one and one._asdict() for label, one in differences.items()}
     write(Path(args.out), groups, rules, content, caption(groups, estimates))
     say(f"\nPicture: {os.path.join(args.out, PICTURE)}", f"Figures: {os.path.join(args.out, CONTENT)}")
     if not_comparable:
@@ -200,8 +201,7 @@ def compare(args: argparse.Namespace) -> int:
 def rules_of_options() -> Rules:
     """Return the defaults and the loss options that a comparison uses."""
     repeats = named(Options, "repeats")
-    of_options = Options(out=Path())  # with `out` given, no name is derived from the data folder
-    defaults = {name: default for name, default in of_options.defaults().items() if name not in repeats}
+    defaults = {name: default for name, default in Options().defaults().items() if name not in repeats}
     return Rules(defaults | {"epochs": Options.epochs}, named(Options, "in_loss"))
 
 
@@ -279,15 +279,13 @@ def given_accuracy(argument: str, text: str) -> float:
         raise BadInput(f"{argument}: no such run, and the test accuracy {error}; write 72.36 % as 0.7236") from None
 
 
-def pooled(groups: dict[str, list[Training]], rules: Rules, mixed: bool) -> list[str]:
+def pooled(groups: dict[str, list[Training]], rules: Rules, mixed: bool = False, remedy: str = POOL) -> list[str]:
     """Return a note on each group with runs that do not belong together. Raises BadInput unless `mixed`."""
     faults = {label: comparability.faults(group, rules) for label, group in groups.items()}
     notes = [f"{label}: {'; '.join(of_group)}" for label, of_group in faults.items() if of_group]
     if notes and not mixed:
         lines = [fault for of_group in faults.values() for fault in of_group]
-        raise BadInput(
-            "\n  ".join(["these runs do not belong together; leave some out, or pass --mixed to pool them:", *lines])
-        )
+        raise BadInput("\n  ".join([f"these runs do not belong together; {remedy}:", *lines]))
     return [f"Pooled although they differ (--mixed): {note}." for note in notes]
 
 

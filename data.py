@@ -88,19 +88,19 @@ class Augmentation:
             )
 
     def draw(self, count: int) -> Views:
-        """Draw a view of each of `count` images from torch's CPU generator; all (162 by default) are equally likely.
-
-        The gap is filled by reflection, as in torch's `reflect` padding.
-        """
+        """Draw a view of each of `count` images from torch's CPU generator; all (162 by default) are equally likely."""
         shifts = torch.randint(-self.shift, self.shift + 1, (2, count, 1))
-        rows, columns = (
-            last - (last - (torch.arange(last + 1) + shift).abs()).abs()  # reflected at 0, then at the last index
-            for last, shift in zip((self.height - 1, self.width - 1), shifts, strict=True)
-        )
+        rows, columns = _shifted(self.height, shifts[0]), _shifted(self.width, shifts[1])
         if self.mirror:
             flipped = torch.randint(0, 2, (count, 1), dtype=torch.bool)
             columns = torch.where(flipped, columns.flip(1), columns)
         return Views(rows, columns)
+
+
+def _shifted(size: int, shifts: Tensor) -> Tensor:
+    """Return indices (N, size) moved by `shifts` (N, 1) and reflected at both ends, like torch's `reflect` padding."""
+    last = size - 1
+    return last - (last - (torch.arange(size) + shifts).abs()).abs()
 
 
 def draw(

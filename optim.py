@@ -43,11 +43,9 @@ class Stepping:
                 torch._foreach_add_([weight.grad for weight in moving], moving, alpha=group["weight_decay"])
                 group["weight_decay"] = 0.0
                 torch._foreach_mul_(group["params"], 1 - group["lr"] * float(np.float32(group["decoupled_decay"])))
-        try:
-            self.update()
-        finally:
-            for group, decay in zip(self.param_groups, coupled, strict=True):
-                group["weight_decay"] = decay
+        self.update()
+        for group, decay in zip(self.param_groups, coupled, strict=True):
+            group["weight_decay"] = decay
 
     def update(self) -> None:
         super().step()
@@ -82,11 +80,9 @@ class Adam(Stepping, torch.optim.Adam):
             keras_size = math.sqrt(1 - rounded_2**t) / (1 - rounded_1**t)
             torch_size = math.sqrt(1 - beta_2**t) / (1 - beta_1**t)
             group["lr"] *= keras_size / torch_size
-        try:
-            super().update()
-        finally:
-            for group, (lr, eps) in zip(self.param_groups, before, strict=True):
-                group["lr"], group["eps"] = lr, eps
+        super().update()
+        for group, (lr, eps) in zip(self.param_groups, before, strict=True):
+            group["lr"], group["eps"] = lr, eps
 
 
 class AdamW(Adam):
@@ -112,11 +108,9 @@ class SGD(Stepping, torch.optim.SGD):
             torch._foreach_mul_(gradients, rate)
             group["weight_decay"] *= rate
             group["lr"] = 1.0
-        try:
-            super().update()
-        finally:
-            for group, rate in zip(self.param_groups, rates, strict=True):
-                group["lr"] = rate
+        super().update()
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 class Muon(SGD):

@@ -79,8 +79,10 @@ def in_python() -> Iterator[None]:
     try:
         yield
     except BadInput as error:
-        text = re.sub(r"--resume\b(?!:| RUN)", "resume=True", str(error))
-        raise BadInput(re.sub(r"--([a-z][a-z0-9-]*)", lambda flag: flag[1].replace("-", "_"), text)) from None
+        # Not within a path, which may contain two dashes too.
+        text = re.sub(r"(?<![\w./-])--resume\b(?!:| RUN)", "resume=True", str(error))
+        in_words = re.sub(r"(?<![\w./-])--([a-z][a-z0-9-]*)", lambda flag: flag[1].replace("-", "_"), text)
+        raise BadInput(in_words) from None
 
 
 @dataclasses.dataclass(init=False)
@@ -120,7 +122,7 @@ class Options:
     )
     dropout: float = option(0.5, number(float, "[0, 1)"), "dropout rate before the last layer")
     no_shuffle: bool = option(False, bool, "take the training images in the same order each epoch")
-    seed: int = option(0, number(int, "[0, 18446744073709551616)"), "seed of every random draw", repeats=True)
+    seed: int = option(0, number(int, "[0, 4294967296)"), "seed of every random draw", repeats=True)
     device: str | torch.device = option(
         "auto", machine.device_name, "auto (CUDA if there is one), cpu, cuda or cuda:N", may_change=True
     )
@@ -243,14 +245,20 @@ class Options:
             raise BadInput(f"--device: {error}") from None
         open_values = {"device": device, "data": str(self.data)}
         open_values["init_weights"] = self.init_weights and Path(self.init_weights)
-        if self.augment is None:
-            open_values["augment"] = MODELS[self.model].augmented
-        if self.weight_decay is None:
-            open_values["weight_decay"] = OPTIMIZERS[self.optimizer].default_decay or 0.0
+        for name, default in self._dependent_defaults().items():
+            if getattr(self, name) is None:
+                open_values[name] = default
         open_values["out"] = self._directory(open_values)
         if self.mixed_precision is None:
             open_values["mixed_precision"] = self._precision(open_values["out"], device)
         return dataclasses.replace(self, **open_values)
+
+    def _dependent_defaults(self) -> dict[str, bool | float]:
+        """Return the defaults that depend on other options, among those that affect metrics."""
+        return {
+            "augment": MODELS[self.model].augmented,
+            "weight_decay": OPTIMIZERS[self.optimizer].default_decay or 0.0,
+        }
 
     def _directory(self, resolved: dict) -> Path:
         """Return the run's directory, with the names in angle brackets replaced; a Path is returned as it is.
@@ -343,12 +351,8 @@ class Options:
 
     def defaults(self) -> dict[str, int | float | str | None]:
         """Return the defaults of the options that affect metrics, each with all other options as they are."""
-        defaults = {}
-        for field in dataclasses.fields(self):
-            if not field.metadata["may_change"]:
-                at_default = dataclasses.replace(self, **{field.name: field.default}).resolved()
-                defaults[field.name] = at_default.flags()[field.name]
-        return defaults
+        fixed = {field.name: field.default for field in dataclasses.fields(self) if not field.metadata["may_change"]}
+        return fixed | self._dependent_defaults()
 
     def shared(self) -> dict[str, int | float | str | None]:
         """Return the flags that all processes of a run must agree on, with their values."""

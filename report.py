@@ -1,6 +1,5 @@
 """What a run reports at its start and its end: printed lines, metrics.json, pictures."""
 
-import json
 import shlex
 import statistics
 import sys
@@ -12,7 +11,7 @@ import torch
 import plots
 from callbacks import SCHEDULES, History, Stop
 from cli.errors import BadInput, first_line
-from cli.messages import say, shortened, to_standard_output
+from cli.messages import counted, say, shortened
 from metrics import Figures
 from options import Options
 from running import arithmetic, code, files, machine
@@ -43,7 +42,7 @@ def beginning(
     if why:
         say(f"No CUDA device: training on the CPU ({why}).")
     processes, images = config["processes"], config["images"]
-    threads = f"{config['threads']} thread{'s' * (config['threads'] != 1)}"
+    threads = counted(config["threads"], "thread")
     if processes > 1:
         threads += f" in each of {processes} processes"
     parameters = f"{config['parameters']:,} parameters"
@@ -165,8 +164,6 @@ def last_lines(options: Options, metrics: dict) -> None:
     say(f"To compare it with another run or history: {command_on('compare.py', options.out)} OTHER")
     if (options.out / WEIGHTS).exists():
         say(f"To classify images: {command_on('predict.py', options.out)} IMAGE")
-    if options.json:
-        to_standard_output(json.dumps(metrics))
 
 
 def command_on(script: str, out: Path) -> str:
@@ -189,7 +186,9 @@ def keras_line(steps: int, seconds: float, logs: dict[str, float]) -> str:
         step_time = f"{per_step * 1e3:.0f}ms"
     else:
         step_time = f"{per_step * 1e6:.0f}us"
-    figures = [f"{name}: {value:{'.4f' if value > 1e-3 else '.4e'}}" for name, value in logs.items()]
+    figures = []
+    for name, value in logs.items():
+        figures.append(f"{name}: {value:.4f}" if value > 1e-3 else f"{name}: {value:.4e}")
     return " - ".join([f"{steps}/{steps}", f"{seconds:.0f}s", f"{step_time}/step", *figures])
 
 

@@ -1,4 +1,4 @@
-"""Train many seeds, as many at once as the machine takes, and compare them; the same command, given again, continues.
+"""Train many seeds, as many at once as the machine allows, and compare them; the same command, given again, continues.
 
     python sweep.py --seeds 0-9 -- --model improved
     python sweep.py --seeds 0-9 --keras --within 0.01
@@ -23,7 +23,7 @@ import torch
 import compare
 import plots
 from cli.command import command
-from cli.errors import BadInput, Unavailable
+from cli.errors import BadInput, DirectoryTaken, Unavailable
 from cli.flags import ON_OFF, flag_of
 from cli.messages import counted, say, table
 from cli.parser import Parser, number, path_type
@@ -76,10 +76,10 @@ def main(argv: list[str] | None = None) -> int:
     threads = max(1, machine.cores() // slots)
     pairs = [runs_of(run.options, run.words, args.reference, run.setting, threads) for run in planned]
     queue = [job for pair in pairs for job in pair]
-    for place, job in enumerate(queue):
-        if gpus:
-            job.environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
     if args.dry_run:
+        for place, job in enumerate(queue):
+            if gpus:
+                job.environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
         say(*(f"# {job.name} has finished: {job.out}" if job.done else job.shell() for job in queue))
         return 0
     finished = [job for job in queue if job.done]
@@ -99,10 +99,10 @@ def main(argv: list[str] | None = None) -> int:
         say(args.reference.describe())
     jobs.work(queue, slots, gpus)
     try:
-        code = compare_settings(args, planned, pairs) if args.grid else compare_seeds(args, pairs)
+        exit_code = compare_settings(args, planned, pairs) if args.grid else compare_seeds(args, pairs)
     finally:  # even if the finished runs cannot be compared
         failed = say_what_failed(queue)
-    return 1 if failed else code
+    return 1 if failed else exit_code
 
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -246,7 +246,7 @@ def refuse(args: argparse.Namespace, all_options: list[Options]) -> None:
         names = " and ".join(["<seed>", *(f"<{name}>" for name, _ in args.grid or [])])
         raise BadInput(f"--out {options.out} after --: is the same for two runs; put {names} into it")
     if reference is not None:
-        reference.refuse(options.flags(), options.not_default(), args.seeds)
+        reference.refuse(options.flags(), options.not_default())
         if options.source().for_keras() is None:
             raise BadInput(f"--{reference.label}: it does not read --data {options.data}; pass an .npz file")
 
@@ -309,11 +309,9 @@ def runs_of(
         )
         if out == options.out:
             raise BadInput(f"--out {out} after --: --{reference.label} writes its run there; pass another")
-        command, defaults = [sys.executable, str(ROOT / reference.program)], Options().flags()
+        command = [sys.executable, str(ROOT / reference.program)]
         data = options.source().for_keras()
-        before = reference.job(
-            f"{name}, {reference.label}", command, out, options.flags(), defaults, data, options.device
-        )
+        before = reference.job(f"{name}, {reference.label}", command, out, options.flags(), data, options.device)
         note_if_finished(before, reference.finished(out, options.flags()))
         options = dataclasses.replace(options, init_weights=out / INITIAL_WEIGHTS)
         words += ["--init-weights", str(options.init_weights)]
@@ -321,9 +319,7 @@ def runs_of(
     run = Job(name, options.out, command, {}, options.epochs, after=before)
     try:
         metrics = Run(options).finished(None)
-    except BadInput as error:
-        if not str(error).endswith("pass another --out"):
-            raise
+    except DirectoryTaken as error:
         differing = [name for name in options.not_default() if name not in ("data", "init_weights")]
         raise BadInput(f"{error} after --, such as {pattern_of(differing)!r}") from None  # --out is train.py's
     if before is None or before.done:  # a repeated reference run may start from other weights
@@ -389,7 +385,8 @@ def compare_settings(args: argparse.Namespace, planned: list[Planned], pairs: li
             default = run.setting if run.is_default else default
     if not groups:
         return 0
-    compare.pooled(groups, compare.rules_of_options(), mixed=False)
+    remedy = "delete those that differ, then run the same command again"
+    compare.pooled(groups, compare.rules_of_options(), remedy=remedy)
     rows, out = grid.settings(groups, default), Path(args.out or planned[0].options.out.parent)
     stand_in = comparability.all_of_stand_in(run for group in groups.values() for run in group)
     lacking = dict.fromkeys(run.setting for run in planned if run.setting not in groups)

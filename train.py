@@ -11,6 +11,7 @@ Exit codes: 0 done, 1 failed (training diverged, disk full), 2 bad input, 3 data
 
 import contextlib
 import copy
+import json
 import math
 import sys
 from collections.abc import Collection, Iterable
@@ -33,7 +34,6 @@ from callbacks import (
     first_stop,
     make_schedule,
 )
-from cli import messages
 from cli.command import command
 from cli.errors import BadInput, Diverged, Unavailable
 from cli.messages import say
@@ -70,9 +70,12 @@ def train(options: Options) -> tuple[dict, History]:
 def run_training(options: Options) -> tuple[dict, History]:
     """Do what `train` does, but name options as flags in error messages."""
     checked = options.checked()
-    aside = messages.to_standard_error() if checked.json else contextlib.nullcontext()
+    aside = contextlib.redirect_stdout(sys.stderr) if checked.json else contextlib.nullcontext()
     with aside, arithmetic.of_run(checked.device, checked.threads, checked.tf32, checked.deterministic):
-        return train_checked(checked, options)
+        metrics, history = train_checked(checked, options)
+    if checked.json:
+        say(json.dumps(metrics))
+    return metrics, history
 
 
 def train_checked(options: Options, given: Options) -> tuple[dict, History]:
@@ -205,7 +208,7 @@ def fit(
     # batch gets its own graph: a graph with dynamic shapes would serve all batches, but more slowly.
     mode = "reduce-overhead" if options.device.type == "cuda" else None
     network = torch.compile(model, mode=mode, dynamic=False) if options.compile else model
-    hide = options.quiet or distributed.rank() > 0 or not sys.stderr.isatty()
+    hide = options.quiet or distributed.rank() > 0 or None  # None: unless stderr is a terminal
 
     for epoch in range(len(history), options.epochs):
         if distributed.first(lambda: first_stop(callbacks.values())):

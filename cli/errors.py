@@ -26,6 +26,13 @@ class BadInput(Failure):
     code = 2
 
 
+class DirectoryTaken(BadInput):
+    """The run's directory cannot be used for this run; the remedy is another one."""
+
+    def __init__(self, fault: str):
+        super().__init__(f"{fault}; pass another --out")
+
+
 class Unavailable(Failure):
     """CIFAR-10 is neither on disk nor reachable; the message lists the alternatives."""
 

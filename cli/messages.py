@@ -1,24 +1,11 @@
 """What a command prints: lines on standard output and standard error, and tables."""
 
-import contextlib
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from cli.errors import CannotWrite
 from running import distributed
-
-_aside: list[bool] = []  # within to_standard_error()
-
-
-@contextlib.contextmanager
-def to_standard_error() -> Iterator[None]:
-    """Make `say` print to standard error within the block."""
-    _aside.append(True)
-    try:
-        yield
-    finally:
-        _aside.pop()
 
 
 def say(*lines: object) -> None:
@@ -29,19 +16,6 @@ def say(*lines: object) -> None:
 
 def say_everywhere(*lines: object) -> None:
     """Print `lines`, in every process. Raises CannotWrite, BrokenPipeError."""
-    if _aside:
-        complain("\n".join(map(str, lines)))
-    else:
-        _print(*lines)
-
-
-def to_standard_output(line: str) -> None:
-    """Print `line` to standard output, in the first process only, even within `to_standard_error`."""
-    if distributed.rank() == 0:
-        _print(line)
-
-
-def _print(*lines: object) -> None:
     try:
         print(*lines, sep="\n", flush=True)  # flushed, so that a log file shows each epoch as it ends
     except OSError as error:

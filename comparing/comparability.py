@@ -14,6 +14,18 @@ from running.outcome import ALL_EPOCHS, EARLY_STOPPING, FINISHED, outcome, parts
 STAND_IN = "NOT CIFAR-10"  # in the description of the stand-in data
 STAND_IN_SHA256 = "92a150ce0d52c82b982bfc8a77e3f0c85affcb67222fdf4669411f555feb78ce"  # of the same data as a file
 DATA = ("data_sha256", STAND_IN)
+SURROUNDINGS = {  # what a part of a run records besides its settings, by key: what it is called
+    "torch": "version of torch",
+    "keras": "version of keras",
+    "tensorflow": "version of tensorflow",
+    "jax": "version of jax",
+    "device": "kind of device",
+    "device_name": "processor",
+    "cpu_capability": "vector instructions",
+    "threads": "number of threads",
+    "processes": "number of processes",
+    "variables": "variables for libraries",
+}
 CODE = "code of"  # a program: the fact is a hash of its code
 
 
@@ -59,12 +71,14 @@ def facts(run: Training, rules: Rules) -> dict:
 def surroundings(groups: dict[str, list[Training]]) -> list[str]:
     """Return a line for each fact that is not a setting but may affect the metrics, if the runs differ in it."""
     lines = []
-    for fact in SURROUNDINGS:
-        counts = {label: collections.Counter(map(fact.of, group)) for label, group in groups.items()}
+    for key, name in SURROUNDINGS.items():
+        counts = {}
+        for label, group in groups.items():
+            counts[label] = collections.Counter(_surrounding(run, key) for run in group)
         values = {value for of_group in counts.values() for value in of_group if value}
         if len(values) > 1:
             of_groups = (f"{label}: {_counted(of_group)}" for label, of_group in counts.items() if any(of_group))
-            lines.append(f"Not all have the same {fact.name}: {'; '.join(of_groups)}.")
+            lines.append(f"Not all have the same {name}: {'; '.join(of_groups)}.")
     return lines
 
 
@@ -74,30 +88,10 @@ def _counted(values: collections.Counter) -> str:
     return ", ".join(f"{value or 'not recorded'} ({count})" for value, count in values.items())
 
 
-class Surrounding(NamedTuple):
-    """A fact about the machine or the versions: its name, and how to read it from a part of a run (None: unknown)."""
-
-    name: str
-    read: Callable[[dict], object]
-
-    def of(self, run: Training) -> str | None:
-        values = [self.read(part) for part in parts_of(run.config)]
-        return ", then ".join(dict.fromkeys(map(str, values))) if all(values) else None
-
-
-def _version_of(library: str) -> Surrounding:
-    return Surrounding(f"version of {library}", lambda part: part.get("versions", part).get(library))
-
-
-SURROUNDINGS = (
-    *map(_version_of, ("torch", "keras", "tensorflow", "jax")),
-    Surrounding("kind of device", lambda part: part.get("device")),
-    Surrounding("processor", lambda part: part.get("device_name")),
-    Surrounding("vector instructions", lambda part: part.get("cpu_capability")),
-    Surrounding("number of threads", lambda part: part.get("threads")),
-    Surrounding("number of processes", lambda part: part.get("processes")),
-    Surrounding("variables for libraries", lambda part: part.get("variables")),
-)
+def _surrounding(run: Training, key: str) -> str | None:
+    """Return the values of one of SURROUNDINGS in a run's parts; None if a part does not have it."""
+    values = [(part | part.get("versions", {})).get(key) for part in parts_of(run.config)]
+    return ", then ".join(dict.fromkeys(map(str, values))) if all(values) else None
 
 
 # --- runs of one group ------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def run_figures(run: Training, cutting: Collection[str]) -> dict[str, float | li
         "cut after epochs": cuts,
         "schedule": scheduled(run, cutting),
         "mean seconds per epoch": metric(run, "seconds_per_epoch"),
-        "mean images per second": metric(run, "images_per_second"),
+        "images per second": metric(run, "images_per_second"),  # in the median epoch
     }
 
 

@@ -131,7 +131,7 @@ def _is_hugging_face(names: Collection[str]) -> bool:
 
 def _of_hugging_face(path: Path, rows: list[dict], remarks: list[str]) -> Table:
     """Read a Trainer's log without its last row, which summarizes the whole training."""
-    rows = [row for row in rows if str(row.get("train_runtime", "")).strip().lower() in MISSING]
+    rows = [row for row in rows if _is_missing(row.get("train_runtime", ""))]
     return _by_epoch(path, "Hugging Face's log_history", rows, remarks)
 
 
@@ -174,32 +174,34 @@ def _by_epoch(path: Path, form: str, rows: list[dict], remarks: list[str]) -> Ta
     """
     names = dict.fromkeys(name for row in rows for name in row)
     counter = _whole(numbers(path, "epoch", [row.get("epoch") for row in rows]), rows)
+    following = math.nan
+    for place in reversed(range(len(rows))):
+        if math.isnan(counter[place]):  # Lightning's LearningRateMonitor leaves the epoch out: it is the next row's
+            counter[place] = following
+        following = counter[place]
+    for before, after in itertools.pairwise(counter):
+        if before > after:
+            raise BadInput(
+                f"{path}: its epoch counter goes from {before:g} back to {after:g}, so two trainings are in it; "
+                "save each in a file of its own"
+            )
     steps = numbers(path, "step", [row.get("step") for row in rows])
     last_step = {}
     for epoch, step in zip(counter, steps, strict=True):
         last_step[epoch] = max(step, last_step.get(epoch, step))
     epochs: dict[float, dict[str, list]] = {}
     by_step = set()
-    following = math.nan
-    for row, epoch, step in zip(reversed(rows), reversed(counter), reversed(steps), strict=True):
-        before_the_end = step < last_step[epoch]
-        # Lightning's LearningRateMonitor leaves the epoch out: take it from the next row that has one.
-        epoch = following if math.isnan(epoch) else epoch
-        if epoch > following:
-            raise BadInput(
-                f"{path}: its epoch counter goes from {epoch:g} back to {following:g}, so two trainings are in it; "
-                "save each in a file of its own"
-            )
-        following = epoch
-        logged = {name: cell for name, cell in row.items() if role(name) and str(cell).strip().lower() not in MISSING}
-        if logged and not math.isnan(epoch):
-            if epoch % 1:
-                by_step |= logged.keys()
-                continue
-            if before_the_end:  # Lightning logs an epoch's metrics at its last step
-                by_step |= {name for name in logged if role(name) != "learning_rate"}
-            for name, cell in logged.items():
-                epochs.setdefault(epoch, {}).setdefault(name, []).insert(0, cell)
+    for row, epoch, step in zip(rows, counter, steps, strict=True):
+        logged = {name: cell for name, cell in row.items() if role(name) and not _is_missing(cell)}
+        if not logged or math.isnan(epoch):
+            continue
+        if epoch % 1:
+            by_step |= logged.keys()
+            continue
+        if step < last_step[epoch]:  # Lightning logs an epoch's metrics at its last step
+            by_step |= {name for name in logged if role(name) != "learning_rate"}
+        for name, cell in logged.items():
+            epochs.setdefault(epoch, {}).setdefault(name, []).append(cell)
     for figures in epochs.values():
         by_step |= {name for name, cells in figures.items() if len(cells) > 1 and role(name) != "learning_rate"}
     if by_step:
@@ -248,6 +250,10 @@ def role(name: str) -> str | None:
     return next((name for name, pattern in ROLES.items() if re.fullmatch(pattern, plain)), None)
 
 
+def _is_missing(cell: object) -> bool:
+    return str(cell).strip().lower() in MISSING
+
+
 def _remedy(cell: object) -> str:
     """Return how to write a cell that is not a number."""
     if re.fullmatch(r"-?\d+,\d+", str(cell).strip()):
@@ -264,7 +270,7 @@ def numbers(path: Path, name: str, cells: list) -> list[float]:
         try:
             if isinstance(cell, bool | list | dict):
                 raise ValueError(f"{cell!r:.40} is not one")
-            values.append(math.nan if str(cell).strip().lower() in MISSING else float(cell))
+            values.append(math.nan if _is_missing(cell) else float(cell))
         except (ValueError, OverflowError) as error:
             raise BadInput(f"{path}: column {name!r:.60} is not all numbers ({error!s:.80}); {_remedy(cell)}") from None
     return values

@@ -30,31 +30,34 @@ class Setting(NamedTuple):
 
 def settings(groups: dict[str, list[Training]], default: str | None) -> list[Setting]:
     """Return the settings, sorted by mean validation accuracy at the best epoch, highest first."""
-    of_seed = {
-        label: {run.config["flags"]["seed"]: run_figures(run, ())[VALIDATION] for run in group}
-        for label, group in groups.items()
-    }
-    compared = len(groups) - 1
-    rows = []
+    rows, of_seed = [], {}
     for label, group in groups.items():
         figures = [run_figures(run, ()) for run in group]
-        seconds = [60 * minutes for minutes in map(_minutes, group) if minutes is not None]
-        difference = None
-        if default is not None and label != default:
-            shared = of_seed[label].keys() & of_seed[default].keys()
-            values = [of_seed[label][seed] - of_seed[default][seed] for seed in sorted(shared)]
-            difference = estimate(values, comparisons=compared)
+        of_seed[label] = {run.config["flags"]["seed"]: one[VALIDATION] for run, one in zip(group, figures, strict=True)}
+        minutes = [one for one in map(_minutes, group) if one is not None]
         rows.append(
             Setting(
                 label,
-                estimate([one[VALIDATION] for one in figures], 0, 1),
-                estimate([one["test accuracy"] for one in figures], 0, 1),
-                estimate([one["epochs"] for one in figures]),
-                statistics.fmean(seconds) / 60 if seconds else None,
-                difference,
+                validation=estimate([one[VALIDATION] for one in figures], 0, 1),
+                test=estimate([one["test accuracy"] for one in figures], 0, 1),
+                epochs=estimate([one["epochs"] for one in figures]),
+                minutes=statistics.fmean(minutes) if minutes else None,
+                difference=None,
             )
         )
+    if default is not None:
+        rows = [
+            row if row.label == default else row._replace(difference=_from_default(of_seed, row.label, default))
+            for row in rows
+        ]
     return sorted(rows, key=lambda row: -row.validation.mean)
+
+
+def _from_default(of_seed: dict[str, dict[int, float]], label: str, default: str) -> Estimate | None:
+    """Return the difference of a setting from the default, over the seeds that both have."""
+    shared = of_seed[label].keys() & of_seed[default].keys()
+    values = [of_seed[label][seed] - of_seed[default][seed] for seed in sorted(shared)]
+    return estimate(values, comparisons=len(of_seed) - 1)
 
 
 def as_columns(rows: list[Setting], default: str | None) -> dict[str, dict[str, str]]:

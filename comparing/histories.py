@@ -77,6 +77,11 @@ def how_read(groups: dict[str, list[Training]]) -> list[str]:
 
 def _only_history(folder: Path) -> Path:
     """Return the one training history in `folder`. Raises BadInput if there is none, or more than one."""
+    config = {}
+    with contextlib.suppress(BadInput):  # it is missing, or another program's
+        config = files.read_json(folder / CONFIG)
+    if program_of(config):
+        raise BadInput(f"{folder}: no epoch of this run has finished yet")
     runs = [path for path in folder.iterdir() if (path / HISTORY).exists()]
     if runs:
         raise BadInput(f"{folder}: a folder of runs, such as {runs[0].name}; pass {str(folder / '*')!r}")

@@ -42,8 +42,6 @@ def main(argv: list[str] | None = None) -> None:
     if not file.endswith(".npz"):
         raise BadInput(f"{file}: first comes the .npz file to write, then the flags of train.py")
     options = parse(flags).checked()
-    if options.compile:
-        raise BadInput("--compile draws its own masks: leave it out, here and in train.py")
     refuse_others(Path(file))
     files.make_folder(Path(file).parent)
     files.write_npz(Path(file), draws(options))
@@ -60,7 +58,12 @@ def refuse_others(file: Path) -> None:
 
 
 def draws(options: Options) -> dict[str, np.ndarray]:
-    """Return the draws for `--epochs` epochs, made with the generators of train.py and in the same order."""
+    """Return the draws for `--epochs` epochs, made with the generators of train.py and in the same order.
+
+    Raises BadInput for --compile.
+    """
+    if options.compile:
+        raise BadInput("--compile draws its own masks: leave it out, here and in train.py")
     with arithmetic.of_run(options.device, options.threads, options.tf32, options.deterministic):
         return _drawn(options)
 

@@ -129,11 +129,9 @@ def refuse_folder(out: Path, given: Options) -> None:
 def train_both(args: argparse.Namespace, options: Options, keras: KerasSide) -> dict[str, Path]:
     """Train on both sides, Keras first; return the directories of the two runs."""
     file, out = args.out / "draws.npz", args.out / "keras"
-    flags = options.flags() | {"data": options.data}
     files.write_npz(file, draws.draws(options))
     command_of_keras = [sys.executable, str(ROOT / KERAS), "--draws", str(file)]
-    defaults = Options().flags()
-    job = keras.job("keras", command_of_keras, out, flags, defaults, options.data, options.device)
+    job = keras.job("keras", command_of_keras, out, options.flags(), options.data, options.device)
     say("", f"Keras on {keras.backend}:")
     code = run_keras(job)
     if code != 0:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cli.errors import BadInput, refusing
+from cli.errors import BadInput, DirectoryTaken, refusing
 from cli.messages import say
 from running import checkpoint, distributed, files, history, machine
 from running.code import TRAIN
@@ -117,11 +117,11 @@ class Run:
                 "resume it with --resume, pass another --out or --seed, or delete that folder first"
             )
 
-    def _in_use(self, holder: InUse) -> BadInput:
+    def _in_use(self, holder: InUse) -> DirectoryTaken:
         return self._refusal(f"in use by {holder}; wait until that is done")
 
-    def _refusal(self, reason: str) -> BadInput:
-        return BadInput(f"--out {self.out}: {reason}; pass another --out")
+    def _refusal(self, reason: str) -> DirectoryTaken:
+        return DirectoryTaken(f"--out {self.out}: {reason}")
 
     def finished(self, data_sha256: str | None) -> dict | None:
         """Return the metrics of the run in the directory if it has finished, else None.
@@ -135,9 +135,9 @@ class Run:
         if end.kind == EMPTY:
             return None
         if not end.config:
-            raise BadInput(f"{self.out / CONFIG}: missing, so the run there cannot be identified; pass another --out")
+            raise DirectoryTaken(f"{self.out / CONFIG}: missing, so the run there cannot be identified")
         if program_of(end.config) != TRAIN:
-            raise BadInput(f"{self.out / CONFIG}: not written by {TRAIN}; pass another --out")
+            raise DirectoryTaken(f"{self.out / CONFIG}: not written by {TRAIN}")
         different = self.settings.differences(end.config)
         if data_sha256 not in (None, end.config.get("data_sha256")):
             different.append(f"other images or labels than {end.config['flags'].get('data')!r:.200} had")
@@ -166,10 +166,15 @@ class Run:
         `to_keras` returns a network's weights in Keras's order.
         """
         self.config, self.initial_weights, self.to_keras = config, initial_weights, to_keras
-        part = {"after_epoch": 0, "device": config["flags"]["device"].partition(":")[0], "dtype": self.settings.dtype}
-        part |= {name: config[name] for name in RECORDED}
+        part = {
+            "after_epoch": 0,
+            "device": config["flags"]["device"].partition(":")[0],
+            "dtype": self.settings.dtype,
+            **{name: config[name] for name in RECORDED},
+            **config["versions"],
+        }
         self.record = {
-            "parts": [part | config["versions"]],
+            "parts": [part],
             "bits_changed": [],
             "initial_weights": files.hash_of(initial_weights),
             "flags": config["flags"],
@@ -210,7 +215,7 @@ class Run:
             if files.hash_of(list(arrays.values())) != run["initial_weights"]:
                 different.append(f"other weights at its start than {INITIAL_WEIGHTS}")
         if different:
-            raise BadInput(f"{path}: belongs to another run ({', '.join(different)}); pass another --out")
+            raise DirectoryTaken(f"{path}: belongs to another run ({', '.join(different)})")
         self._check_start_and_epochs(run["initial_weights"], epochs)
         return saved
 

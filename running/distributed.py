@@ -190,8 +190,8 @@ class _WholeBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         dtype, x = x.dtype, x.to(self.weight.dtype)  # x is bfloat16 under autocast
         axes = (0, 2, 3)
-        *_, count = sums = _Total.apply(torch.cat([x.sum(axes), x.new_full((1,), x.numel() / x.shape[1])]))
-        mean = sums[:-1] / count
+        sums = _Total.apply(torch.cat([x.sum(axes), x.new_full((1,), x.numel() / x.shape[1])]))
+        mean, count = sums[:-1] / sums[-1], sums[-1]
         centred = x - mean[:, None, None]
         variance = _Total.apply(centred.square().sum(axes)) / count
         with torch.no_grad():

@@ -20,8 +20,11 @@ def write(path: Path, logs: list[dict[str, float]]) -> None:
 
 
 def read(path: Path) -> list[dict[str, float]]:
-    """Return the metrics of each epoch. Raises BadInput, ValueError, TypeError or csv.Error for any other file."""
-    rows = csv.DictReader(files.read_text(path).splitlines(), strict=True)
+    """Return the metrics of each epoch. Raises BadInput, ValueError or TypeError for any other file."""
+    try:
+        rows = list(csv.DictReader(files.read_text(path).splitlines(), strict=True))
+    except csv.Error as error:
+        raise ValueError(error) from None
     return [{name: float(value) for name, value in row.items() if name != "epoch"} for row in rows]
 
 

@@ -1,7 +1,6 @@
 """The outcome of the run in a directory: one answer for every command."""
 
 import contextlib
-import csv
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,7 +82,7 @@ def _kind(folder: Path, config: dict, metrics: dict) -> tuple[str, str]:
 
 def _logs(path: Path) -> list[dict[str, float]]:
     """Return the epochs of history.csv; [] if it is missing or damaged, since the checkpoint has them too."""
-    with contextlib.suppress(BadInput, ValueError, TypeError, csv.Error):
+    with contextlib.suppress(BadInput, ValueError, TypeError):
         return history.read(path)
     return []
 

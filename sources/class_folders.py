@@ -4,8 +4,7 @@ import hashlib
 import math
 import os
 import re
-import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +18,8 @@ from running import distributed
 from sources import pictures
 from sources.source import Arrays, Source
 
-TRAINING, TEST = "train", "test"
-PARTS = {TRAINING: "train(ing)?", TEST: "test(ing)?", "validation": "val(id(ation)?)?"}  # usual names, in any case
+TRAINING, TEST, VALIDATION = "train", "test", "validation"
+PARTS = {TRAINING: "train(ing)?", TEST: "test(ing)?", VALIDATION: "val(id(ation)?)?"}  # usual names, in any case
 ENDS = "([ _-]?(set|data|images))?"  # of these names, as in training_set
 LAYOUT = "put pictures in CLASS/*, for two classes or more, or in train/CLASS/* and test/CLASS/*"
 DARK = 64  # the highest value of 14 bits in a 16-bit file, 16383 / 257
@@ -80,27 +79,20 @@ class ClassFolders(Source):
     def _parts(self) -> tuple[Path, Path | None]:
         """Return the folder of training pictures, and the folder of test pictures or None. Raises BadInput."""
         folders = _folders(self.folder)
-        parts = {kind: [path for path in folders if _is_part(path, kind)] for kind in PARTS}
-        for kind, named in parts.items():
-            if len(named) > 1:
-                names = " and ".join(path.name for path in named)
-                raise BadInput(f"--data {self.text}: {names} could each be the {kind} part; move one elsewhere")
-        there = [path for named in parts.values() for path in named]
-        if there and not parts[TRAINING]:
-            names = " and ".join(path.name for path in there)
+        training, test, validation = (self._part(folders, kind) for kind in (TRAINING, TEST, VALIDATION))
+        if training is None and (test or validation):
+            names = " and ".join(path.name for path in (test, validation) if path)
             raise BadInput(f"--data {self.text}: has {names}, but no {TRAINING}; name the training part {TRAINING}")
-        if not there:
+        if training is None:
             _say_of_loose(self.folder)
             return self.folder, None
-        (training, *others), test = there, None
-        without_classes = [path.name for path in folders if _is_called(path, TEST) and path not in others]
+        without_classes = [path.name for path in folders if _is_called(path, TEST) and path != test]
         if without_classes:
             remedy = "move it away to train without it: predict.py classifies pictures whose class is not known"
             raise BadInput(f"--data {self.text}: no pictures in folders of classes in {without_classes[0]}; {remedy}")
-        if others:
-            test = others[0]
-            if {training.name, test.name} != {TRAINING, TEST}:
-                say(f"{test} is used as the test part; validation is the last part of {training.name}.")
+        test = test or validation
+        if test and {training.name, test.name} != {TRAINING, TEST}:
+            say(f"{test} is used as the test part; validation is the last part of {training.name}.")
         left_out = [path.name for path in folders if path not in (training, test)]
         if left_out:
             names = ", ".join(left_out)
@@ -108,6 +100,14 @@ class ClassFolders(Source):
         for folder in filter(None, (self.folder, training, test)):
             _say_of_loose(folder)
         return training, test
+
+    def _part(self, folders: list[Path], kind: str) -> Path | None:
+        """Return the folder of that part, None if there is none. Raises BadInput for two."""
+        named = [path for path in folders if _is_called(path, kind) and holds(path)]
+        if len(named) > 1:
+            names = " and ".join(path.name for path in named)
+            raise BadInput(f"--data {self.text}: {names} could each be the {kind} part; move one elsewhere")
+        return named[0] if named else None
 
     def _classes(self, part: Path) -> dict[str, list[Path]]:
         """Return the pictures of each class of a part, and print what is left out. Raises BadInput."""
@@ -173,11 +173,6 @@ def size(text: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2] or match[1])) if match else None
 
 
-def _is_part(folder: Path, kind: str) -> bool:
-    """Return whether a folder has the name of the part `kind`, and contains folders of pictures."""
-    return _is_called(folder, kind) and any(pictures.is_in(path) for path in _folders(folder))
-
-
 def _is_called(folder: Path, kind: str) -> bool:
     return bool(re.fullmatch(PARTS[kind] + ENDS, folder.name, re.IGNORECASE))
 
@@ -211,9 +206,11 @@ def _listed(part: Path, classes: dict[str, list[Path]], names: list[str]) -> lis
 
 def _split(listed: list[Picture]) -> tuple[list[Picture], list[Picture]]:
     """Return the training part and the test part: the last sixth of each class, but at least one picture."""
+    classes = defaultdict(list)
+    for picture in listed:
+        classes[picture.label].append(picture)
     test = set()
-    for label in {picture.label for picture in listed}:
-        of_class = [picture for picture in listed if picture.label == label]
+    for of_class in classes.values():
         test |= set(of_class[-max(1, len(of_class) // TEST_PART) :])
     return [one for one in listed if one not in test], [one for one in listed if one in test]
 
@@ -224,7 +221,8 @@ def _labels(part: list[Picture]) -> np.ndarray:
 
 def _each(part: list[Picture], what: str, look: Callable[[Path], Any]) -> Iterator[Any]:
     """Yield what `look` returns for each picture's path. Raises BadInput at the end, for all unreadable pictures."""
-    hide, faults = distributed.rank() > 0 or not sys.stderr.isatty(), {}
+    hide = distributed.rank() > 0 or None  # None: unless stderr is a terminal
+    faults = {}
     for picture in tqdm(part, what, leave=False, unit="picture", disable=hide):
         try:
             yield look(picture.path)

@@ -5,6 +5,7 @@ directory.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import re
@@ -29,27 +30,28 @@ KILLED, RESTARTS = (137, 143), 3  # exit codes after which a run is restarted, a
 PAUSE = 0.2  # seconds between two checks of the processes
 
 
+@dataclasses.dataclass(eq=False)
 class Job:
     """One run: the command that starts or resumes it, and its outcome.
 
     It trains at most `epochs` epochs in the directory `out`, and starts when the job `after` is done.
     """
 
-    def __init__(
-        self,
-        name: str,
-        out: Path,
-        command: list[str],
-        environment: dict[str, str],
-        epochs: int,
-        after: "Job | None" = None,
-    ):
-        self.name, self.out, self.command, self.log = name, out, command, out / LOG
-        self.environment, self.epochs, self.after = environment, epochs, after
-        self.process: subprocess.Popen | None = None
-        self.accuracy: float | None = None  # on the test images, once it has finished
-        self.fault: str | None = None  # once it has failed
-        self.kills, self.waits = 0, False
+    name: str
+    out: Path
+    command: list[str]
+    environment: dict[str, str]
+    epochs: int
+    after: "Job | None" = None
+    process: subprocess.Popen | None = None
+    accuracy: float | None = None  # on the test images, once it has finished
+    fault: str | None = None  # once it has failed
+    kills: int = 0
+    waits: bool = False  # for the end of another process in its directory
+
+    @property
+    def log(self) -> Path:
+        return self.out / LOG
 
     @property
     def done(self) -> bool:

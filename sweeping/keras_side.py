@@ -35,14 +35,12 @@ class KerasSide(Reference):
     def describe(self) -> str:
         return f"Keras on {self.backend}"
 
-    def refuse(self, flags: dict, not_default: list[str], seeds: list[int]) -> None:
+    def refuse(self, flags: dict, not_default: list[str]) -> None:
         if flags["augment"]:
             raise BadInput(f"--keras: {KERAS} augments no images; add --no-augment, or leave --keras out")
         if flags["model"] not in MODELS:
             raise BadInput(f"--keras: {KERAS} has no --model {flags['model']}; leave that or --keras out")
-        super().refuse(flags, not_default, seeds)
-        if max(seeds) >= 2**32:
-            raise BadInput(f"--seeds {max(seeds)}: Keras accepts none above {2**32 - 1}")
+        super().refuse(flags, not_default)
 
     def refuse_without(self, download: bool) -> None:
         fault = self._fault_of("import keras")

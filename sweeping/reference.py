@@ -23,8 +23,8 @@ class Reference:
     options: tuple[str, ...]  # of train.py's, those that it supports
     needless: tuple[str, ...] = ()  # of train.py's, those that it can ignore: they do not decide what is trained
 
-    def refuse(self, flags: dict, not_default: list[str], seeds: list[int]) -> None:
-        """Raise BadInput if it does not support one of train.py's `flags` or one of the `seeds`."""
+    def refuse(self, flags: dict, not_default: list[str]) -> None:
+        """Raise BadInput if it does not support one of train.py's `flags`."""
         lacking = [name for name in not_default if name not in (*self.options, *self.needless, "seed")]
         if lacking:
             options = ", ".join(f"{flag_of(name)} {flags[name]}" for name in lacking)
@@ -79,17 +79,18 @@ class Reference:
             )
         return end.metrics
 
-    def job(
-        self, name: str, command: list[str], out: Path, flags: dict, defaults: dict, data: str, device: torch.device
-    ) -> Job:
+    def job(self, name: str, command: list[str], out: Path, flags: dict, data: str, device: torch.device) -> Job:
         """Return the job for its run with train.py's `flags` on `data`, "" for its own CIFAR-10.
 
         `command` is the command line up to its options.
         """
         words = ["--seed", str(flags["seed"]), "--out", str(out), "--resume"]
-        for option in self.options:
-            if flags[option] != defaults[option]:
-                words += [flag_of(option)] if flags[option] is True else [flag_of(option), str(flags[option])]
+        for option in self.options:  # also those at their defaults, which its program may not share
+            value = flags[option]
+            if value is True:
+                words.append(flag_of(option))
+            elif value is not None and value is not False:
+                words += [flag_of(option), str(value)]
         if data:
             words += ["--data", data]
         environment = self.environment(device, flags["threads"])

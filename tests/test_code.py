@@ -103,6 +103,11 @@ def test_a_sweep_adds_no_runs_to_those_trained_with_different_code(little, tmp_p
     assert f"{tmp_path}/seed0: the run there was trained by other code than this" in capsys.readouterr().err
     assert not (tmp_path / "seed1").exists()
     assert sweep.main(["--seeds", "0", *behind]) == 0  # all have finished: nothing is added
+    assert train.main([*behind[1:-1], str(tmp_path / "seed1"), "--seed", "1"]) == 0
+    capsys.readouterr()
+    assert sweep.main(["--seeds", "0-1", "--grid", "l2=0.001", *behind]) == 2
+    remedy = "delete those that differ, then run the same command again"
+    assert f"sweep.py: error: these runs do not belong together; {remedy}:\n  other code: " in capsys.readouterr().err
 
 
 def test_environment_variables_that_affect_results_are_compared_when_a_run_is_resumed(

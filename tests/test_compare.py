@@ -103,7 +103,7 @@ def test_groups_of_one_run_are_described_figure_by_figure(make_run, result):
         "cut after epochs": [3, 4],
         "schedule": False,
         "mean seconds per epoch": 4.5,
-        "mean images per second": 12345.0,
+        "images per second": 12345.0,
     }
     assert row(text, "test accuracy") == ["0.7000", "0.7100"]
     assert row(text, "best epoch") == ["2", "2"]
@@ -258,7 +258,7 @@ def test_the_lr_column_of_keras_2_and_json_histories_are_read_and_missing_figure
     first, second = (group["runs"][0] for group in content["groups"].values())
     assert (first["cut after epochs"], first["best epoch"], first["val_accuracy there"]) == ([1], 2, None)
     assert (second["learning-rate cuts"], second["best val_loss"], second["test accuracy"]) == (None, None, None)
-    assert row(text, "test accuracy") == row(text, "mean images per second") == ["-", "-"]
+    assert row(text, "test accuracy") == row(text, "images per second") == ["-", "-"]
     assert row(text, "best val_loss") == ["1.5000", "-"]
     assert "No difference is stated: " in text
 
@@ -385,13 +385,10 @@ def test_a_nan_accuracy_at_the_best_epoch_is_shown_as_a_dash(result, tmp_path):
     assert row(text, "val_accuracy there") == ["-"]
 
 
-def test_seconds_per_epoch_and_images_per_second_are_both_means_and_agree(make_run, result):
-    text = result(make_run("run", 0.7, seconds_per_epoch=[30.0, 10.0, 10.0, 10.0], images_per_second=40_000 * 4 / 60))[
-        1
-    ]
-    (seconds,), (images,) = row(text, "mean seconds per epoch"), row(text, "mean images per second")
-    assert (seconds, images) == ("15.0", "2,667")
-    assert float(images.replace(",", "")) * float(seconds) == pytest.approx(40_000, rel=1e-3)
+def test_seconds_per_epoch_are_the_mean_and_images_per_second_those_that_the_run_recorded(make_run, result):
+    _, text, _ = result(make_run("run", 0.7, seconds_per_epoch=[30.0, 10.0, 10.0, 10.0], images_per_second=4_000))
+    assert row(text, "mean seconds per epoch") == ["15.0"]
+    assert row(text, "images per second") == ["4,000"]
 
 
 def test_the_interval_of_an_accuracy_lies_between_0_and_1(make_run, result, tmp_path):

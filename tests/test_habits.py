@@ -235,6 +235,11 @@ def test_errors_in_python_spell_options_as_python_does(finished):
         train.train(Options(data=flags["data"], epochs=2, out=finished))
 
 
+def test_errors_in_python_leave_paths_with_dashes_as_they_are():
+    with pytest.raises(BadInput, match=r"^data photos--small/a--resume\.npz: no such file"):
+        train.train(Options(data="photos--small/a--resume.npz", out="runs/x"))
+
+
 def test_the_history_is_shown_as_a_table_and_has_columns_as_in_keras(little, tmp_path):
     _, history = train.train(Options(data=str(little), epochs=2, out=tmp_path / "run"))
     header, *rows = repr(history).splitlines()

@@ -572,6 +572,11 @@ def test_the_reference_refuses_draws_of_another_run_in_one_line(npz, tmp_path, c
         assert not out.exists()
 
 
+def test_draws_are_refused_with_compile_which_makes_its_own():
+    with pytest.raises(options.BadInput, match="--compile draws its own masks"):
+        draws.draws(options.Options(compile=True))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

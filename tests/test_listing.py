@@ -95,6 +95,17 @@ def test_a_folder_that_is_not_a_run_is_named_and_the_runs_are_listed(many, capsy
     assert len(printed.out.splitlines()) == 6
 
 
+@pytest.mark.parametrize("also", ["sweep.log", "initial_weights.npz"])
+def test_a_run_in_its_first_epoch_is_named_as_such(also, many, capsys):
+    run = many / "runs" / "begun"
+    run.mkdir()
+    shutil.copy(many / "runs" / "r0" / "config.json", run)
+    (run / also).touch()
+    code, printed = listed(capsys, many / "runs" / "*")
+    assert code == 2
+    assert printed.err == f"left out: {run}: no epoch of this run has finished yet\n"
+
+
 @pytest.mark.parametrize("name", ["grid.json", "grid.png", "comparison.json", "comparison.png"])
 def test_a_pattern_skips_the_files_that_sweep_and_compare_write_beside_runs(name, many, capsys):
     (many / "runs" / name).touch()

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import report
+import train
 from callbacks import History
 from cli.errors import BadInput, CannotWrite
 from options import Options
@@ -291,7 +292,9 @@ def test_the_commit_does_not_depend_on_the_users_git_settings(setting, tmp_path,
 
 
 @pytest.mark.parametrize("content", ['loss\n0,"1"x', "loss\nhigh\n", "loss\n1,2\n", "", "\0"])
-def test_a_finished_run_with_a_damaged_history_is_still_finished(content, finished, tmp_path):
+def test_a_finished_run_with_a_damaged_history_is_still_finished(content, finished, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / HISTORY).write_text(content)
     assert outcome(tmp_path / "run").kind == FINISHED
+    assert train.main(["--resume", str(tmp_path / "run")]) == 0
+    assert "It had already finished, after epoch 2" in capsys.readouterr().out
