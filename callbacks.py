@@ -56,8 +56,6 @@ class EarlyStopping(Callback):
     not count toward the patience while `schedule` is rising.
     """
 
-    REASON = EARLY_STOPPING
-
     def __init__(self, patience: int, monitor: str = "val_loss", schedule: "Schedule | None" = None):
         self.patience, self.monitor, self.schedule = patience, monitor, schedule
         self.best: float | None = None
@@ -76,11 +74,11 @@ class EarlyStopping(Callback):
             self.best, self.best_epoch, self.wait = value, epoch, 0
         elif counts and self.wait >= self.patience:
             self.stopped_epoch = epoch
-        return None if self.stop is None else self.REASON
+        return None if self.stop is None else EARLY_STOPPING
 
     @property
     def stop(self) -> Stop | None:
-        return None if self.stopped_epoch is None else Stop(self.REASON)
+        return None if self.stopped_epoch is None else Stop(EARLY_STOPPING)
 
     def state_dict(self) -> dict[str, float | int | None]:
         return {

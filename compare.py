@@ -103,7 +103,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def show_list(args: argparse.Namespace) -> int:
     """Print one row per run, and a line for each run that cannot be read; return the exit code."""
-    runs, code = [], 0
+    runs = []
+    code = 0
     for argument in args.runs:
         paths = [Path(path) for path in matches(argument)]
         if not paths:
@@ -129,7 +130,8 @@ def show_list(args: argparse.Namespace) -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """Print the comparison, then write its two files; return the exit code."""
-    (groups, shared), rules = read_groups(args.runs), rules_of_options()
+    groups, shared = read_groups(args.runs)
+    rules = rules_of_options()
     if args.within is not None and len(groups) != 2:
         raise BadInput(f"--within {args.within:g}: needs two groups, not {len(groups)}; name them LABEL=GLOB")
     copies = comparability.in_both(groups)
@@ -211,10 +213,13 @@ def read_groups(arguments: list[str]) -> tuple[dict[str, list[Training]], list[s
     unnamed = {}
     for argument in arguments:
         label, equals, pattern = labelled(argument)
-        paths, accuracy = matches(pattern), None
+        paths = matches(pattern)
+        accuracy = None
         if not paths and "@" in pattern:
             pattern, _, text = pattern.rpartition("@")
-            paths, accuracy, label = matches(pattern), given_accuracy(argument, text), label if equals else pattern
+            paths = matches(pattern)
+            accuracy = given_accuracy(argument, text)
+            label = label if equals else pattern
         if not equals:
             unnamed[in_one_line(label)] = pattern
         label = in_one_line(label)
@@ -250,7 +255,8 @@ def with_headings(
     """
     parts, folder = differing_parts([*unnamed.values()])
     shorter = dict(zip(unnamed, map(in_one_line, parts), strict=True))
-    headings, shared = {label: shorter.get(label, label) for label in groups}, []
+    headings = {label: shorter.get(label, label) for label in groups}
+    shared = []
     if len({*headings.values()}) < len(groups):  # a LABEL equals a shortened path
         headings = {label: label for label in groups}
     elif folder:
@@ -338,7 +344,8 @@ def verdict(difference: Difference | None, figures: dict, estimates: dict, judge
             f"No difference is stated: {without} has no test accuracy, and no validation accuracy at a best epoch,",
             "which is the one with the lowest val_loss. Append @0.7236 to a history to give its test accuracy.",
         ]
-    what, lines = "Test accuracy", []
+    what = "Test accuracy"
+    lines = []
     if judged_by == VALIDATION:
         what = "Validation accuracy at the best epoch"
         lines.append("Judged by validation accuracy at the best epoch, since not every run has a test accuracy.")

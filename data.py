@@ -31,7 +31,9 @@ def unseen(training: Split, validation: Split, test: Split, classes: int) -> dic
     Under `validation` and `test`: classes in that part but not in training. Under `not validation` and `not test`:
     classes in training but not in that part. Under `no`: classes in no part.
     """
-    trained, others, lacking = {*training.labels.tolist()}, {}, {}
+    trained = {*training.labels.tolist()}
+    others = {}
+    lacking = {}
     for part, split in (("validation", validation), ("test", test)):
         labels = {*split.labels.tolist()}
         others[part], lacking[f"not {part}"] = sorted(labels - trained), sorted(trained - labels)

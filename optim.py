@@ -71,7 +71,8 @@ class Adam(Stepping, torch.optim.Adam):
     def update(self) -> None:
         before = [(group["lr"], group["eps"]) for group in self.param_groups]
         for group in self.param_groups:
-            t, (beta_1, beta_2) = group["taken"], group["betas"]
+            t = group["taken"]
+            beta_1, beta_2 = group["betas"]
             # Difference 1: Keras adds epsilon to sqrt(v), torch to sqrt(v) / sqrt(1 - beta_2**t).
             group["eps"] = EPSILON / math.sqrt(1 - beta_2**t)
             # Keras rounds both betas to float32 where it raises them to the power of the step, and nowhere else: at
@@ -143,7 +144,8 @@ class Muon(SGD):
         super().update()
 
     def _orthogonalise_gradient(self, weight: Tensor, weight_decay: float) -> None:
-        gradient, state = weight.grad.add(weight, alpha=weight_decay), self.state[weight]
+        gradient = weight.grad.add(weight, alpha=weight_decay)
+        state = self.state[weight]
         if not state:
             state["velocity"] = torch.zeros_like(weight)
         state["velocity"].mul_(MUON_MOMENTUM).add_(gradient)

@@ -369,7 +369,9 @@ class Options:
         An option that is newer than that run counts as having its default value there. An option that this version no
         longer has must have had its default value.
         """
-        saved, now, different = config["flags"], self.flags(), []
+        saved = config["flags"]
+        now = self.flags()
+        different = []
         for name, default in self.defaults().items():
             before = saved.get(name, default)
             if name == "init_weights" and before and self.init_weights:

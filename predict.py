@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.csv:
         refuse_other_files(Path(args.csv))
     model, shape, names = load_run(Path(args.run))
-    code, answers = 0, {}
+    code = 0
+    answers = {}
     for path in [path for given in args.images for path in image_files(given)]:
         try:
             answers[str(path)] = classes = likeliest(model, pictures.read(path, shape), names, args.top)

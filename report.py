@@ -41,7 +41,8 @@ def beginning(
     why = machine.why_no_cuda() if config["given"]["device"] == "auto" else None
     if why:
         say(f"No CUDA device: training on the CPU ({why}).")
-    processes, images = config["processes"], config["images"]
+    processes = config["processes"]
+    images = config["images"]
     threads = counted(config["threads"], "thread")
     if processes > 1:
         threads += f" in each of {processes} processes"
@@ -53,7 +54,8 @@ def beginning(
         say(f"--mixed-precision is not recommended here: {why_not}.")
     for variable in arithmetic.shortening():
         say(f"{variable} is set: libraries may compute products with fewer bits than {options.dtype} has.")
-    names, shape = config["class_names"], "x".join(map(str, config["image_shape"]))
+    names = config["class_names"]
+    shape = "x".join(map(str, config["image_shape"]))
     counts = ", ".join(f"{count:,} {part}" for part, count in images.items())
     of_names = "" if names == list(numbered(len(names))) else f": {shortened(names)}"
     say(f"{config['data']}: {counts} images of {shape}, {len(names)} classes{of_names}")
@@ -85,7 +87,8 @@ def end(
     `figures` are the test metrics of the best weights; `mirrored` are the same, but with logits averaged with those of
     the mirror images. `best_epoch` counts from 0.
     """
-    dtype, names = getattr(torch, options.dtype), run.config["class_names"]
+    dtype = getattr(torch, options.dtype)
+    names = run.config["class_names"]
     cutting = SCHEDULES[options.schedule].cutting
     metrics = {
         "model": options.model,

@@ -58,7 +58,8 @@ class Planned(NamedTuple):
 
     @property
     def is_default(self) -> bool:
-        usual, own = Options(recipe=self.options.recipe), self.options.flags()
+        usual = Options(recipe=self.options.recipe)
+        own = self.options.flags()
         at_default = {name: getattr(usual, name) for name in self.varied}  # the other options stay as they are
         usual = dataclasses.replace(self.options, **at_default).resolved().flags()
         return all(own[name] == usual[name] for name in self.varied)
@@ -212,7 +213,8 @@ def pattern_of(names: Iterable[str]) -> str:
 
 def words_of(setting: dict[str, str]) -> list[str]:
     """Return a setting as command-line arguments. A switch has the values on and off."""
-    kinds, words = {field.name: field.metadata["kind"] for field in dataclasses.fields(Options)}, []
+    kinds = {field.name: field.metadata["kind"] for field in dataclasses.fields(Options)}
+    words = []
     for name, value in setting.items():
         if kinds[name] in (bool, ON_OFF):
             if value not in ("on", "off"):
@@ -281,7 +283,8 @@ def refuse_others(finished: list[Job], options: Options, others_follow: bool) ->
         return
     for job in finished:
         config = files.read_json(job.out / CONFIG)
-        fault, here = None, code.sha256(program_of(config))
+        fault = None
+        here = code.sha256(program_of(config))
         if config.get("data_sha256", data_sha256) != data_sha256:
             fault = "had other images or labels"
         elif others_follow and any(part.get("code_sha256", here) != here for part in parts_of(config)):
@@ -297,7 +300,8 @@ def runs_of(
 
     On GPUs, train.py gets `threads` threads if its options set no number.
     """
-    words, before = [*flags, "--seed", str(options.seed)], None
+    words = [*flags, "--seed", str(options.seed)]
+    before = None
     name = f"{setting} seed {options.seed}".strip()
     if options.threads is None:
         words += ["--threads", "1" if options.device.type == "cpu" else str(threads)]
@@ -378,7 +382,8 @@ def common_options(planned: list[Planned]) -> dict:
 
 def compare_settings(args: argparse.Namespace, planned: list[Planned], pairs: list[list[Job]]) -> int:
     """Print a row for each setting of the grid, write grid.json and grid.png, and return the exit code."""
-    groups, default = {}, None
+    groups = {}
+    default = None
     for run, (job,) in zip(planned, pairs, strict=True):
         if job.accuracy is not None:
             groups.setdefault(run.setting, []).append(histories.read(job.out))
@@ -387,7 +392,8 @@ def compare_settings(args: argparse.Namespace, planned: list[Planned], pairs: li
         return 0
     remedy = "delete those that differ, then run the same command again"
     compare.pooled(groups, compare.rules_of_options(), remedy=remedy)
-    rows, out = grid.settings(groups, default), Path(args.out or planned[0].options.out.parent)
+    rows = grid.settings(groups, default)
+    out = Path(args.out or planned[0].options.out.parent)
     stand_in = comparability.all_of_stand_in(run for group in groups.values() for run in group)
     lacking = dict.fromkeys(run.setting for run in planned if run.setting not in groups)
     words = grid.in_words(rows, default, lacking, len(args.seeds))

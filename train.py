@@ -80,7 +80,8 @@ def run_training(options: Options) -> tuple[dict, History]:
 
 def train_checked(options: Options, given: Options) -> tuple[dict, History]:
     """Do what `train` does with checked `options`; `given` are the options before `checked`."""
-    run, source = Run(options), options.source()
+    run = Run(options)
+    source = options.source()
     distributed.first(run.refuse_if_taken)  # before images are read, which can take minutes
     start = options.init_weights
     if run.goes_on_without(start):
@@ -115,7 +116,8 @@ def train_checked(options: Options, given: Options) -> tuple[dict, History]:
         images = {"training": len(training), "validation": len(validation), "test": len(test)}
         config = describe(options, given, source, arrays, model) | {"images": images, "data_sha256": data_sha256}
         run.begin(config, to_keras_weights(model), to_keras_weights)
-        cut, unseen = len(training), data.unseen(training, validation, test, len(arrays.class_names))
+        cut = len(training)
+        unseen = data.unseen(training, validation, test, len(arrays.class_names))
         others = {"validation": arrays.x_train[cut:], "test": arrays.x_test}
         repeated = distributed.first(lambda: data.repeated(arrays.x_train[:cut], others))
         report.beginning(options, config, unseen, source.uneven, repeated)
@@ -216,7 +218,8 @@ def fit(
         for callback in callbacks.values():
             callback.before_epoch(epoch)
         rate = schedule.rate
-        title, shuffle = f"Epoch {epoch + 1}/{options.epochs}", not options.no_shuffle
+        title = f"Epoch {epoch + 1}/{options.epochs}"
+        shuffle = not options.no_shuffle
         order, views = data.draw(len(training), options.seed, epoch, shuffle, augmentation, distributed.rank())
         batches = own_batches(training, options.batch_size, dtype, order, views)
         bar = tqdm(batches, title, steps, leave=False, unit="step", disable=hide)

@@ -249,7 +249,9 @@ def choose_backend(name: str) -> None:
 
 def installed(names: list[str]) -> tuple[list[str], dict[str, str]]:
     """Return the peers in `names` that are installed, and the versions of their packages; print the others."""
-    present, versions, wheels = [], {}, importlib.metadata.packages_distributions()
+    present = []
+    versions = {}
+    wheels = importlib.metadata.packages_distributions()
     for name in names:
         packages, _ = PEERS[name]
         missing = [package for package in packages if importlib.util.find_spec(package) is None]

@@ -88,7 +88,8 @@ def profile(file: str, args: argparse.Namespace) -> None:
 
 def alternate(names: list[str], file: str, args: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
     """Give each contender its turn in each round, after a warm-up round, and return the answers of each."""
-    processes, pipes = multiprocessing.get_context("spawn"), {}
+    processes = multiprocessing.get_context("spawn")
+    pipes = {}
     for name in names:
         contenders.choose_backend(name)
         pipes[name], theirs = processes.Pipe()

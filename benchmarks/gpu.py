@@ -96,7 +96,8 @@ class Training:
             self.objective = in_nchw(self.objective)
         if variant == "cudnn.benchmark":
             torch.backends.cudnn.benchmark = True
-        self.network, self.epochs = self.model, 0
+        self.network = self.model
+        self.epochs = 0
 
     def batches(self):
         augmentation = train.augmentation_of(self.options, self.arrays)
@@ -207,7 +208,8 @@ def of_the_baseline(size: Size, _: str | None) -> dict:
 
 def of_files(size: Size, _: str | None) -> dict:
     """Train a whole run, and return its seconds, those of each epoch, and those of writing an epoch's files."""
-    spent, keep = [], Run.keep
+    spent = []
+    keep = Run.keep
 
     def keeping(*args):
         start = time.perf_counter()
@@ -251,7 +253,8 @@ def of_others(size: Size, _: str | None) -> dict:
 
 def of_the_profile(size: Size, _: str | None) -> dict:
     """Return the seconds of 20 steps and of their kernels, the launches per step, and the costliest kernels."""
-    steps, activity = min(20, size.steps), torch.profiler.ProfilerActivity
+    steps = min(20, size.steps)
+    activity = torch.profiler.ProfilerActivity
     wanted = [activity.CPU, activity.CUDA] if size.device.type == "cuda" else [activity.CPU]
     with arithmetic_of([], size):
         training = Training([], size)
@@ -278,7 +281,8 @@ def beside_others(size: Size, barrier, figures) -> None:
         training = Training([], size)
         training.train(itertools.islice(training.batches(), 5))
         barrier.wait()
-        start, images = time.perf_counter(), 0
+        start = time.perf_counter()
+        images = 0
         while time.perf_counter() - start < size.seconds:
             some = [*itertools.islice(training.batches(), size.steps)]
             training.train(some)
@@ -289,9 +293,11 @@ def beside_others(size: Size, barrier, figures) -> None:
 
 
 def of_side_by_side(size: Size, _: str | None) -> dict:
-    context, results = multiprocessing.get_context("spawn"), {}
+    context = multiprocessing.get_context("spawn")
+    results = {}
     for count in size.beside:
-        barrier, figures = context.Barrier(count, timeout=60), context.Queue()
+        barrier = context.Barrier(count, timeout=60)
+        figures = context.Queue()
         processes = [context.Process(target=beside_others, args=(size, barrier, figures)) for _ in range(count)]
         try:
             for process in processes:
@@ -311,7 +317,8 @@ def of_real_images(size: Size, images: str | None) -> dict:
     """Train `fast`, and the baseline twice with --deterministic, which should give bit-identical weights."""
     if images is None:
         return {"left out": "no --data"}
-    weights, common = [], {"data": images, "device": str(size.device), "quiet": True}
+    weights = []
+    common = {"data": images, "device": str(size.device), "quiet": True}
     with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         fewer = {"epochs": size.epochs} if size.toy else {}
         start = time.perf_counter()
@@ -358,7 +365,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--toy", action="store_true", help="smoke test: run each part at its smallest size")
     args = parser.parse_args(argv)
     size = Size(args.toy, args.device)
-    figures, start = {}, time.perf_counter()
+    figures = {}
+    start = time.perf_counter()
     if args.data is not None:
         sources.choose(args.data).load()  # refuse bad data now, not after four minutes
     files.write_json(args.file, figures)  # and a file that cannot be written

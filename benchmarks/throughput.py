@@ -27,7 +27,10 @@ class Together:
     """Replaces measuring.Turns: all runs begin together after a warm-up epoch; EOFError follows the timed epochs."""
 
     def __init__(self, barrier, seconds, epochs: int):
-        self.barrier, self.seconds, self.epochs, self.ended = barrier, seconds, epochs, 0
+        self.barrier = barrier
+        self.seconds = seconds
+        self.epochs = epochs
+        self.ended = 0
 
     def begin(self) -> None:
         if self.ended > self.epochs:
@@ -56,7 +59,8 @@ def rate(name: str, count: int, threads: int, file: str, args: argparse.Namespac
         os.environ[variable] = str(threads)  # read when the libraries are imported
     contenders.choose_backend(name)
     context = multiprocessing.get_context("spawn")
-    barrier, seconds = context.Barrier(count, timeout=600), context.Queue()
+    barrier = context.Barrier(count, timeout=600)
+    seconds = context.Queue()
     processes = [context.Process(target=work, args=(name, file, args, barrier, seconds)) for _ in range(count)]
     for process in processes:
         process.start()

@@ -65,10 +65,13 @@ def _csv_table(path: Path, text: str) -> Table:
     except csv.Error as error:
         raise BadInput(f"{path}: not a CSV file ({error}); {WANTED}") from None
     rows = [row for row in ([cell.strip() for cell in row] for row in rows) if any(row)]
-    header, rows, remarks = rows[0] if rows else [], rows[1:], []
+    header = rows[0] if rows else []
+    rows = rows[1:]
+    remarks = []
     if rows and not text.endswith(("\n", "\r")):
         if len(rows[-1]) < len(header):
-            rows, remarks = rows[:-1], ["its last row is cut off and left out"]
+            rows = rows[:-1]
+            remarks = ["its last row is cut off and left out"]
         else:
             remarks = ["its last row has no line end: its last figure may be cut off"]
     if header in rows:

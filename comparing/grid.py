@@ -30,7 +30,8 @@ class Setting(NamedTuple):
 
 def settings(groups: dict[str, list[Training]], default: str | None) -> list[Setting]:
     """Return the settings, sorted by mean validation accuracy at the best epoch, highest first."""
-    rows, of_seed = [], {}
+    rows = []
+    of_seed = {}
     for label, group in groups.items():
         figures = [run_figures(run, ()) for run in group]
         of_seed[label] = {run.config["flags"]["seed"]: one[VALIDATION] for run, one in zip(group, figures, strict=True)}
@@ -79,7 +80,8 @@ def in_words(rows: list[Setting], default: str | None, lacking: Collection[str] 
 
     `lacking` are the settings without a finished run; `runs` is the number of runs planned for each setting.
     """
-    best, most = rows[0], max(runs, *(row.validation.n for row in rows))
+    best = rows[0]
+    most = max(runs, *(row.validation.n for row in rows))
     lines = [f"Best by validation of {counted(len(rows), 'setting')}: {best.label} ({best.validation.spread()})."]
     if lacking:
         lines.append(f"No run has finished for {', '.join(lacking)}.")

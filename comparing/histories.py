@@ -45,13 +45,17 @@ def read(path: Path) -> Training:
 
     `learning_rate` is as logged. metrics and config are empty except for a run's directory. Raises BadInput.
     """
-    metrics, config, others, file = {}, {}, [], path
+    metrics = {}
+    config = {}
+    others = []
+    file = path
     if (path / HISTORY).exists():
         file = path / HISTORY
         metrics, config = (files.read_json(path / name) if (path / name).exists() else {} for name in (METRICS, CONFIG))
         config = config if program_of(config) else {}
         if metrics and not config and not metrics.keys() >= OWN_METRICS:
-            metrics, others = {}, [f"its {METRICS} is another program's, and is ignored"]
+            metrics = {}
+            others = [f"its {METRICS} is another program's, and is ignored"]
     elif path.is_dir():
         file = _only_history(path)
     for name, kinds in {"seed": int | str | None, "initial_weights": str | None, "model": str | None}.items():
@@ -113,7 +117,8 @@ def _read_history(path: Path) -> tuple[dict[str, list[float]], str, list[str]]:
     history = {role: values for role, values in history.items() if role == "loss" or not all(map(math.isnan, values))}
     if not {"loss", "val_loss"} & history.keys():
         raise BadInput(f"{path}: {formats.listed(table.columns)}, no loss and no val_loss; {formats.WANTED}")
-    remarks, losses = list(table.remarks), history.get("loss", history.get("val_loss"))
+    remarks = list(table.remarks)
+    losses = history.get("loss", history.get("val_loss"))
     finite = [epoch for epoch, value in enumerate(losses, start=1) if math.isfinite(value)]
     if finite[-1:] != [len(losses)]:
         remarks.append(f"no finite loss after epoch {(finite or [0])[-1]}: it diverged, or its figures are missing")

@@ -150,7 +150,8 @@ def finished(out: Path) -> bool:
 def differences(args: argparse.Namespace) -> list[str]:
     """Return the settings of the finished run in `args.out` that differ from `args`, as flags."""
     saved, metrics = (json.loads((args.out / name).read_text()) for name in (CONFIG, METRICS))
-    now, had = vars(args), saved["flags"]
+    now = vars(args)
+    had = saved["flags"]
     names = now.keys() - WHERE
     if metrics.get("stopped") == "early stopping" and metrics["epochs"] <= args.epochs:
         names -= {"epochs"}  # it would have stopped in the same epoch

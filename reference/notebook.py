@@ -64,7 +64,8 @@ def set_precision(dtype: str) -> None:
 
 def build_model(image_shape=(32, 32, 3), classes: int = 10, dropout: float = 0.5) -> keras.Model:
     """Return the notebook's first network."""
-    layers, penalty = keras.layers, keras.regularizers.L2(0.001)
+    layers = keras.layers
+    penalty = keras.regularizers.L2(0.001)
     return keras.Sequential(
         [
             keras.Input(image_shape),
@@ -82,7 +83,8 @@ def build_model(image_shape=(32, 32, 3), classes: int = 10, dropout: float = 0.5
 
 def build_improved(image_shape=(32, 32, 3), classes: int = 10, dropout: float = 0.5) -> keras.Model:
     """Return the notebook's second network: three stages of conv, pool, BatchNorm, ReLU, conv, BatchNorm, ReLU."""
-    layers, penalty = keras.layers, keras.regularizers.L2(0.001)
+    layers = keras.layers
+    penalty = keras.regularizers.L2(0.001)
     sequence = [keras.Input(image_shape)]
     for width in (48, 96, 192):
         for pool in (True, False):

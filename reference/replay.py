@@ -35,7 +35,8 @@ class Draws:
     """The draws that reference/draws.py wrote to the file `path`; raises ValueError, naming it, for any other file."""
 
     def __init__(self, path: str):
-        self.path, arrays = path, read_arrays(path)
+        self.path = path
+        arrays = read_arrays(path)
         names = ("orders", "masks", "units", "dropout", "batch_size", "seed", "no_shuffle", "data_sha256")
         names += ("augment", "shift", "no_mirror")
         if not set(names) <= arrays.keys():

@@ -99,8 +99,11 @@ def of_run(device: torch.device, threads: int | None, tf32: bool, deterministic:
 @contextlib.contextmanager
 def _kept() -> Iterator[None]:
     """Restore torch's settings after the block."""
-    dtype, threads, onednn = torch.get_default_dtype(), torch.get_num_threads(), backends.mkldnn.enabled
-    deterministic, workspace = torch.are_deterministic_algorithms_enabled(), os.environ.get(WORKSPACE)
+    dtype = torch.get_default_dtype()
+    threads = torch.get_num_threads()
+    onednn = backends.mkldnn.enabled
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    workspace = os.environ.get(WORKSPACE)
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark, general = backends.cudnn.benchmark, backends.fp32_precision
     # The older names of the precisions too: if both were in use, only both together restore everything.

@@ -165,7 +165,9 @@ class Run:
 
         `to_keras` returns a network's weights in Keras's order.
         """
-        self.config, self.initial_weights, self.to_keras = config, initial_weights, to_keras
+        self.config = config
+        self.initial_weights = initial_weights
+        self.to_keras = to_keras
         part = {
             "after_epoch": 0,
             "device": config["flags"]["device"].partition(":")[0],

@@ -188,7 +188,8 @@ class _WholeBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        dtype, x = x.dtype, x.to(self.weight.dtype)  # x is bfloat16 under autocast
+        dtype = x.dtype
+        x = x.to(self.weight.dtype)  # x is bfloat16 under autocast
         axes = (0, 2, 3)
         sums = _Total.apply(torch.cat([x.sum(axes), x.new_full((1,), x.numel() / x.shape[1])]))
         mean, count = sums[:-1] / sums[-1], sums[-1]

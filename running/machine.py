@@ -36,7 +36,8 @@ def device(text: str) -> torch.device:
     name, _, number = text.partition(":")
     if name == "cuda":
         # Checked for all processes of this machine, so that each of them gets the same answer.
-        needed, count = int(number) + 1 if number else distributed.size_here(), torch.cuda.device_count()
+        needed = int(number) + 1 if number else distributed.size_here()
+        count = torch.cuda.device_count()
         if needed > count:
             why = why_no_cuda() if count == 0 else None
             raise argparse.ArgumentTypeError(
@@ -154,7 +155,8 @@ def _git_commit() -> str | None:
 
 
 def _git(*words: str) -> str:
-    command, environment = ["git", *words], os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+    command = ["git", *words]
+    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
     return ended.stdout.decode(errors="replace")
 

@@ -63,7 +63,8 @@ class Cifar10(Source):
                 _download(self.root)  # its extraction was interrupted
                 parts = _read(self.root)
         except (OSError, RuntimeError, EOFError) as error:  # RuntimeError is torchvision's, for a wrong checksum
-            place, reason = self.root or self.folder, " ".join(str(error).split())
+            place = self.root or self.folder
+            reason = " ".join(str(error).split())
             raise BadInput(
                 f"--data {self.text}: no CIFAR-10 can be read from {place} ({reason:.200}); "
                 f"delete {FOLDER} there to download it again, or pass another folder"

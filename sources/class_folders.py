@@ -45,7 +45,8 @@ class ClassFolders(Source):
 
     def __init__(self, text: str, size: tuple[int, int] | None = None):
         super().__init__(text)
-        self.folder, self.size = Path(text), size
+        self.folder = Path(text)
+        self.size = size
 
     def load(self) -> Arrays:
         training_folder, test_folder = self._parts()
@@ -54,7 +55,8 @@ class ClassFolders(Source):
         if len(names) < 2:
             there = f"one folder of pictures, {names[0]}" if names else f"no folders of pictures in {training_folder}"
             raise BadInput(f"--data {self.text}: {there}; {LAYOUT}")
-        training, test = _listed(training_folder, classes, names), []
+        training = _listed(training_folder, classes, names)
+        test = []
         if test_folder is None:
             training, test = _split(training)
             say(f"No test part in {self.text}: using the last sixth of each class, by a hash ({len(test):,} pictures).")
@@ -144,7 +146,8 @@ class ClassFolders(Source):
         try:
             images = np.empty((len(part), *shape), np.uint8)
         except MemoryError:
-            size, gigabytes = "x".join(map(str, shape[:2])), len(part) * math.prod(shape) / 1e9
+            size = "x".join(map(str, shape[:2]))
+            gigabytes = len(part) * math.prod(shape) / 1e9
             raise BadInput(
                 f"--data {self.text}: {counted(len(part), 'picture')} of {size} take {gigabytes:,.1f} GB, more memory "
                 "than there is; pass a smaller size with --image-size"
@@ -231,5 +234,6 @@ def _each(part: list[Picture], what: str, look: Callable[[Path], Any]) -> Iterat
     if len(faults) == 1:
         raise next(iter(faults.values()))
     if faults:
-        names, first = shortened([*faults], 3), next(iter(faults.values()))
+        names = shortened([*faults], 3)
+        first = next(iter(faults.values()))
         raise BadInput(f"{len(faults)} pictures cannot be read: {names}; take them out. The first: {first}")

@@ -38,8 +38,10 @@ def load_npz(path: Path) -> Arrays:
     if others:
         say(f"Not used of {path}: {in_one_line(', '.join(others)):.200}. Validation images are the last of x_train.")
     try:
-        x_train, (y_train, trained) = _images("x_train", arrays["x_train"]), _labels("y_train", arrays["y_train"])
-        x_test, (y_test, tested) = _images("x_test", arrays["x_test"]), _labels("y_test", arrays["y_test"])
+        x_train = _images("x_train", arrays["x_train"])
+        y_train, trained = _labels("y_train", arrays["y_train"])
+        x_test = _images("x_test", arrays["x_test"])
+        y_test, tested = _labels("y_test", arrays["y_test"])
         for part, images, labels in (("train", x_train, y_train), ("test", x_test, y_test)):
             if len(images) != len(labels):
                 raise ValueError(f"x_{part} has {len(images):,} images and y_{part} {len(labels):,} labels")

@@ -26,7 +26,8 @@ from running.lock import InUse, refuse_in_use
 from running.outcome import FINISHED, HISTORY, outcome
 
 LOG = "sweep.log"
-KILLED, RESTARTS = (137, 143), 3  # exit codes after which a run is restarted, and how often at most
+KILLED = (137, 143)  # exit codes after which a run is restarted
+RESTARTS = 3  # at most, of one run
 PAUSE = 0.2  # seconds between two checks of the processes
 
 
