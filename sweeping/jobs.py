@@ -49,6 +49,7 @@ class Job:
     fault: str | None = None  # once it has failed
     kills: int = 0
     waits: bool = False  # for the end of another process in its directory
+    had_finished: bool = False  # when the process was started
 
     @property
     def log(self) -> Path:
@@ -73,6 +74,7 @@ class Job:
         """Start the process. If another one is using the directory, the job waits for its next turn."""
         try:
             refuse_in_use(self.out)
+            self.had_finished = self._accuracy() is not None
             self.out.mkdir(parents=True, exist_ok=True)
             with self.log.open("ab", buffering=0) as log:
                 log.write(f"$ {self.shell()}\n".encode())
@@ -107,7 +109,10 @@ class Job:
                 self.start()
             else:
                 refuse_in_use(self.out)  # another process was faster, so this one was refused
-                self.fault = f"exit code {code}: {self._last_line()}"
+                if code == BadInput.code and not self.had_finished:
+                    self.accuracy = self._accuracy()  # that process may have finished the run in the meantime
+                if self.accuracy is None:
+                    self.fault = f"exit code {code}: {self._last_line()}"
         except InUse:
             self.waits = True
         except BadInput as error:
@@ -119,6 +124,14 @@ class Job:
             self.accuracy = end.metrics["test_accuracy"]
         else:
             self.fault = f"has not finished ({end.reason})"
+
+    def _accuracy(self) -> float | None:
+        """Return the test accuracy of the run in the directory; None unless it has finished."""
+        with contextlib.suppress(BadInput):
+            end = outcome(self.out)
+            if end.kind == FINISHED:
+                return end.metrics["test_accuracy"]
+        return None
 
     def _last_line(self) -> str:
         with contextlib.suppress(OSError):

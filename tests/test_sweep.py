@@ -296,6 +296,20 @@ def test_a_run_refused_because_another_process_was_faster_has_not_failed_and_can
     assert job.fault == "exit code 1: the reason"
 
 
+def test_a_run_refused_because_another_process_was_faster_has_finished_if_that_one_has(finished, tmp_path):
+    job = jobs.Job("seed 0", tmp_path / "run", [sys.executable, "-c", "raise SystemExit(2)"], {}, 2)
+    job.start()
+    shutil.copytree(finished, tmp_path / "run", dirs_exist_ok=True)
+    job.process.wait()
+    job.poll()
+    assert (job.fault, job.done) == (None, True)
+    job.accuracy = None
+    job.start()
+    job.process.wait()
+    job.poll()
+    assert job.fault.startswith("exit code 2")  # it was refused for another reason: the run had finished before
+
+
 @pytest.mark.parametrize("log", [True, False], ids=["with the log of a sweep", "without the log of a sweep"])
 def test_a_keras_run_started_by_hand_is_waited_for_and_its_files_are_left_alone(log, begin, occupied, tmp_path, capsys):
     assert begin("--seeds", "0", "--keras") == 0
