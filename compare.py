@@ -172,9 +172,8 @@ def compare(args: argparse.Namespace) -> int:
     elif len(others) == 1:
         say("", *verdict(difference, figures, estimates, judged_by, args.within or 0.01))
     elif others:
-        say("", *against_first(differences, first, judged_by))
-        for line in places([(first, label) for label in others], figures, estimates, judged_by):
-            say(line)
+        pairs = [(first, label) for label in others]
+        say("", *against_first(differences, first, judged_by), *places(pairs, figures, estimates, judged_by))
 
     content = {
         "groups": {
